@@ -1,0 +1,6 @@
+"""Drawing codes from a transformer: pure functions of tensors, with the random numbers passed in."""
+
+from taming.sampling.decode import CachedTransformer, image_generators, sample_tokens
+from taming.sampling.filters import filter_logits
+
+__all__ = ["CachedTransformer", "filter_logits", "image_generators", "sample_tokens"]

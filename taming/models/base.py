@@ -1,0 +1,122 @@
+"""What both stages share: batches from HWC to BCHW, an own batch counter, the optimizer step, guards.
+
+B batch, C channels, H W pixels.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from taming.checkpoint import load_weights, read_checkpoint
+from taming.config import instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the weights are still those from before the batch."""
+
+
+class ImageModel(pl.LightningModule):
+    """A LightningModule that steps its optimizers by hand and counts the batches it has learnt from.
+
+    `trainer.global_step` rises once per optimizer, twice a batch for a GAN; `batches_seen` is what schedules,
+    checkpoints and logs count. With accumulation it counts optimizer steps, as Lightning 1.0 did. It is kept in
+    checkpoints, outside the state dict.
+
+    Attributes:
+        learning_rate: step size of every optimizer; set it before training (main.py does).
+        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization, done here.
+        scheduler: batches seen -> factor on the learning rate, from `scheduler_config`; None keeps it constant.
+    """
+
+    def __init__(self, monitor: str | None = None, scheduler_config: dict | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.monitor = monitor
+        self.learning_rate: float | None = None
+        self.accumulate_grad_batches = 1
+        self.gradient_clip_val: float | None = None
+        self.batches_seen = 0
+        self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
+
+    # ---- data
+
+    def get_input(self, batch: dict, key: str) -> Tensor:
+        """Entry `key` of a batch: images (B, H, W, C) or (B, H, W) become (B, C, H, W), others pass.
+
+        The result is float32, in channels-last memory: no copy is made. Integer labels (B,) stay integers.
+        The 2021 transformer took (key, batch); both orders work.
+        """
+        if isinstance(batch, str):
+            batch, key = key, batch
+        if key not in batch:
+            raise ValueError(f"the batch has no {key!r}, only {sorted(batch)}: check the model's *_key and the dataset")
+        x = batch[key]
+        if x.ndim == 3:
+            x = x[..., None]
+        return x.permute(0, 3, 1, 2).float() if x.ndim == 4 else x
+
+    # ---- optimization
+
+    def base_learning_rate(self) -> float:
+        """The learning rate, or an error that says how to set it."""
+        if self.learning_rate is None:
+            raise ValueError("no learning rate: set model.learning_rate = ... before trainer.fit(model)")
+        return self.learning_rate
+
+    def update_weights(self, loss: Tensor, optimizers: Iterable[tuple[Optimizer, Iterable[nn.Parameter]]]) -> None:
+        """Backpropagate one batch's loss; on the last of `accumulate_grad_batches`, clip, step and count.
+
+        All losses come in one sum, and go through one backward pass: what plain `ddp` needs. Optimizers whose
+        parameters got no gradient are left alone.
+        """
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        if not self._accumulated():
+            return
+        factor = self.scheduler(self.batches_seen) if self.scheduler else 1.0
+        for optimizer, parameters in optimizers:
+            parameters = [p for p in parameters if p.grad is not None]
+            if not parameters:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = self.base_learning_rate() * factor
+            if self.gradient_clip_val:
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # float16: gradients are scaled
+                limit = self.gradient_clip_val * (scaler.get_scale() if scaler else 1.0)
+                nn.utils.clip_grad_norm_(parameters, limit)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.batches_seen += 1
+
+    def _accumulated(self) -> bool:
+        """Whether this batch completes a group; the last batch of an epoch always does."""
+        done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
+        return done % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+
+    def check_finite(self, losses: dict[str, Tensor], batch_idx: int) -> None:
+        """Raise `NonFiniteLoss` naming every term that is NaN or infinite; called before the weights change."""
+        bad = {name: float(value) for name, value in losses.items() if not torch.isfinite(torch.as_tensor(value)).all()}
+        if bad:
+            terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
+            raise NonFiniteLoss(
+                f"{terms} at batch {batch_idx} of epoch {self.current_epoch} ({self.batches_seen} batches learnt from). "
+                "Try a lower learning rate, gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
+            )
+
+    # ---- checkpoints
+
+    def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
+        """Take the weights of a checkpoint, but for keys that begin with one of `ignore_keys`; strict otherwise."""
+        checkpoint = read_checkpoint(path)
+        load_weights(self, checkpoint.get("state_dict", checkpoint), source=str(path), ignore=tuple(ignore_keys))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.batches_seen = int(checkpoint.get("batches_seen", checkpoint.get("global_step", 0)))

@@ -1,0 +1,244 @@
+"""Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, section 3.2).
+
+B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.config import instantiate_from_config
+from taming.models.base import ImageModel
+from taming.modules.transformer.permuter import Identity
+from taming.modules.util import SOSProvider
+from taming.sampling import filter_logits, sample_tokens
+
+UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+
+
+class Net2NetTransformer(ImageModel):
+    """p(s | c): codes s of the image, in raster or permuted order, after the condition's tokens c (eq. 9 and 10).
+
+    Args:
+        transformer_config: `{target, params}` of the network, `GPT`.
+        first_stage_config: of the VQGAN whose codes are modelled; its `ckpt_path` says where its weights are.
+        cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token alone,
+            "__is_first_stage__" for the first stage itself.
+        permuter_config: of the order of the codes; raster when None.
+        ckpt_path: checkpoint of this whole model to start from, but for keys that begin with `ignore_keys`.
+        first_stage_key, cond_stage_key: entries of the batch.
+        downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded; -1 keeps it.
+        pkeep: probability that an input code is kept in training; the others are replaced by random ones.
+        sos_token: the start token of an unconditional model.
+        unconditional: the same as "__is_unconditional__".
+        monitor: metric by which checkpoints are ranked.
+        weight_decay: AdamW's, on the weights of linear layers only.
+        scheduler_config: of a callable from batches seen to a factor on the learning rate (warm-up, cosine).
+
+    Raises:
+        ValueError: a vocabulary smaller than the codebook or the condition, a block size below M + N - 1.
+        FileNotFoundError: no checkpoint of the first stage where `ckpt_path` says.
+    """
+
+    def __init__(
+        self, transformer_config: dict, first_stage_config: dict, cond_stage_config: dict | str,
+        permuter_config: dict | None = None, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
+        first_stage_key: str = "image", cond_stage_key: str = "depth", downsample_cond_size: int = -1,
+        pkeep: float = 1.0, sos_token: int = 0, unconditional: bool = False, *, monitor: str | None = None,
+        weight_decay: float = 0.01, scheduler_config: dict | None = None,
+    ):
+        super().__init__(monitor, scheduler_config)
+        self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
+        self.sos_token, self.pkeep, self.weight_decay = sos_token, pkeep, weight_decay
+        self.first_stage_key = first_stage_key
+        self.cond_stage_key = first_stage_key if self.be_unconditional else cond_stage_key
+        self.downsample_cond_size = downsample_cond_size
+        self.first_stage_model = _frozen(_build_stage(first_stage_config, "first_stage_config"))
+        if self.be_unconditional:
+            self.cond_stage_model = SOSProvider(sos_token)
+        elif cond_stage_config == FIRST_STAGE:
+            self.cond_stage_model = self.first_stage_model
+        else:
+            self.cond_stage_model = _frozen(_build_stage(cond_stage_config, "cond_stage_config"))
+        self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
+        self.transformer = instantiate_from_config(transformer_config)
+        self._check_sizes()
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def _check_sizes(self) -> None:
+        """Both numbers and the fix, where vocabulary or block size cannot hold what the stages give."""
+        vocabulary, block = self.transformer.config.vocab_size, self.transformer.config.block_size
+        for stage, what in ((self.first_stage_model, "first stage"), (self.cond_stage_model, "condition")):
+            tokens = getattr(stage, "n_tokens", None)
+            if tokens is not None and tokens > vocabulary:
+                raise ValueError(
+                    f"vocab_size: {vocabulary} of the transformer is smaller than the {what}'s {tokens} tokens: "
+                    f"set transformer_config.params.vocab_size to at least {tokens}"
+                )
+        resolution = getattr(self.first_stage_model, "resolution", None)
+        if resolution is None or not hasattr(self.cond_stage_model, "token_count"):
+            return
+        grid = self.first_stage_model.token_count(resolution, resolution)
+        seen = self.downsample_cond_size if self.downsample_cond_size > -1 else resolution
+        condition = self.cond_stage_model.token_count(seen, seen)
+        if block < condition + grid - 1:
+            raise ValueError(
+                f"block_size: {block} of the transformer is too short for {condition} condition tokens and {grid} "
+                f"image codes at {resolution} pixels: set transformer_config.params.block_size to at least "
+                f"{condition + grid - 1} (condition + codes - 1)"
+            )
+
+    def train(self, mode: bool = True) -> "Net2NetTransformer":
+        """Switch the transformer; the stages are frozen and stay in eval mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        self.cond_stage_model.eval()
+        return self
+
+    # ---- images and conditions <-> codes
+
+    @torch.no_grad()
+    def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order), in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            quant, _, info = self.first_stage_model.encode(x)
+        return quant, self.permuter(info[2].view(x.shape[0], -1))
+
+    @torch.no_grad()
+    def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The condition, as the batch has it, to (quant, tokens (B, M)), in float32."""
+        if self.downsample_cond_size > -1:
+            c = F.interpolate(c, size=(self.downsample_cond_size, self.downsample_cond_size))
+        with torch.autocast(c.device.type, enabled=False):
+            quant, _, info = self.cond_stage_model.encode(c)
+        return quant, info[2].view(c.shape[0], -1)
+
+    @torch.no_grad()
+    def decode_to_img(self, index: Tensor, zshape: tuple[int, int, int, int]) -> Tensor:
+        """Codes (B, N) in the permuter's order, for latents of shape (B, embed_dim, h, w), to images (B, C, H, W)."""
+        index = self.permuter(index, reverse=True)
+        return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
+
+    # ---- training
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and conditions to (logits (B, N, V), the codes (B, N) they should predict)."""
+        _, target = self.encode_to_z(x)
+        _, condition = self.encode_to_c(c)
+        codes = target
+        if self.training and self.pkeep < 1.0:
+            keep = torch.rand(codes.shape, device=codes.device) < self.pkeep
+            codes = torch.where(keep, codes, torch.randint_like(codes, self.transformer.config.vocab_size))
+        tokens = torch.cat((condition, codes), dim=1)  # (B, M + N)
+        logits, _ = self.transformer(tokens[:, :-1])
+        return logits[:, condition.shape[1] - 1:], target  # the last condition token predicts the first code
+
+    def shared_step(self, batch: dict) -> Tensor:
+        """Mean negative log-likelihood per code, in nats."""
+        x, c = self.get_xc(batch)
+        logits, target = self(x, c)
+        return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
+
+    def get_xc(self, batch: dict, N: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images and conditions of the first N items of a batch, as the stages take them."""
+        x, c = self.get_input(batch, self.first_stage_key), self.get_input(batch, self.cond_stage_key)
+        return x[:N], c[:N]
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        loss = self.shared_step(batch)
+        self.check_finite({"train/loss": loss}, batch_idx)
+        self.update_weights(loss, [(self.optimizers(), self.transformer.parameters())])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        size = len(batch[self.first_stage_key])
+        self.log("val/loss", self.shared_step(batch), on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics.get("val/loss")
+        if loss is not None:
+            self.log("val/perplexity", loss.exp(), rank_zero_only=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with decay on the weights of linear layers; not on biases, norms and embeddings."""
+        decay = [m.weight for m in self.transformer.modules() if isinstance(m, nn.Linear)]
+        chosen = {id(p) for p in decay}
+        rest = [p for p in self.transformer.parameters() if id(p) not in chosen]
+        groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.base_learning_rate(), betas=(0.9, 0.95))
+
+    # ---- sampling
+
+    def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
+        """Logits (..., V) with all but the k highest at -inf: the 2021 call."""
+        return filter_logits(logits, top_k=k)
+
+    @torch.no_grad()
+    def sample(
+        self, x: Tensor, c: Tensor, steps: int, temperature: float = 1.0, sample: bool = False,
+        top_k: int | None = None, callback: Callable[[int], None] | None = None, *, top_p: float | None = None,
+        generator=None,
+    ) -> Tensor:
+        """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps); greedy by default."""
+        drawn = sample_tokens(
+            self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k, top_p=top_p,
+            greedy=not sample, generator=generator,
+            callback=None if callback is None else lambda step, codes: callback(step),
+        )
+        return torch.cat((x, drawn), dim=1)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Latent grid (h, w) of an image of that size in pixels; of the training size when left out."""
+        stage = self.first_stage_model
+        height, width = height or stage.resolution, width or stage.resolution
+        stage.check_size(height, width)
+        return height // stage.factor, width // stage.factor
+
+    @torch.no_grad()
+    def generate(
+        self, c_indices: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        generator=None, callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Draw whole images (B, C, H, W) in [-1, 1], of the training size, given condition tokens (B, M)."""
+        h, w = self.latent_shape()
+        codes = sample_tokens(
+            self.transformer, c_indices, h * w, temperature=temperature, top_k=top_k, top_p=top_p,
+            generator=generator, callback=callback,
+        )
+        return self.decode_to_img(codes, (len(codes), -1, h, w)).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def log_images(self, batch: dict, max_images: int = 8, top_k: int | None = 100, **kwargs) -> dict[str, Tensor]:
+        """The pictures worth looking at: inputs, reconstructions, samples from their upper half and from nothing."""
+        x, c = self.get_xc(batch, max_images)
+        x, c = x.to(self.device), c.to(self.device)
+        quant, z = self.encode_to_z(x)
+        _, condition = self.encode_to_c(c)
+        half = z.shape[1] // 2
+        top_k = None if top_k is None else min(top_k, self.transformer.config.vocab_size)
+        pictures = {"inputs": x, "reconstructions": self.decode_to_img(z, quant.shape)}
+        if c.ndim == 4 and self.cond_stage_key != self.first_stage_key:
+            pictures["conditioning"] = c
+        for name, given in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
+            drawn = self.sample(given, condition, z.shape[1] - given.shape[1], sample=True, top_k=top_k)
+            pictures[name] = self.decode_to_img(drawn, quant.shape)
+        return pictures
+
+
+def _frozen(stage: nn.Module) -> nn.Module:
+    return stage.eval().requires_grad_(False)
+
+
+def _build_stage(config: dict, name: str) -> nn.Module:
+    """A first or condition stage; its checkpoint, where it names one, must be there."""
+    path = (config.get("params") or {}).get("ckpt_path")
+    if path is not None and not Path(path).exists():
+        raise FileNotFoundError(
+            f"{name}.params.ckpt_path: {path} does not exist. Train that stage first (for instance "
+            "python main.py --base configs/custom_vqgan.yaml -t), or name its checkpoint or run directory"
+        )
+    return instantiate_from_config(config)

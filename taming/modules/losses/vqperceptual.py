@@ -1,0 +1,166 @@
+"""The VQGAN's loss: pixels, perceptual distance, codebook and a patch discriminator (Esser et al. 2021, eq. 4 to 7).
+
+B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions runs
+in float32 whatever autocast says. Steps are batches, counted by the model.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.losses.lpips import LPIPS
+
+__all__ = [
+    "DummyLoss", "LPIPS", "NLayerDiscriminator", "VQLPIPSWithDiscriminator", "adopt_weight", "hinge_d_loss",
+    "vanilla_d_loss", "weights_init",
+]
+
+
+class DummyLoss(nn.Module):
+    """Stands where a model that is only used, not trained, has no loss."""
+
+
+def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
+    """`weight` from batch `threshold` on, `value` before it."""
+    return value if global_step < threshold else weight
+
+
+def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator (Lim & Ye 2017): real patches above 1, generated ones below -1."""
+    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
+
+
+def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Cross-entropy loss of the discriminator (Goodfellow et al. 2014), on logits."""
+    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+class VQLPIPSWithDiscriminator(nn.Module):
+    """Generator and discriminator losses of one batch; which one is told by `optimizer_idx`.
+
+    Args:
+        disc_start: batch from which the discriminator is trained.
+        codebook_weight: weight of the quantizer's loss.
+        pixelloss_weight: weight of the L1 distance.
+        disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
+        disc_factor: multiplies both adversarial losses.
+        disc_weight: multiplies the generator's adversarial loss, on top of the adaptive weight if there is one.
+        perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
+        disc_conditional: the discriminator sees `cond` too, as further channels.
+        disc_loss: "hinge" or "vanilla".
+        gen_start: batch from which the generator feels the discriminator; `disc_start` when None.
+        gen_ramp: batches over which that influence then grows linearly to its full weight.
+        disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last layer
+            (eq. 7); False uses `disc_weight` alone, the choice of most later work.
+        disc_weight_max: bound of the adaptive weight.
+        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze") and the file of its weights.
+    """
+
+    def __init__(
+        self, disc_start: int, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0, disc_num_layers: int = 3,
+        disc_in_channels: int = 3, disc_factor: float = 1.0, disc_weight: float = 1.0, perceptual_weight: float = 1.0,
+        use_actnorm: bool = False, disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
+        gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True, disc_weight_max: float = 1e4,
+        perceptual_net: str = "vgg", perceptual_path: str | None = None,
+    ):
+        super().__init__()
+        if disc_loss not in ("hinge", "vanilla"):
+            raise ValueError(f'disc_loss: {disc_loss!r} is unknown; choose "hinge" or "vanilla"')
+        self.codebook_weight, self.pixel_weight, self.perceptual_weight = (
+            codebook_weight, pixelloss_weight, perceptual_weight
+        )
+        self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
+        self.discriminator = NLayerDiscriminator(
+            input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
+        ).apply(weights_init)
+        self.discriminator_iter_start = disc_start
+        self.gen_start = disc_start if gen_start is None else gen_start
+        if self.gen_start < disc_start:
+            raise ValueError(
+                f"gen_start: {gen_start} is before disc_start: {disc_start}; the generator would follow a "
+                "discriminator that has learnt nothing: raise gen_start or lower disc_start"
+            )
+        self.gen_ramp = gen_ramp
+        self.disc_loss = hinge_d_loss if disc_loss == "hinge" else vanilla_d_loss
+        self.disc_factor, self.discriminator_weight = disc_factor, disc_weight
+        self.disc_adaptive, self.disc_weight_max = disc_adaptive, disc_weight_max
+        self.disc_conditional = disc_conditional
+
+    def generator_factor(self, global_step: int) -> float:
+        """Share of the discriminator's influence on the generator at a batch: 0 before `gen_start`, then a ramp."""
+        if self.gen_ramp > 0:
+            ramp = min(1.0, (global_step - self.gen_start + 1) / self.gen_ramp)
+        else:
+            ramp = 1.0
+        return adopt_weight(self.disc_factor * ramp, global_step, threshold=self.gen_start)
+
+    def calculate_adaptive_weight(self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
+        """lambda = |grad nll| / (|grad g| + 1e-4) at the decoder's last layer, within [0, disc_weight_max] (eq. 7)."""
+        nll_grad = torch.autograd.grad(nll_loss, last_layer, retain_graph=True)[0].float()
+        g_grad = torch.autograd.grad(g_loss, last_layer, retain_graph=True)[0].float()
+        weight = nll_grad.norm() / (g_grad.norm() + 1e-4)
+        return weight.clamp(0.0, self.disc_weight_max).detach() * self.discriminator_weight
+
+    def forward(
+        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, optimizer_idx: int, global_step: int,
+        last_layer: Tensor | None = None, cond: Tensor | None = None, split: str = "train",
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss of the generator (`optimizer_idx` 0) or discriminator (1), and its terms for the log.
+
+        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the weight that the adaptive
+        weight is measured at. What has no effect at `global_step` is not computed, and not in the log.
+        """
+        if optimizer_idx == 0:
+            return self._generator(codebook_loss, inputs, reconstructions, global_step, last_layer, cond, split)
+        return self._discriminator(inputs, reconstructions, global_step, cond, split)
+
+    def _generator(self, codebook_loss, inputs, reconstructions, global_step, last_layer, cond, split):
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs, rec = inputs.float(), reconstructions.float()
+            rec_loss = self.pixel_weight * (inputs - rec).abs()  # (B, C, H, W)
+            p_loss = rec.new_zeros(1)
+            if self.perceptual_weight > 0:
+                p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
+                rec_loss = rec_loss + self.perceptual_weight * p_loss
+            nll_loss = rec_loss.mean()
+            codebook_loss = codebook_loss.float().mean()
+            loss = nll_loss + self.codebook_weight * codebook_loss
+
+        factor = self.generator_factor(global_step)
+        log = {"disc_factor": factor}
+        if factor > 0:
+            # constants in place of the discriminator's parameters: this pass must not train it
+            constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+            logits_fake = functional_call(self.discriminator, constants, (self._seen(reconstructions, cond),))
+            g_loss = -logits_fake.float().mean()
+            d_weight = torch.tensor(float(self.discriminator_weight), device=loss.device)
+            if self.disc_adaptive and g_loss.requires_grad:  # without gradients, as in validation, it has no meaning
+                d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer)
+            loss = loss + d_weight * factor * g_loss
+            log |= {"d_weight": d_weight, "g_loss": g_loss.detach()}
+        log |= {
+            "total_loss": loss.detach(), "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
+            "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
+        }
+        return loss, {f"{split}/{name}": value for name, value in log.items()}
+
+    def _discriminator(self, inputs, reconstructions, global_step, cond, split):
+        factor = adopt_weight(self.disc_factor, global_step, threshold=self.discriminator_iter_start)
+        if factor == 0:
+            return inputs.new_zeros((), dtype=torch.float32), {}
+        logits_real = self.discriminator(self._seen(inputs.detach(), cond)).float()
+        logits_fake = self.discriminator(self._seen(reconstructions.detach(), cond)).float()
+        loss = factor * self.disc_loss(logits_real, logits_fake)
+        log = {"disc_loss": loss.detach(), "logits_real": logits_real.detach().mean(),
+               "logits_fake": logits_fake.detach().mean()}
+        return loss, {f"{split}/{name}": value for name, value in log.items()}
+
+    def _seen(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        """What the discriminator looks at: the images, and the condition as further channels if it is told so."""
+        if self.disc_conditional != (cond is not None):
+            raise ValueError(
+                f"disc_conditional is {self.disc_conditional}, but cond is {'missing' if cond is None else 'given'}"
+            )
+        return images if cond is None else torch.cat((images, cond), dim=1)

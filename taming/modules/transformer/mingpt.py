@@ -1,0 +1,208 @@
+"""The GPT of stage 2: a decoder-only transformer over codebook indices (Radford et al. 2019).
+
+Attribute names are the keys of published checkpoints. B batch, T tokens, D = n_embd channels, V vocabulary,
+P cached positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from taming.sampling import sample_tokens
+
+
+@dataclass
+class GPTConfig:
+    """Sizes of a GPT; dropout rates are probabilities, `n_unmasked` a number of positions."""
+
+    vocab_size: int
+    block_size: int
+    n_layer: int = 12
+    n_head: int = 8
+    n_embd: int = 256
+    embd_pdrop: float = 0.0
+    resid_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    n_unmasked: int = 0
+
+
+@dataclass
+class KeyValueCache:
+    """Preallocated keys and values of all layers; the first `length` positions are filled."""
+
+    keys: list[Tensor]  # per layer: (B, heads, P, D / heads)
+    values: list[Tensor]
+    length: int = field(default=0)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and those before it, and a prefix sees all of itself."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd: {config.n_embd} is no multiple of n_head: {config.n_head}")
+        self.key = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)
+        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_drop = nn.Dropout(config.resid_pdrop)
+        self.attn_pdrop, self.n_head, self.n_unmasked = config.attn_pdrop, config.n_head, config.n_unmasked
+        self.register_load_state_dict_pre_hook(_drop_mask)
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+        """x (B, T, D) at positions start.. of the sequence; what stands before them is in the cache."""
+        q, k, v = (
+            rearrange(part(x), "b t (n d) -> b n t d", n=self.n_head) for part in (self.query, self.key, self.value)
+        )
+        end = start + x.shape[1]
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            k, v = keys[:, :, :end], values[:, :, :end]  # (B, n, end, d)
+        mask, causal = self._mask(start, end, x.device)
+        dropout = self.attn_pdrop if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.resid_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
+
+    def _mask(self, start: int, end: int, device: torch.device) -> tuple[Tensor | None, bool]:
+        """What positions start..end may see of 0..end: (mask, causal) for the fused attention."""
+        if end - start == 1:
+            return None, False  # the newest token sees everything
+        if start == 0 and self.n_unmasked <= 1:
+            return None, True
+        mask = torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)
+        mask[: max(0, self.n_unmasked - start), : self.n_unmasked] = True
+        return mask, False
+
+
+def _drop_mask(module, state_dict, prefix, *_):
+    """Checkpoints up to 2021 hold the causal mask as a buffer, which follows from the sizes."""
+    state_dict.pop(prefix + "mask", None)
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron, each behind a layer norm and around a skip connection."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(),  # the exact erf form: published weights were trained with it
+            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Dropout(config.resid_pdrop),
+        )
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+        x = x + self.attn(self.ln1(x), cache, start)
+        return x + self.mlp(self.ln2(x))
+
+
+class GPT(nn.Module):
+    """Next-code predictor over at most `block_size` tokens.
+
+    Args:
+        vocab_size: number of different tokens V: codebook and condition share it.
+        block_size: longest sequence that goes in: condition + grid - 1.
+        n_layer, n_head, n_embd: depth, heads, channels D.
+        embd_pdrop, resid_pdrop, attn_pdrop: dropout rates.
+        n_unmasked: so many first positions, the condition's, all see each other.
+    """
+
+    def __init__(
+        self, vocab_size: int, block_size: int, n_layer: int = 12, n_head: int = 8, n_embd: int = 256,
+        embd_pdrop: float = 0.0, resid_pdrop: float = 0.0, attn_pdrop: float = 0.0, n_unmasked: int = 0,
+    ):
+        super().__init__()
+        self.config = GPTConfig(
+            vocab_size, block_size, n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked
+        )
+        self.block_size = block_size
+        self.tok_emb = nn.Embedding(vocab_size, n_embd)
+        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd))
+        self.drop = nn.Dropout(embd_pdrop)
+        self.blocks = nn.Sequential(*[Block(self.config) for _ in range(n_layer)])
+        self.ln_f = nn.LayerNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.apply(self._init_weights)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.data.normal_(0.0, 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.data.zero_()
+
+    def get_block_size(self) -> int:
+        """The longest sequence that goes in."""
+        return self.block_size
+
+    def _embed(self, idx: Tensor, embeddings: Tensor | None = None, start: int = 0) -> Tensor:
+        """Tokens (B, T), after optional explicit embeddings (B, E, D), with their positions: (B, E + T, D)."""
+        x = self.tok_emb(idx)
+        if embeddings is not None:
+            x = torch.cat((embeddings, x), dim=1)
+        end = start + x.shape[1]
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit the transformer's block_size: {self.block_size}")
+        return self.drop(x + self.pos_emb[:, start:end])
+
+    def forward(
+        self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, T) to logits (B, T, V) of what follows each, and the mean cross-entropy to `targets` (B, T).
+
+        `embeddings` (B, E, D) go before the tokens and get logits too: (B, E + T, V).
+        """
+        x = self._embed(idx, embeddings)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.ln_f(x))
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return logits, loss
+
+    # ---- decoding with cached keys and values (taming.sampling.CachedTransformer)
+
+    def new_cache(self, batch_size: int, length: int) -> KeyValueCache:
+        """Room for `length` positions of `batch_size` sequences, on the model's device, in its dtype."""
+        config, like = self.config, self.pos_emb
+        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
+        dtype = torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else like.dtype
+        empty = [torch.empty(2, *shape, dtype=dtype, device=like.device).unbind() for _ in range(config.n_layer)]
+        return KeyValueCache([k for k, _ in empty], [v for _, v in empty])
+
+    def extend(self, idx: Tensor, cache: KeyValueCache, embeddings: Tensor | None = None) -> Tensor:
+        """Append tokens (B, T) to what the cache holds; logits (B, V) of what follows the last one.
+
+        The first call must hold the whole unmasked prefix, whose tokens see those after them.
+        """
+        x = self._embed(idx, embeddings, cache.length)
+        end = cache.length + x.shape[1]
+        if cache.length == 0 and 1 < self.config.n_unmasked and end < self.config.n_unmasked:
+            raise ValueError(
+                f"the first {end} tokens do not hold the whole unmasked prefix of {self.config.n_unmasked}: "
+                "give condition and known codes at once"
+            )
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, (keys, values), cache.length)
+        cache.length = end
+        return self.head(self.ln_f(x[:, -1]))  # only the last position needs the vocabulary
+
+
+@torch.no_grad()
+def sample_with_past(
+    x: Tensor, model: GPT, steps: int, temperature: float = 1.0, sample_logits: bool = True,
+    top_k: int | None = None, top_p: float | None = None, callback: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Continue tokens x (B, T) by `steps`, and return only the new ones (B, steps): the 2021 call."""
+    return sample_tokens(
+        model, x, steps, temperature=temperature, top_k=top_k, top_p=top_p, greedy=not sample_logits,
+        callback=None if callback is None else lambda step, codes: callback(step),
+    )

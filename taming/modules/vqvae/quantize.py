@@ -1,0 +1,105 @@
+"""Vector quantization: replace each latent vector by its nearest codebook entry (van den Oord et al. 2017).
+
+B batch, C = e_dim channels, h w latent grid, K = n_e codes. Every quantizer here has the same interface:
+`quantizer(z) -> (z_q, loss, (None, None, indices))`, `get_codebook_entry(indices, shape)`, and `n_e`.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+    """Index (N,) of the code (K, C) with the smallest Euclidean distance to each vector (N, C), in float32.
+
+    Under bfloat16 1 to 7 % of the indices would change, so autocast is switched off here.
+    """
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        z, codebook = z.float(), codebook.float()
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2; the first term is the same for every code and left out
+        return torch.addmm(codebook.square().sum(1), z, codebook.t(), alpha=-2.0).argmin(1)
+
+
+class Codebook(nn.Module):
+    """What all quantizers share: the number of codes, and optionally a renumbering of those in use.
+
+    Args:
+        n_e: number of codes K.
+        remap: a .npy file with the codes that stay, in their new order; None keeps all.
+        unknown_index: what an index outside them becomes: "random", "extra" (one more index) or a number.
+    """
+
+    def __init__(self, n_e: int, remap: str | None, unknown_index: str | int):
+        super().__init__()
+        self.n_e, self.re_embed, self.remap, self.unknown_index = n_e, n_e, remap, unknown_index
+        if remap is not None:
+            self.register_buffer("used", torch.from_numpy(np.load(remap)).long())
+            self.re_embed = self.used.shape[0]
+            if unknown_index == "extra":
+                self.unknown_index = self.re_embed
+                self.re_embed += 1
+
+    def remap_to_used(self, indices: Tensor) -> Tensor:
+        """Old numbers to new ones; any shape."""
+        match = indices[..., None] == self.used  # (..., len(used))
+        new, unknown = match.long().argmax(-1), ~match.any(-1)
+        if self.unknown_index == "random":
+            return torch.where(unknown, torch.randint_like(new, self.re_embed), new)
+        return new.masked_fill(unknown, self.unknown_index)
+
+    def unmap_to_all(self, indices: Tensor) -> Tensor:
+        """New numbers back to old ones; the extra index stands for the first code, as in 2021."""
+        return self.used[indices.masked_fill(indices >= self.used.shape[0], 0)]
+
+
+class VectorQuantizer2(Codebook):
+    """Nearest-neighbour codebook with a straight-through gradient.
+
+    L = |sg[z] - z_q|^2 + beta |z - sg[z_q]|^2 (van den Oord et al. 2017, eq. 3; Esser et al. 2021, eq. 4).
+
+    Args:
+        n_e: number of codes K.
+        e_dim: channels of a code.
+        beta: weight of the commitment term.
+        remap: a .npy file of the codes in use; indices are then counted among these (see `Codebook`).
+        unknown_index: what `remap` makes of other codes.
+        sane_index_shape: indices come as (B, h, w) instead of flat (B*h*w,).
+        legacy: put beta on the codebook term instead, as the 2021 code did; old configs rely on it.
+    """
+
+    def __init__(
+        self, n_e: int, e_dim: int, beta: float, remap: str | None = None, unknown_index: str | int = "random",
+        sane_index_shape: bool = False, legacy: bool = True,
+    ):
+        super().__init__(n_e, remap, unknown_index)
+        self.e_dim, self.beta, self.legacy, self.sane_index_shape = e_dim, beta, legacy, sane_index_shape
+        self.embedding = nn.Embedding(n_e, e_dim)
+        self.embedding.weight.data.uniform_(-1.0 / n_e, 1.0 / n_e)
+
+    def forward(
+        self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
+    ) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)); the flags exist for Gumbel's interface."""
+        if temp not in (None, 1.0) or rescale_logits or return_logits:
+            raise ValueError("VectorQuantizer2 has no logits: temp, rescale_logits and return_logits do not apply")
+        with torch.autocast(z.device.type, enabled=False):
+            z = rearrange(z.float(), "b c h w -> b h w c")
+            indices = nearest_code(z.flatten(0, 2), self.embedding.weight)  # (B*h*w,)
+            z_q = self.embedding(indices).view(z.shape)
+            commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
+            loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
+            z_q = z + (z_q - z).detach()  # the gradient of z_q passes straight to z
+        if self.remap is not None:
+            indices = self.remap_to_used(indices)
+        if self.sane_index_shape:
+            indices = indices.view(z.shape[:3])
+        return rearrange(z_q, "b h w c -> b c h w"), loss, (None, None, indices)
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
+        """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
+        if self.remap is not None:
+            indices = self.unmap_to_all(indices)
+        codes = self.embedding(indices)
+        return codes if shape is None else rearrange(codes.reshape(shape), "b h w c -> b c h w")
