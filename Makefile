@@ -1,0 +1,74 @@
+# Each target makes the environment that it needs first, and reuses it while it is current.
+#   make test VENV=/path/to/env      use (and complete) another environment
+#   make test PYTHON=python3.12      make the environment with another Python
+#   make test ARGS="-k config -x"    hand arguments on to the command
+
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+
+# A stamp belongs to one checkout, since the package is installed in place; it is written last, so that an
+# interrupted installation is taken up again, and it is out of date when pyproject.toml is newer.
+CHECKOUT := $(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
+CORE := $(VENV)/.taming-$(CHECKOUT)-core
+DEV := $(VENV)/.taming-$(CHECKOUT)-dev
+BROKEN := $(shell $(PY) -c '' 2>/dev/null || echo FORCE)
+
+.PHONY: help demo test lint bench env clean clean-venv FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        train both stages on built-in landscapes, draw pictures (minutes, no GPU)"
+	@echo "make test        run the tests"
+	@echo "make lint        check the style"
+	@echo "make bench       measure the speed of sampling"
+	@echo "make env         install the package for development into $(VENV)"
+	@echo "make clean       remove build products and caches; make clean-venv removes .venv"
+
+demo: $(CORE)
+	$(PY) scripts/demo.py $(ARGS)
+
+test: $(DEV)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(PY) -m ruff check $(ARGS) .
+
+bench: $(CORE)
+	$(PY) benchmarks/sampling.py $(ARGS)
+
+env: $(DEV)
+
+# $(call install,REQUIREMENT)
+define install
+	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), and this needs Python 3.11 or newer;" \
+	    "name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || { \
+	  if test -f $(VENV)/pyvenv.cfg; then rm -f $(VENV)/bin/python $(VENV)/bin/python3; fi; \
+	  echo "making the environment $(VENV)"; $(PYTHON) -m venv $(VENV); } || { \
+	  echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(VENV) holds $$($(PY) --version), and this needs Python 3.11 or newer;" \
+	    "use another folder: make $(MAKECMDGOALS) VENV=another" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --upgrade
+	@rm -f $(VENV)/.taming-*
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable '$(1)'
+endef
+
+$(CORE): pyproject.toml $(BROKEN)
+	$(call install,.)
+	@touch $@
+
+$(DEV): pyproject.toml $(BROKEN)
+	$(call install,.[dev])
+	@touch $(CORE) $@
+
+FORCE:
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv:
+	rm -rf .venv

@@ -1,0 +1,34 @@
+"""What every test shares: reproducible random numbers, few threads, and no GPU test without a GPU."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import taming.config
+
+torch.set_num_threads(2)  # more only gets in the way of the tensors of this size
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    """Give each test the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _default_allow_list(monkeypatch):
+    """Forget what a test allowed configurations to name."""
+    monkeypatch.setattr(taming.config, "_allowed", ())
+
+
+def pytest_collection_modifyitems(items):
+    """Skip tests marked `gpu` where CUDA is absent."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA, which this machine does not have"))
