@@ -1,0 +1,228 @@
+"""The pens of the built-in landscapes: fractal lines, soft noise and an antialiased canvas, in numpy alone.
+
+A scene is described in units of the image height, so that it looks the same at any size: y runs from 0 (top)
+to 1 (bottom), x is 0 in the middle and W / (2 H) at the right edge; a wider image sees more of a scene.
+Edges are antialiased by their analytic coverage of a pixel, which costs far less than supersampling.
+
+H W pixels, h w a window of them, O octaves, K stars.
+"""
+
+import numpy as np
+
+Array = np.ndarray
+Generator = np.random.Generator
+Colour = tuple[float, float, float] | Array
+
+TABLE = 64  # lattice points of one octave of 1-D noise; it repeats after that many
+ROWS, COLUMNS = 16, 32  # lattice points of one octave of 2-D noise
+
+
+def smoothstep(low: float, high: float, value: Array) -> Array:
+    """Rise from 0 at `low` to 1 at `high` with flat ends."""
+    t = np.clip((value - low) * (1.0 / (high - low)), 0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+def rgb(colour: Colour) -> Array:
+    """Shape a colour (3,) in [0, 1] for blending with planes: float32 (3, 1, 1)."""
+    return np.asarray(colour, np.float32).reshape(3, 1, 1)
+
+
+def mix(first: Array, second: Array, weight: float | Array) -> Array:
+    """Blend linearly: `first` at weight 0, `second` at weight 1."""
+    return first + (second - first) * weight
+
+
+def fractal(
+    rng: Generator,
+    x: Array,
+    frequency: float,
+    *,
+    octaves: int,
+    finest: float,
+    gain: float = 0.5,
+    smooth: bool = False,
+) -> Array:
+    """Give 1-D value noise, one row per octave: sum the rows for the line, or the first ones for its gist.
+
+    Args:
+        x: (W,) positions in image heights.
+        frequency: lattice points per image height of the first octave; it doubles with each one.
+        finest: highest frequency a pixel grid can show; octaves above it fade out (the random numbers are
+            drawn all the same, so that every size shows one scene).
+        gain: amplitude of an octave over that of the one before.
+        smooth: round hills rather than straight slopes with sharp peaks.
+
+    Returns:
+        (O, W) float32; the first row lies in [-1, 1].
+    """
+    table = rng.random((octaves, TABLE), dtype=np.float32) * 2.0 - 1.0
+    offset = rng.random((octaves, 1), dtype=np.float32) * TABLE
+    scale = frequency * 2.0 ** np.arange(octaves, dtype=np.float32)[:, None]
+    weight = gain ** np.arange(octaves, dtype=np.float32)[:, None] * np.clip(2.0 - scale / finest, 0.0, 1.0)
+    position = x.astype(np.float32) * scale + offset
+    cell = np.floor(position)
+    part = position - cell
+    if smooth:
+        part = part * part * (3.0 - 2.0 * part)
+    index = cell.astype(np.int64)
+    row = np.arange(octaves)[:, None] * TABLE
+    flat = table.ravel()
+    left, right = flat[index % TABLE + row], flat[(index + 1) % TABLE + row]
+    return (left + (right - left) * part) * weight
+
+
+def _hat(position: Array, count: int) -> Array:
+    """Give the weights (N, count) of the lattice points 0..count-1, repeated for ever, at positions (N,)."""
+    away = np.abs((position[:, None] - np.arange(count, dtype=np.float32) + count / 2) % count - count / 2)
+    near = np.clip(1.0 - away, 0.0, 1.0)
+    return near * near * (3.0 - 2.0 * near)
+
+
+def field(
+    rng: Generator, y: Array, x: Array, frequency: tuple[float, float], *, octaves: int, gain: float = 0.5
+) -> Array:
+    """Give smooth 2-D noise (h, w), about [-1, 1], on a grid with rows y (h,) and columns x (w,).
+
+    An octave is one small product of matrices, since the interpolation of a lattice is separable.
+    """
+    total = np.zeros((len(y), len(x)), np.float32)
+    for octave in range(octaves):
+        table = rng.random((ROWS, COLUMNS), dtype=np.float32) * 2.0 - 1.0
+        down, along = rng.random(2, dtype=np.float32) * (ROWS, COLUMNS)
+        rows = _hat((y * (frequency[0] * 2**octave) + down).astype(np.float32), ROWS)
+        columns = _hat((x * (frequency[1] * 2**octave) + along).astype(np.float32), COLUMNS)
+        total += (rows @ (table * gain**octave)) @ columns.T
+    return total
+
+
+class Canvas:
+    """Planes to paint on from far to near: colour, and on request what is where (label) and how far (depth).
+
+    Attributes:
+        rgb: (3, H, W) float32 in [0, 1].
+        label: (H, W) uint8, index of the topmost thing; None unless `extras`.
+        depth: (H, W) float32, 0 near to 1 far; None unless `extras`.
+        y: (H, 1) and x: (W,), centres of the pixels in image heights.
+    """
+
+    margin = 0.9  # image heights of ridge kept beyond either edge, for shadows that fall into the picture
+
+    def __init__(self, height: int, width: int, extras: bool = False):
+        self.height, self.width = height, width
+        self.y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
+        self.x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height
+        beyond = int(np.ceil(self.margin * height))
+        self.inside = slice(beyond, beyond + width)
+        self.wide = (np.arange(-beyond, width + beyond, dtype=np.float32) + 0.5 - width / 2) / height
+        self.finest = height / 3  # three pixels to a lattice cell
+        self.rgb = np.zeros((3, height, width), np.float32)
+        self.label = np.zeros((height, width), np.uint8) if extras else None
+        self.depth = np.ones((height, width), np.float32) if extras else None
+
+    def line(self, rng: Generator, frequency: float, **kwargs) -> Array:
+        """Draw `fractal` octaves for this canvas, margins included: (O, W + 2 margins)."""
+        return fractal(rng, self.wide, frequency, finest=self.finest, **kwargs)
+
+    def window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
+        """Give the pixels that a box, in image heights, can touch: (rows, columns), perhaps empty."""
+        middle = self.width / 2
+        rows = slice(
+            *(int(np.clip(v, 0, self.height)) for v in (top * self.height - 1, bottom * self.height + 2))
+        )
+        columns = slice(
+            *(
+                int(np.clip(v, 0, self.width))
+                for v in (left * self.height + middle - 1, right * self.height + middle + 2)
+            )
+        )
+        return rows, columns
+
+    def edge(self, distance: Array, steepness: float | Array = 1.0) -> Array:
+        """Give the coverage of a pixel whose centre lies `distance` image heights inside an edge: [0, 1]."""
+        return np.clip(distance * (self.height / steepness) + 0.5, 0.0, 1.0)
+
+    def below(self, ridge: Array) -> tuple[tuple[slice, slice], Array]:
+        """Give the window and the coverage (h, W) of all that lies under a line (W + 2 margins,) or (W,)."""
+        if len(ridge) != self.width:
+            ridge = ridge[self.inside]
+        slope = np.gradient(ridge) * self.height if self.width > 1 else np.zeros(1)
+        rows = slice(int(np.clip(ridge.min() * self.height - 2, 0, self.height)), self.height)
+        steep = np.sqrt(1.0 + np.minimum(slope * slope, 9.0)).astype(np.float32)
+        return (rows, slice(None)), self.edge(self.y[rows] - ridge.astype(np.float32), steep)
+
+    def paint(
+        self,
+        window: tuple[slice, slice],
+        cover: Array,
+        colour: Array,
+        label: int | None = None,
+        depth: float | Array | None = None,
+    ) -> None:
+        """Blend a colour (3, 1 or h, 1 or w) into a window by its coverage (h, w); note label and depth."""
+        rows, columns = window
+        target = self.rgb[:, rows, columns]
+        target += cover * (colour - target)
+        if self.label is None or label is None:
+            return
+        self.label[rows, columns] = np.where(cover > 0.5, label, self.label[rows, columns])
+        if depth is not None:
+            far = self.depth[rows, columns]
+            far += cover * (depth - far)
+
+    def relief(
+        self,
+        rng: Generator,
+        window: tuple[slice, slice],
+        ridge: Array,
+        gist: Array,
+        *,
+        side: float,
+        wobble: float,
+        sharp: float,
+        lean: float = 0.0,
+    ) -> Array:
+        """Tell how lit each pixel under a ridge is, (h, W) in [0, 1]: bright flanks face the sun.
+
+        The border between two flanks starts at a peak of `gist` (the line without its small octaves), and
+        wanders down sideways.
+
+        Args:
+            side: +1 where the light comes from the right, -1 from the left.
+            wobble: how far the borders wander, in image heights.
+            sharp: slope of the ridge at which a flank is fully lit or dark; smaller is more contrast.
+            lean: how far the borders lean sideways per image height of descent.
+        """
+        rows = window[0]
+        y = self.y[rows]
+        slope = np.gradient(gist) * self.height  # image y grows downwards: positive falls to the right
+        drop = np.maximum(y - ridge[self.inside], 0.0)
+        bend = field(rng, self.y[rows, 0], self.x, (6.0, 3.0), octaves=3)
+        where = self.x + wobble * bend * np.minimum(drop * 12.0, 1.0) + lean * drop
+        falls = np.interp(where, self.wide, slope).astype(np.float32)
+        return smoothstep(-sharp, sharp, falls * side)
+
+    def stars(self, rng: Generator, amount: int = 400, lowest: float = 0.62) -> Array:
+        """Give the light of small stars (H, W), strewn over eight image heights; one sum of Gaussians."""
+        x, y, bright = rng.random((3, amount), dtype=np.float32)
+        x, y = x * 8.0 - 4.0, y * lowest
+        seen = np.abs(x) < self.width / (2 * self.height) + 0.02
+        x, y, bright = x[seen], y[seen], bright[seen] ** 4
+        radius = 0.0035 + 0.0045 * bright
+        spread = radius**2 + (0.45 / self.height) ** 2  # no star is sharper than a pixel
+        power = (0.35 + 0.9 * bright) * radius**2 / spread * np.clip((lowest - y) * 4.0, 0.0, 1.0)
+        rows = np.exp(-((self.y - y) ** 2) / spread) * power  # (H, K)
+        columns = np.exp(-((self.x[:, None] - x) ** 2) / spread)  # (W, K)
+        return rows @ columns.T
+
+    def mirror(self, top: float, squeeze: float = 1.0) -> Array:
+        """Give what still water below y = `top` reflects: (3, h, W), the rows above it upside down."""
+        start = int(np.clip(np.floor(top * self.height), 0, self.height - 1))
+        source = np.clip(
+            (2 * top - self.y[start:, 0] - (squeeze - 1) * (self.y[start:, 0] - top)) * self.height - 0.5,
+            0,
+            max(start - 1, 0),
+        )
+        upper = np.floor(source).astype(int)
+        lower = np.minimum(upper + 1, max(start - 1, 0))
+        return mix(self.rgb[:, upper], self.rgb[:, lower], (source - upper).astype(np.float32)[:, None])
