@@ -1,0 +1,251 @@
+"""The data of a run: its data sets, and loaders that give the same batches however the run is interrupted."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from taming.config import instantiate_from_config
+from taming.data.sampler import BatchStream, SeededDataset, ShardedSampler, StreamLoader
+
+logger = logging.getLogger(__name__)
+
+MAX_DEFAULT_WORKERS = 8  # loader processes per training process
+SPLITS_OF_STAGE = {  # what Lightning's stages read
+    None: ("train", "validation", "test", "predict"),
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class WrappedDataset(Dataset):
+    """Anything with `__len__` and `__getitem__` as a torch data set."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.data = dataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+class DataModuleFromConfig(pl.LightningDataModule):
+    """Data sets named by a configuration, loaded in an order that is a function of the seed alone.
+
+    Every training item is a function of (seed, epoch, index) whatever the number of loader processes, and a
+    run that is resumed from a checkpoint, also amid an epoch, sees the batches that the uninterrupted run
+    would have seen. Evaluation reads its images in the same order with the same random numbers each time.
+
+    Sharding over processes is done here: build the Trainer with `use_distributed_sampler=False`. An
+    IterableDataset is loaded as it comes, without these promises.
+
+    Args:
+        batch_size: images per process.
+        train: `{target, params}` of the data set to train on; likewise `validation`, `test` and `predict`.
+        wrap: put each data set into a WrappedDataset, for code that expects a torch Dataset in `datasets`;
+            loading needs no more than `__len__` and `__getitem__` either way.
+        num_workers: loader processes; by default one less than this process's share of the machine's cores,
+            at most 8.
+        seed: of orders, crops and flips.
+        shuffle_validation: read validation images in one fixed random order, so that the first batches, of
+            which pictures are logged, are a mixture.
+        drop_last: leave training images that do not fill a batch out of the epoch (other ones each time),
+            instead of running a smaller batch.
+
+    Attributes:
+        datasets: the data sets by split, once `setup` has run; `dataset_configs` holds their configurations.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | None = None,
+        wrap: bool = False,
+        num_workers: int | None = None,
+        *,
+        predict: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        shuffle_validation: bool = False,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"the seed of the data must not be negative, got {seed}")
+        splits = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.dataset_configs = {split: config for split, config in splits.items() if config is not None}
+        self.datasets: dict[str, Any] = {}
+        self.batch_size = batch_size
+        self.wrap = wrap
+        self.num_workers = num_workers
+        self.seed = seed
+        self.shuffle_validation = shuffle_validation
+        self.drop_last = drop_last
+        self._stream: BatchStream | None = None  # of the training loader in use
+        self._offset = 0  # position in the stream minus the batches that the trainer has counted
+        self._restored: dict[str, int] = {}  # state of the run that is being resumed
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets that a stage needs (None: all), once each."""
+        for split in SPLITS_OF_STAGE[stage]:
+            if split in self.dataset_configs and split not in self.datasets:
+                dataset = instantiate_from_config(self.dataset_configs[split])
+                self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training loader: shuffled, sharded, continuing where the trainer's counters stand."""
+        dataset = self._dataset("train")
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, self.batch_size, **self._loader_options())
+        rank, world_size = self._shard()
+        stream = BatchStream(
+            dataset, self.batch_size,
+            seed=self.seed, drop_last=self.drop_last, rank=rank, world_size=world_size,
+        )
+        if not len(stream):
+            raise ValueError(
+                f"batch_size={self.batch_size} on {world_size} process(es) needs "
+                f"{self.batch_size * world_size} images, but the training set holds {len(dataset)}: "
+                f"lower batch_size to at most {max(1, len(dataset) // world_size)}, add images, "
+                f"or set drop_last: false"
+            )
+        self._stream = stream
+        self._match_restored_order()
+        loader = StreamLoader(
+            SeededDataset(dataset, self.seed), batch_sampler=stream, **self._loader_options()
+        )
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            loader.plan = self._plan
+        return loader
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return the validation loader, or an empty list if no validation split is configured."""
+        return self._evaluation_loader("validation", shuffle=self.shuffle_validation)
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Return the test loader, or an empty list if no test split is configured."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader | list:
+        """Return the prediction loader, or an empty list if no predict split is configured."""
+        return self._evaluation_loader("predict")
+
+    def state_dict(self) -> dict[str, int]:
+        """Describe the training order and the place in it, for the checkpoint."""
+        if self._stream is None or self.trainer is None:
+            return {}
+        counted = self._batches_counted()
+        return {"position": counted + self._offset, "counted": counted, **self._order_identity()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep the state of the run that is resumed until the training loader is made."""
+        self._restored = dict(state_dict)
+
+    def _plan(self) -> tuple[int, int]:
+        """Return the span of the stream that the trainer is about to ask for.
+
+        The place in the stream is the number of batches whose training step has finished. That number, unlike
+        the epoch counters, is right in a checkpoint of any moment: amid an epoch, after an exception, and
+        where a run was told to stop amid an epoch, which Lightning then counts as finished.
+        """
+        done_in_epoch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        # With overfit_batches every epoch is the first few batches of the first.
+        start = done_in_epoch if self.trainer.overfit_batches else self._batches_counted() + self._offset
+        return start, start + max(0, int(self.trainer.num_training_batches) - done_in_epoch)
+
+    def _batches_counted(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _order_identity(self) -> dict[str, int]:
+        """Return what a batch's content depends on besides its position."""
+        stream = self._stream
+        return {
+            "batches_per_epoch": len(stream), "samples": stream.samples, "batch_size": stream.batch_size,
+            "world_size": stream.world_size, "seed": stream.seed,
+        }
+
+    def _match_restored_order(self) -> None:
+        """Continue the restored order, or, where that is impossible, begin the next epoch of the new one."""
+        restored, self._restored = self._restored, {}
+        if not restored:
+            if self.trainer is None or not self._batches_counted():
+                self._offset = 0
+            return
+        identity = self._order_identity()
+        changed = [
+            f"{key} was {restored.get(key)} and is {value}"
+            for key, value in identity.items() if restored.get(key) != value
+        ]
+        epoch, batch = divmod(restored["position"], restored["batches_per_epoch"])
+        position = restored["position"]
+        if changed:
+            position = (epoch + (batch > 0)) * len(self._stream)
+            lost = f", {restored['batches_per_epoch'] - batch} batches early" if batch else ""
+            logger.warning(
+                "the data order of the checkpoint cannot be continued (%s): a new epoch begins%s",
+                "; ".join(changed), lost,
+            )
+        self._offset = position - restored["counted"]
+
+    def _evaluation_loader(self, split: str, shuffle: bool = False) -> DataLoader | list:
+        if split not in self.dataset_configs:
+            return []
+        dataset = self._dataset(split)
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, self.batch_size, **self._loader_options())
+        rank, world_size = self._shard()
+        sampler = ShardedSampler(dataset, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        seeded = SeededDataset(dataset, self.seed)
+        return DataLoader(seeded, self.batch_size, sampler=sampler, **self._loader_options())
+
+    def _dataset(self, split: str) -> Any:
+        if split not in self.dataset_configs:
+            raise ValueError(f"no {split} data is configured: add data.params.{split} with target and params")
+        if split not in self.datasets:
+            raise ValueError(f"the {split} data set has not been built yet: call setup() first")
+        dataset = self.datasets[split]
+        if not isinstance(dataset, IterableDataset) and not len(dataset):
+            raise ValueError(f"the {split} data set {self.dataset_configs[split]['target']} is empty")
+        return dataset
+
+    def _shard(self) -> tuple[int, int]:
+        """Return this process's rank and the number of processes."""
+        trainer = self.trainer
+        if trainer is None:
+            return 0, 1
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "DataModuleFromConfig shards data itself: build Trainer(use_distributed_sampler=False)"
+            )
+        return trainer.global_rank, trainer.world_size
+
+    def _loader_options(self) -> dict[str, Any]:
+        workers = self.num_workers
+        if workers is None:
+            workers = default_num_workers(self.trainer.num_devices if self.trainer is not None else 1)
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # Its own generator: making an iterator must not advance the one that the model draws from.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+
+def default_num_workers(processes: int = 1) -> int:
+    """Return how many loader processes suit each of `processes` training processes here: 0 to 8."""
+    affinity = getattr(os, "sched_getaffinity", None)  # the cores that we may use, where the system tells
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(0, min(cores // max(1, processes) - 1, MAX_DEFAULT_WORKERS))

@@ -1,0 +1,159 @@
+"""Which image comes when: data orders that depend on a seed and a position, never on workers or on earlier
+runs.
+
+N batches an epoch on each process, W processes.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Pair = tuple[int, int]  # (epoch, index)
+
+
+class SeededDataset(Dataset):
+    """A data set whose random numbers are a function of (seed, epoch, index), whichever process draws them.
+
+    Wraps anything with `__len__` and `__getitem__`. Indices are (epoch, index) pairs; a bare index means
+    epoch 0.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Pair | int) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        with seeded(self.seed, epoch, index):
+            return self.dataset[index]
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed python's, numpy's and torch's global CPU generators from non-negative integers; restore them
+    afterwards.
+
+    Restoring matters without loader processes, where the model draws from the same generators.
+    """
+    words = np.random.SeedSequence(key).generate_state(4)  # 4 x 32 independent bits
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    # Not torch.manual_seed, which would also reseed the GPUs.
+    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+class BatchStream(Sampler[list[Pair]]):
+    """An endless stream of shuffled batches: batch q of the stream is batch q % N of epoch q // N.
+
+    Each epoch is a permutation drawn from (seed, epoch) and dealt to the processes in turn, so that the W
+    batches with number b together are a slice of it. With `drop_last` (the default) the images that do not
+    fill a batch on every process are left out of that epoch; otherwise the last batch is smaller, and where W
+    does not divide the images, a few from the permutation's start are repeated, since processes must run
+    equally many batches.
+
+    Iterating yields the batches from `start` to before `stop`, as lists of (epoch, index) pairs; `len` is N.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.samples = len(dataset)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.start = self.stop = 0  # positions in the stream, in batches
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return self.samples // (self.batch_size * self.world_size)
+        return -(-self.samples // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for position in range(self.start, self.stop):
+            if position // len(self) != epoch:
+                epoch = position // len(self)
+                order = self._order(epoch)
+            first = position % len(self) * self.batch_size
+            yield [(epoch, int(index)) for index in order[first:first + self.batch_size]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return this process's share of the epoch's permutation."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+        return order[_share(self.samples, self.rank, self.world_size, pad=not self.drop_last)]
+
+
+class ShardedSampler(Sampler[int]):
+    """The images of an evaluation, always in the same order, dealt to the processes in turn.
+
+    Where the number of processes does not divide that of the images, the first few images are repeated, since
+    processes must run equally many batches. `shuffle` puts them into one fixed random order, drawn from the
+    seed.
+    """
+
+    def __init__(
+        self, dataset: Sized, *, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        samples = len(dataset)
+        order = np.random.default_rng((seed, 0)).permutation(samples) if shuffle else np.arange(samples)
+        self.indices = order[_share(samples, rank, world_size, pad=True)].tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader over a BatchStream that asks where to begin when its first batch is wanted, and not
+    before.
+
+    Lightning makes the iterator before it has settled where a resumed run continues, and a DataLoader with
+    worker processes reads ahead at once; waiting for the first batch is what makes the answer right and the
+    skipped batches free.
+    """
+
+    plan: Callable[[], tuple[int, int]] | None = None  # gives (start, stop); None: epoch after epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = self.batch_sampler
+        stream.start, stream.stop = self.plan() if self.plan else (stream.stop, stream.stop + len(stream))
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the trainer's counters hold the position. Lightning asks that this exists."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load nothing; see state_dict."""
+
+
+def _share(samples: int, rank: int, world_size: int, *, pad: bool) -> Sequence[int] | np.ndarray:
+    """Return the places in an order of `samples` that fall to one process: equally many for each."""
+    total = -(-samples // world_size) * world_size if pad else samples // world_size * world_size
+    return np.arange(rank, total, world_size) % samples

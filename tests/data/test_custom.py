@@ -1,0 +1,110 @@
+"""Folders, list files and class folders become data sets, or an error that says what is missing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming.config import instantiate_from_config
+from taming.data.custom import CustomClassTest, CustomClassTrain, CustomTest, CustomTrain
+
+
+def images(folder, *names):
+    for shade, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (shade, 0, 0)).save(path)
+    return folder
+
+
+def test_a_folder_is_searched_and_sorted(tmp_path):
+    images(tmp_path, "b.PNG", "a/z.jpeg", "a/deep/er/x.Jpg", ".hidden.png", ".cache/y.png", "c.webp")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    elsewhere = images(tmp_path.parent / "elsewhere", "linked.png")
+    (tmp_path / "link").symlink_to(elsewhere, target_is_directory=True)
+    names = [item["file_path_"].removeprefix(f"{tmp_path}/") for item in CustomTest(8, folder=tmp_path)]
+    assert names == ["a/deep/er/x.Jpg", "a/z.jpeg", "b.PNG", "c.webp", "link/linked.png"]
+
+
+def test_a_list_file_keeps_its_order_and_finds_relative_paths(tmp_path, monkeypatch):
+    images(tmp_path / "data", "a.png", "b.png")
+    images(tmp_path / "here", "c.png")
+    listing = tmp_path / "data" / "train.txt"
+    listing.write_text(f"b.png\n\n  {tmp_path}/data/a.png\r\nc.png\n", encoding="utf-8-sig")
+    monkeypatch.chdir(tmp_path / "here")
+    data = CustomTrain(8, listing)  # as in 2021
+    assert [item["file_path_"].rsplit("/", 1)[-1] for item in data] == ["b.png", "a.png", "c.png"]
+    assert [int(data[i]["image"].shape[0]) for i in range(3)] == [8, 8, 8]
+    assert len(CustomTest(size=8, test_images_list_file=str(listing))) == 3
+
+
+def test_missing_paths_are_counted_and_five_are_shown(tmp_path):
+    images(tmp_path, "a.png")
+    listing = tmp_path / "list.txt"
+    listing.write_text("a.png\n" + "\n".join(f"gone{i}.png" for i in range(7)))
+    with pytest.raises(ValueError, match=r"7 of 8 images named in .*list\.txt do not exist") as caught:
+        CustomTrain(8, listing)
+    assert "gone4.png" in str(caught.value) and "gone5.png" not in str(caught.value)
+
+
+def test_nothing_found_is_an_error_that_says_where(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=rf"{tmp_path} and those below hold no images .*\.jpg.*\.png"):
+        CustomTrain(8, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
+        CustomTrain(8, tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        CustomTrain(8, folder=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
+        CustomTrain(8, "nowhere.txt")
+    with pytest.raises(ValueError, match="neither was given"):
+        CustomTrain(8)
+    with pytest.raises(ValueError, match="both a.txt and b were given"):
+        CustomTest(8, "a.txt", folder="b")
+
+
+def test_training_varies_and_testing_does_not(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    train, test = CustomTrain(16, folder=tmp_path), CustomTest(16, folder=tmp_path)
+    assert len({train[0]["image"].tobytes() for _ in range(20)}) > 5
+    assert len({test[0]["image"].tobytes() for _ in range(5)}) == 1
+
+
+def test_class_folders_give_labels(tmp_path):
+    train = images(tmp_path / "train", "cat/1.png", "cat/2.png", "ant/1.png", "bee/x/1.png", "stray.png")
+    test = images(tmp_path / "test", "cat/9.png", "bee/9.png")
+    data = CustomClassTrain(8, train)
+    assert data.class_names == ["ant", "bee", "cat"]
+    items = list(data)
+    assert [item["class_label"] for item in items] == [0, 1, 2, 2]
+    assert [item["human_label"] for item in items] == ["ant", "bee", "cat", "cat"]
+    assert all(f"/{item['human_label']}/" in item["file_path_"] for item in items)
+    # "ant" is missing among the test folders; the others keep the numbers of the training set.
+    held_out = CustomClassTest(8, test, classes_from=train)
+    assert [(item["class_label"], item["human_label"]) for item in held_out] == [(1, "bee"), (2, "cat")]
+    (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
+    assert [item["class_label"] for item in CustomClassTest(8, test, tmp_path / "names.txt")] == [1, 0]
+
+
+def test_class_folder_errors(tmp_path):
+    train = images(tmp_path / "train", "a/1.png", "b/1.png")
+    test = images(tmp_path / "test", "a/1.png", "wasp/1.png")
+    with pytest.raises(ValueError, match="1 class folders of .*test are unknown .* 2 classes: wasp"):
+        CustomClassTest(8, test, classes_from=train)
+    with pytest.raises(ValueError, match="holds no class folders"):
+        CustomClassTrain(8, train / "a")
+    (train / "c").mkdir()
+    with pytest.raises(ValueError, match=r"train/c and those below hold no images"):
+        CustomClassTrain(8, train)
+
+
+def test_yaml_names_the_parameters(tmp_path):
+    images(tmp_path, "a/1.png")
+    target = "taming.data.custom.CustomTrain"
+    data = instantiate_from_config({"target": target, "params": {
+        "folder": str(tmp_path), "size": [8, 12], "crop_size": 8, "flip": False, "coord": True,
+    }})
+    assert data[0]["coord"].shape == (8, 8, 1) and data[0]["image"].shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="does not accept 'fodler'.*did you mean folder"):
+        instantiate_from_config({"target": target, "params": {"fodler": str(tmp_path), "size": 8}})
