@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the right RGB pixels; bad ones are skipped, counted, in the end refused."""
+"""Every kind of image file becomes the right RGB pixels; bad ones are skipped, counted, and then refused."""
 
 import logging
 
