@@ -1,0 +1,396 @@
+"""Find a checkpoint, read it without running anything in it, load it into a model completely or not at all.
+
+A checkpoint comes from a stranger, and a pickle is code, so nothing is unpickled freely: files go through
+torch's `weights_only` reader or safetensors. Loading is strict, and reports by name what it leaves out.
+"""
+
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from taming.config import instantiate_from_config, load_config
+from taming.legacy_pickle import read_pickled
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.yaml"
+
+# Patterns as load_weights takes them. Files of 2021 hold the frozen LPIPS network, some inside a first stage;
+# a discriminator may be in the file or in the config alone, and inference needs neither.
+PERCEPTUAL_WEIGHTS = (r"(.*\.)?loss\.perceptual_loss\..*",)
+LOSS_WEIGHTS = (r"(.*\.)?loss\..*",)
+
+Config = Mapping[str, Any] | DictConfig
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did: how many tensors it loaded, and which keys were left out, and why."""
+
+    source: str
+    module: str
+    loaded: int
+    ignored: tuple[str, ...] = ()  # in the file, and to be ignored
+    left_over: tuple[str, ...] = ()  # in the file, optional, and not in the model
+    missing: tuple[str, ...] = ()  # in the model, optional, and not in the file
+
+    def __str__(self) -> str:
+        lists = {"ignored": self.ignored, "not in the model": self.left_over, "not in the file": self.missing}
+        parts = [f"; {reason}: {_first(keys)}" for reason, keys in lists.items() if keys]
+        return f"loaded {self.loaded} tensors from {self.source} into {self.module}{''.join(parts)}"
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint file that a path stands for: a file, a run directory, or an exported folder.
+
+    Of a run directory it is `checkpoints/last.ckpt`, else the newest `checkpoints/*.ckpt`; of an exported
+    folder `model.safetensors`. Raises FileNotFoundError with a list of what was looked for.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: there is no such file or folder")
+    by_age = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
+    for candidate in (path / "checkpoints" / "last.ckpt", *reversed(by_age), path / WEIGHTS_NAME):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no checkpoint in {path}: looked for checkpoints/last.ckpt and checkpoints/*.ckpt (a run directory) "
+        f"and for {WEIGHTS_NAME} (an exported folder); give such a folder, or a checkpoint file itself"
+    )
+
+
+def read_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu", *, mmap: bool = True
+) -> dict[str, Any]:
+    """Read a checkpoint file into a dict with at least the key `state_dict`; nothing in it is executed.
+
+    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, and safetensors. With `mmap`
+    tensors stay on disk until they are used, so that unwanted optimizer states cost nothing; replace such a
+    file by renaming another one over it, never by writing into it.
+
+    Raises:
+        OSError: no such file, for one.
+        ValueError: the file is empty, damaged, not a checkpoint, or asks for code; the message says which.
+    """
+    path = Path(path).expanduser()
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes): it was not written or copied completely; get it again")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, map_location)
+    content = read_pickled(path, map_location, mmap)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        return content
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        return {"state_dict": content}
+    found = f"keys: {_first(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise ValueError(f"{path} is not a checkpoint: there is no state_dict in it (it holds {found})")
+
+
+def load_weights(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str | Path,
+    ignore: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    assign: bool = False,
+) -> LoadReport:
+    """Load a state dict into a module, all of it or nothing, and log what was left out.
+
+    Args:
+        source: where the weights come from, for messages.
+        ignore: keys of `state` to drop; an entry is a prefix (`loss.`) or a regular expression for a key.
+        optional: keys, in the same notation, that may be in one of `state` and module alone; reported, too.
+        assign: put the tensors of `state` themselves (which may lie on disk) in place of the module's, with
+            the dtype and device of those. An optimizer that was built before would go on with the old ones.
+
+    Raises:
+        ValueError: keys are missing, left over or misshapen. The message lists them; nothing was changed.
+    """
+    report = _load(module, state, source=str(source), ignore=ignore, optional=optional, assign=assign)
+    logger.info("%s", report)
+    return report
+
+
+def load_model(
+    path: str | Path, *, device: str | torch.device = "cpu", config: str | Path | Config | None = None
+) -> tuple[nn.Module, DictConfig, int]:
+    """Build the model of a checkpoint: `model, config, step = load_model("logs/RUN")`, in eval mode.
+
+    `path` is a checkpoint file, a run directory or an exported folder. The config is `config` (a YAML file or
+    a mapping) if given, else that of the checkpoint (see config_of). `step` counts batches. Other files that
+    the config names under `ckpt_path` are not needed. On the CPU the weights stay mapped from the file.
+
+    Raises:
+        FileNotFoundError, ValueError: see find_checkpoint, read_checkpoint, config_of and load_weights.
+    """
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file)
+    found = config_of(checkpoint, file, config)
+    model = _build(found, checkpoint["state_dict"], str(file))
+    step = int(checkpoint.get("batches_seen") or checkpoint.get("global_step") or 0)
+    return model.to(device).eval(), found, step
+
+
+def config_of(
+    checkpoint: Mapping[str, Any], path: str | Path, config: str | Path | Config | None = None
+) -> DictConfig:
+    """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
+
+    In this order: `config`; the checkpoint's key `config`; in a run directory its `configs/*.yaml`, merged in
+    the order of their names; beside the file `config.yaml`, or the file's own name with `.yaml`.
+    """
+    path = Path(path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    beside = [path.with_name(CONFIG_NAME), path.with_suffix(".yaml")]
+    if isinstance(config, str | Path):
+        found, origin = load_config(config), str(config)
+    elif config is not None:
+        found, origin = OmegaConf.create(config), "the given config"
+    elif isinstance(checkpoint.get("config"), dict):
+        found, origin = OmegaConf.create(checkpoint["config"]), f"the config inside {path}"
+    elif files := sorted(run.glob("configs/*.yaml")) or [file for file in beside if file.is_file()][:1]:
+        found, origin = load_config(files), ", ".join(map(str, files))
+    else:
+        looked = ", ".join(map(str, (run / "configs" / "*.yaml", *beside)))
+        raise ValueError(
+            f"no config for {path}: there is none inside it, and none of these exists: {looked}; "
+            "name the YAML file that it was trained with: load_model(path, config=...)"
+        )
+    if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("model")):
+        raise ValueError(f"{origin} has no section `model`; name another: load_model(path, config=...)")
+    return found
+
+
+def save_exported(model: nn.Module, config: Config, folder: str | Path, step: int = 0) -> Path:
+    """Write a model's weights and config to `folder`, as load_model reads them, and return the folder.
+
+    `model.safetensors` carries the number of batches seen; `config.yaml` loses the model's `ckpt_path`s,
+    since all weights are here. Each file appears whole or not at all.
+    """
+    folder = Path(folder)
+    plain = _without_ckpt_paths(OmegaConf.create(config))
+    if not OmegaConf.is_dict(plain.get("model")):
+        raise ValueError("the config to export with has no section `model` (target and params)")
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if storage in storages else value  # safetensors refuses shared memory
+        storages.add(storage)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: folder / f".{name}.part" for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    try:
+        OmegaConf.save(plain, partial[CONFIG_NAME], resolve=True)
+        save_file(tensors, partial[WEIGHTS_NAME], metadata={"format": "pt", "step": str(int(step))})
+        for name, file in partial.items():
+            file.replace(folder / name)
+    finally:
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+    return folder
+
+
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        content: dict[str, Any] = {"state_dict": load_file(path, device=str(map_location))}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); get it again") from error
+    if metadata.get("step", "").isdecimal():
+        content["batches_seen"] = int(metadata["step"])
+    return content
+
+
+def _load(
+    module: nn.Module, state: Mapping[str, Tensor], *,
+    source: str, ignore: Sequence[str], optional: Sequence[str], assign: bool,
+) -> LoadReport:
+    """Do what `load_weights` says: exchange tensors first, which can be undone, and copy them last."""
+    ignored = tuple(key for key in state if _matches(key, ignore))
+    wanted = OrderedDict((key, value) for key, value in state.items() if not _matches(key, ignore))
+    if hasattr(state, "_metadata"):
+        wanted._metadata = state._metadata  # versions, for the load hooks of layers
+    before = list(_slots(module))
+    try:
+        missing, left_over, errors = _exchange(module, wanted)
+        lacking = [key for key in missing if not _matches(key, optional)]
+        strange = [key for key in left_over if not _matches(key, optional)]
+        if lacking or strange or errors:
+            raise ValueError(_mismatch(type(module).__name__, source, lacking, strange, errors))
+    except BaseException:
+        for owner, name, tensor in before:
+            setattr(owner, name, tensor)
+        raise
+    _settle(before, assign)
+    loaded = len(wanted) - len(left_over)
+    return LoadReport(source, type(module).__name__, loaded, ignored, tuple(left_over), tuple(missing))
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Yield every place of a module tree that holds a parameter or buffer: owner, attribute, tensor."""
+    for owner in module.modules():
+        for name, tensor in owner.named_parameters(recurse=False, remove_duplicate=False):
+            yield owner, name, tensor
+        for name, tensor in owner.named_buffers(recurse=False, remove_duplicate=False):
+            yield owner, name, tensor
+
+
+def _exchange(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Put the tensors of `state` in place of the module's; return missing keys, left-over keys, errors.
+
+    load_state_dict itself compares the keys, since load hooks beside the layers may rename or drop some.
+    """
+    missing: list[str] = []
+    left_over: list[str] = []
+    errors: list[str] = []
+
+    def note(_module: nn.Module, keys: Any) -> None:
+        missing.extend(keys.missing_keys)
+        left_over.extend(keys.unexpected_keys)
+
+    handle = module.register_load_state_dict_post_hook(note)  # is called even if shapes are wrong
+    try:
+        module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        first, *lines = str(error).splitlines()
+        if not first.startswith("Error(s) in loading state_dict"):
+            raise
+        errors.extend(line.strip() for line in lines)
+    finally:
+        handle.remove()
+    return missing, left_over, errors
+
+
+def _settle(before: Iterable[tuple[nn.Module, str, Tensor]], assign: bool) -> None:
+    """End an exchange: give the new tensors the old dtype, device and ties, or copy them into the old."""
+    final: dict[int, Tensor] = {}
+    for owner, name, old in before:
+        new = getattr(owner, name, old)
+        if new is old:
+            continue
+        if assign or old.is_meta:
+            value = new.detach().to(dtype=old.dtype, device=new.device if old.is_meta else old.device)
+            if isinstance(old, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=old.requires_grad)
+            setattr(owner, name, final.setdefault(id(old), value))  # tied weights stay tied
+        else:
+            with torch.no_grad():
+                old.copy_(new)
+            setattr(owner, name, old)
+
+
+def _mismatch(module: str, source: str, missing: list[str], left_over: list[str], errors: list[str]) -> str:
+    pattern = r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
+    shapes = [re.search(pattern, line) for line in errors]
+    lists = {
+        "missing in the file": missing,
+        "left over in the file": left_over,
+        "misshapen": [f"{found[1]}: file ({found[2]}), model ({found[3]})" for found in shapes if found],
+        "other errors": [line for line, found in zip(errors, shapes, strict=True) if not found],
+    }
+    found = "\n".join(f"  {reason}: {_first(keys)}" for reason, keys in lists.items() if keys)
+    return (
+        f"the weights in {source} do not fit {module}; nothing was loaded:\n{found}\n"
+        "The file belongs to another model, or the config is not the one it was trained with: change either."
+    )
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(key.startswith(pattern) or re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def _first(keys: Iterable[Any], count: int = 5) -> str:
+    keys = [str(key) for key in keys]
+    return f"{len(keys)} ({'; '.join(keys[:count])}{'; ...' if len(keys) > count else ''})"
+
+
+def _build(config: DictConfig, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Build the model of a config and fill it from `state`, if possible without random numbers in between."""
+    section = _without_ckpt_paths(config).model
+    options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
+    try:
+        with _hollow_parameters():
+            model = instantiate_from_config(section)
+    except Exception as error:  # a constructor that computes with weights; a wrong config fails again below
+        logger.debug("building %s without weights failed: %s", section.get("target"), error)
+        model = None
+    report = _load(model, state, **options) if isinstance(model, nn.Module) else None
+    if report is None or not _is_whole(model):
+        model = instantiate_from_config(section)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"target {section.get('target')} in the config of {source} is no torch module")
+        report = _load(model, state, **options)
+    logger.info("%s", report)
+    return model
+
+
+class _NoNormal(TorchFunctionMode):
+    """Skips normal_ on tensors without memory, for which torch would first import 900 modules (1.7 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.normal_ and args[0].is_meta else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _hollow_parameters() -> Iterator[None]:
+    """Within the block, parameters of modules that this thread builds get no memory (the meta device).
+
+    Buffers and all other tensors are real, since not every one of them comes from a checkpoint.
+    """
+    thread = threading.get_ident()
+
+    def hollow(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != thread or type(parameter) is not nn.Parameter or parameter.is_meta:
+            return None
+        if not hasattr(parameter, "hollow"):  # registered under a second name, it becomes the same again
+            empty = torch.empty_like(parameter, device="meta")
+            parameter.hollow = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        return parameter.hollow
+
+    handle = register_module_parameter_registration_hook(hollow)
+    try:
+        with _NoNormal():
+            yield
+    finally:
+        handle.remove()
+
+
+def _is_whole(model: nn.Module) -> bool:
+    """Tell whether no tensor of a model, registered or a plain attribute, is still without memory."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    values += [tensor for *_, tensor in _slots(model)]
+    return not any(isinstance(value, Tensor) and value.is_meta for value in values)
+
+
+def _without_ckpt_paths(config: DictConfig) -> DictConfig:
+    """Copy a config without the `ckpt_path` keys at any depth of its model's parameters."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key != "ckpt_path"}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    plain = OmegaConf.to_container(config)
+    if isinstance(plain.get("model"), dict):
+        plain["model"]["params"] = strip(plain["model"].get("params") or {})
+    return OmegaConf.create(plain)

@@ -1,0 +1,150 @@
+"""Helpers that notebooks of 2021 import: files by name, values by path, and the size of a model."""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import nn
+from tqdm import tqdm
+
+CKPT_MAP = {"vgg_lpips": "vgg.pth"}
+MD5_MAP = {"vgg_lpips": "d507d7349b931f0638a25a48a722f98a"}
+_TIMEOUT = 60  # seconds without a byte
+
+
+def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
+    """Fetch `url` (http, https) into the file `local_path` with a progress bar, `chunk_size` bytes at a time.
+
+    The file appears whole or not at all. Raises ValueError for another kind of address, and OSError if the
+    transfer fails or ends early.
+    """
+    _check_address(url)
+    path = Path(local_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.build_opener(_WebOnly).open(url, timeout=_TIMEOUT) as response:
+            total = int(response.headers.get("content-length") or 0)
+            received = 0
+            with (
+                partial.open("wb") as file,
+                tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name) as bar,
+            ):
+                while data := response.read(chunk_size):
+                    file.write(data)
+                    received += len(data)
+                    bar.update(len(data))
+        if received < total:
+            raise OSError(f"{url} ended after {received} of {total} bytes; try again")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_address(url: str) -> None:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"cannot download {url}: only http and https addresses are allowed")
+
+
+def md5_hash(path: str | Path) -> str:
+    """Return the MD5 sum of a file as 32 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def get_ckpt_path(name: str, root: str | Path, check: bool = False) -> str:
+    """Return the path of a known weights file below `root`; nothing is downloaded.
+
+    `name` is "vgg_lpips": LPIPS heads on VGG, of 2021. With `check` the MD5 sum must be right, too. Raises
+    ValueError for an unknown name or a wrong sum, and FileNotFoundError that says which file to put where.
+    """
+    if name not in CKPT_MAP:
+        raise ValueError(f"unknown weights {name!r}; there are: {', '.join(CKPT_MAP)}")
+    path = os.path.join(root, CKPT_MAP[name])
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"the weights {name} are not here: put the file {CKPT_MAP[name]} (MD5 {MD5_MAP[name]}) at {path}"
+        )
+    if check and (found := md5_hash(path)) != MD5_MAP[name]:
+        raise ValueError(f"{path} has the MD5 sum {found}, expected {MD5_MAP[name]}: get the file again")
+    return path
+
+
+class KeyNotFoundError(Exception):
+    """A path does not lead through a nested list or dict; `keys` is the path, `visited` how far it led."""
+
+    def __init__(self, cause: Any, keys: list[str] | None = None, visited: list[str] | None = None):
+        self.cause = cause
+        self.keys = keys
+        self.visited = visited
+        found = [f"Key not found: {keys}"] if keys is not None else []
+        found += [f"Visited: {visited}"] if visited is not None else []
+        super().__init__("\n".join([*found, f"Cause:\n{cause}"]))
+
+
+def retrieve(
+    list_or_dict: Any,
+    key: str,
+    splitval: str = "/",
+    default: Any = None,
+    expand: bool = True,
+    pass_success: bool = False,
+) -> Any:
+    """Return the value at the path `key`, such as `data/train/0`, in nested lists and dicts.
+
+    A callable on the way is called and replaced, in place, by what it returns, unless `expand` is False.
+    With `pass_success` the result is the pair (value, whether it was found). Raises KeyNotFoundError if the
+    path leads nowhere and `default` is None.
+    """
+    try:
+        value, success = _follow(list_or_dict, key.split(splitval), expand), True
+    except KeyNotFoundError:
+        if default is None:
+            raise
+        value, success = default, False
+    return (value, success) if pass_success else value
+
+
+def _follow(node: Any, keys: list[str], expand: bool) -> Any:
+    visited: list[str] = []
+    parent: Any = None
+    for key in keys:
+        if callable(node):
+            if not expand:
+                cause = ValueError("Trying to get past callable node with expand=False.")
+                raise KeyNotFoundError(cause, keys=keys, visited=visited)
+            node = _expand(parent, visited, node)
+        parent = node
+        try:
+            node = node[key] if isinstance(node, Mapping) else node[int(key)]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise KeyNotFoundError(error, keys=keys, visited=visited) from error
+        visited.append(key)
+    return _expand(parent, visited, node) if expand and callable(node) else node
+
+
+def _expand(parent: Any, visited: list[str], node: Any) -> Any:
+    """Call a node and put the result in its place."""
+    value = node()
+    if parent is not None:  # the root has no place to put it
+        parent[visited[-1] if isinstance(parent, Mapping) else int(visited[-1])] = value
+    return value
+
+
+def count_params(model: nn.Module) -> tuple[int, int]:
+    """Return the number of trainable parameters of a model and of all of them; tied weights count once."""
+    parameters = list(model.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return trainable, sum(parameter.numel() for parameter in parameters)

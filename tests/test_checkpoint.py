@@ -1,0 +1,455 @@
+"""Checkpoints: found, read without running them, loaded completely or not at all, exported and read back."""
+
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from taming import checkpoint as ckpt
+from taming.checkpoint import find_checkpoint, load_model, load_weights, read_checkpoint, save_exported
+from taming.config import allow_targets
+
+LEGACY = Path(__file__).parent / "golden" / "legacy_lightning_1_0.ckpt"
+CONFIG = {"model": {"target": "torch.nn.Linear", "params": {"in_features": 3, "out_features": 2}}}
+
+
+@pytest.fixture(autouse=True)
+def _allow_the_modules_below():
+    allow_targets(__name__)
+
+
+class WithBuffers(nn.Module):
+    """A weight, a persistent buffer, one that no checkpoint holds, and tied weights."""
+
+    def __init__(self, width: int = 4, ckpt_path: str | None = None, nested: dict | None = None):
+        super().__init__()
+        if ckpt_path or (nested or {}).get("params", {}).get("ckpt_path"):
+            raise FileNotFoundError("the separate checkpoint was asked for")
+        self.weight = nn.Parameter(torch.randn(width, width))
+        self.weight.data.normal_(std=0.02)
+        self.twin = self.weight
+        self.frozen = nn.Parameter(torch.randn(width), requires_grad=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("grid", torch.arange(width).flip(0), persistent=False)
+        self.table = torch.linspace(0, 1, width)
+
+
+class ComputesWithWeights(nn.Linear):
+    """Its constructor needs the values of its weights, so it cannot be built without them."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("norm", torch.tensor(self.weight.norm().item()), persistent=False)
+
+
+class WithLoss(nn.Module):
+    """A model with a loss of its own, as a VQModel has."""
+
+    def __init__(self, discriminator: bool = True):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.loss = nn.ModuleDict({"discriminator": nn.Linear(2, 1)} if discriminator else {})
+
+
+class DropsMask(nn.Linear):
+    """A layer with a load hook that migrates an old key."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_load_state_dict_pre_hook(self.drop_mask)
+
+    @staticmethod
+    def drop_mask(module, state, prefix, *_args):
+        state.pop(prefix + "mask", None)
+
+
+class RunsCommand:
+    """A pickle that would write a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class Evaluates(RunsCommand):
+    def __reduce__(self):
+        return eval, (f"open({str(self.marker)!r}, 'w')",)
+
+
+def config_for(cls: type, **params) -> dict:
+    return {"model": {"target": f"{cls.__module__}.{cls.__name__}", "params": params}}
+
+
+def save(module: nn.Module, path: Path, **extra) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": module.state_dict(), **extra}, path)
+    return path
+
+
+def assert_equal_states(one: nn.Module, other: nn.Module) -> None:
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+# --- finding
+
+
+def test_find_takes_a_file_a_run_and_an_exported_folder(tmp_path):
+    newest = save(nn.Linear(1, 1), tmp_path / "run" / "checkpoints" / "b.ckpt")
+    older = save(nn.Linear(1, 1), tmp_path / "run" / "checkpoints" / "c.ckpt")
+    os.utime(older, (1, 1))
+    assert find_checkpoint(newest) == newest
+    assert find_checkpoint(tmp_path / "run") == newest
+    last = save(nn.Linear(1, 1), tmp_path / "run" / "checkpoints" / "last.ckpt")
+    os.utime(last, (0, 0))
+    assert find_checkpoint(str(tmp_path / "run")) == last
+    folder = save_exported(nn.Linear(3, 2), CONFIG, tmp_path / "export")
+    assert find_checkpoint(folder) == folder / "model.safetensors"
+
+
+def test_find_says_what_it_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt.*model\.safetensors"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_legacy_file_is_read_with_nothing_but_plain_values(mmap):
+    allowed = torch.serialization.get_safe_globals()
+    content = read_checkpoint(LEGACY, mmap=mmap)
+    assert (content["epoch"], content["global_step"]) == (7, 12345)
+    assert content["hyper_parameters"] == {"n_embed": 48}
+    (name, state), = content["callbacks"].items()
+    assert name == "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    assert state["monitor"] == "val/rec_loss"
+    assert content["state_dict"]["quantize.embedding.weight"].shape[0] == 48
+    assert torch.serialization.get_safe_globals() == allowed  # the permission has ended
+
+
+def test_omegaconf_numpy_and_paths_in_old_files_become_plain(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    hyper = OmegaConf.create({"a": [1, {"b": 2.5}], "c": "text", "d": None})
+    score = numpy.float64(0.25)
+    save(nn.Linear(1, 1), tmp_path / "x.ckpt", hparams=hyper, kind=type(hyper), score=score, at=Path("/a/b"))
+    content = read_checkpoint(tmp_path / "x.ckpt")
+    assert content["hparams"] == {"a": [1, {"b": 2.5}], "c": "text", "d": None}
+    assert content["kind"] == "omegaconf.dictconfig.DictConfig"
+    assert content["score"] == 0.25 and type(content["score"]) is float
+    assert content["at"] == "/a/b"
+
+
+def test_bare_state_dict_is_taken(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pth")
+    assert list(read_checkpoint(tmp_path / "bare.pth")["state_dict"]) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("payload, name", [(RunsCommand, "posix.system"), (Evaluates, "builtins.eval")])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["zip", "zip, protocol 4", "bare pickle", "old"])
+def test_code_is_refused_and_does_not_run(tmp_path, payload, name, form):
+    marker, path = tmp_path / "marker", tmp_path / "evil.ckpt"
+    content = {"state_dict": {"weight": torch.ones(2)}, "x": payload(marker)}
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps(payload(marker)))
+    elif form == "old":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(content, path, pickle_protocol=4 if form.endswith("4") else 2)
+    name = name.replace("posix", os.name)
+    expected = "before 1.6" if form == "old" else f"refused: .*evil.ckpt asks for {name}"
+    with pytest.raises(ValueError, match=expected):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_code_beside_a_legacy_class_is_refused(tmp_path):
+    """The permission for stand-ins is for those names only, and reaches no attribute of a real object."""
+    marker = tmp_path / "marker"
+    hyper = OmegaConf.create({"a": 1})
+    save(nn.Linear(1, 1), tmp_path / "x.ckpt", hyper_parameters=hyper, y=Evaluates(marker))
+    with pytest.raises(ValueError, match="asks for builtins.eval, which"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda data: b"", "is empty"),
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: data[:40], "truncated"),
+        (lambda data: data[:2000] + data[2500:], "truncated"),
+        (lambda data: b"<!DOCTYPE html><title>404</title>", "is not a checkpoint"),
+        (lambda data: pickle.dumps({"a": 1}), "is not a checkpoint"),
+    ],
+)
+def test_damaged_and_foreign_files_give_one_clear_error(tmp_path, damage, message):
+    path = save(nn.Linear(64, 64), tmp_path / "x.ckpt")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_other_contents_give_one_clear_error(tmp_path):
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    with pytest.raises(ValueError, match="not a checkpoint.*a Tensor"):
+        read_checkpoint(tmp_path / "tensor.pt")
+    torch.save({"optimizer": {}, "epoch": 1}, tmp_path / "dict.pt")
+    with pytest.raises(ValueError, match="no state_dict.*optimizer; epoch"):
+        read_checkpoint(tmp_path / "dict.pt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="before 1.6.*rewrite it"):
+        read_checkpoint(tmp_path / "old.pt")
+    with pytest.raises(FileNotFoundError, match="missing.ckpt"):
+        read_checkpoint(tmp_path / "missing.ckpt")
+
+
+def test_truncated_safetensors_give_one_clear_error(tmp_path):
+    file = save_exported(nn.Linear(3, 2), CONFIG, tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+        read_checkpoint(file)
+
+
+# --- loading weights
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_mismatch_is_reported_by_name_and_changes_nothing(assign):
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    parameters = list(module.parameters())
+    state = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)).state_dict()
+    del state["1.bias"]
+    state |= {f"extra.{i}": torch.ones(1) for i in range(7)}
+    with pytest.raises(ValueError) as caught:
+        load_weights(module, state, source="runs/other.ckpt", assign=assign)
+    text = str(caught.value)
+    assert "runs/other.ckpt do not fit Sequential; nothing was loaded" in text
+    assert "missing in the file: 1 (1.bias)" in text
+    assert "left over in the file: 7 (extra.0; extra.1; extra.2; extra.3; extra.4; ...)" in text
+    assert "misshapen: 1 (0.weight: file (2, 4), model (2, 3))" in text
+    assert "config" in text
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(old is new for old, new in zip(parameters, module.parameters(), strict=True))
+
+
+def test_copying_keeps_the_parameters_that_an_optimizer_holds():
+    source, module = WithBuffers(), WithBuffers()
+    source.count += 3
+    weight = module.weight
+    load_weights(module, source.state_dict(), source="x")
+    assert module.weight is weight and module.twin is weight
+    assert_equal_states(module, source)
+    source.weight.data.zero_()
+    assert weight.abs().sum() > 0  # a copy, not a view
+
+
+def test_assigning_keeps_dtype_requires_grad_and_ties():
+    source, module = WithBuffers(), WithBuffers()
+    state = source.state_dict()
+    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    load_weights(module, state, source="x", assign=True)
+    assert module.weight.dtype == torch.float32
+    assert torch.equal(module.weight, source.weight.half().float())
+    assert module.twin is module.weight
+    assert module.weight.requires_grad and not module.frozen.requires_grad
+    same = WithBuffers()
+    state = source.state_dict()
+    load_weights(same, state, source="x", assign=True)
+    assert same.weight.data_ptr() == state["weight"].data_ptr()
+
+
+def test_ignored_and_optional_keys_are_reported(caplog):
+    state = nn.Linear(2, 1).state_dict() | dict.fromkeys(["loss.a", "x.mask", "ema"], torch.ones(1))
+    with caplog.at_level(logging.INFO, logger="taming.checkpoint"):
+        report = load_weights(
+            nn.Linear(2, 1), state, source="old.ckpt", ignore=["loss.", r".*\.mask"], optional=["ema"]
+        )
+    assert report.ignored == ("loss.a", "x.mask")
+    assert report.left_over == ("ema",) and report.missing == ()
+    assert report.loaded == 2
+    assert "loaded 2 tensors from old.ckpt into Linear; ignored: 2 (loss.a; x.mask)" in caplog.text
+    with pytest.raises(ValueError, match="loss.a"):
+        load_weights(nn.Linear(2, 1), state, source="old.ckpt", ignore=["oss."])
+
+
+def test_load_hooks_of_layers_are_honoured():
+    state = {**nn.Linear(2, 2).state_dict(), "mask": torch.ones(2, 2)}
+    module = DropsMask()
+    assert load_weights(module, state, source="x").left_over == ()
+    assert torch.equal(module.weight, state["weight"])
+
+
+# --- loading models
+
+
+def test_checkpoint_with_its_config_needs_only_the_path(tmp_path):
+    source = nn.Linear(3, 2)
+    save(source, tmp_path / "run/checkpoints/last.ckpt", config=CONFIG, batches_seen=7, global_step=14)
+    model, config, step = load_model(tmp_path / "run")
+    assert_equal_states(model, source)
+    assert not model.training and step == 7
+    assert config.model.target == "torch.nn.Linear"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_config_is_found_beside_the_checkpoint(tmp_path):
+    source = nn.Linear(3, 2)
+    run = tmp_path / "run"
+    file = save(source, run / "checkpoints" / "last.ckpt", global_step=14)
+    with pytest.raises(ValueError, match=r"configs/\*\.yaml.*config\.yaml.*config=\.\.\."):
+        load_model(run)
+    (run / "configs").mkdir()
+    first = {"model": {"target": "torch.nn.Linear", "params": {"in_features": 9, "out_features": 2}}}
+    OmegaConf.save(OmegaConf.create(first), run / "configs" / "2021-01-01T00-00-00-project.yaml")
+    second = OmegaConf.create({"model": {"params": {"in_features": 3}}})
+    OmegaConf.save(second, run / "configs" / "2021-02-01T00-00-00-project.yaml")
+    for path in (run, file):
+        model, config, step = load_model(path)
+        assert_equal_states(model, source)
+        assert step == 14 and config.model.params.in_features == 3
+    shutil.copy(file, tmp_path / "alone.ckpt")
+    OmegaConf.save(OmegaConf.create(CONFIG), tmp_path / "alone.yaml")
+    assert_equal_states(load_model(tmp_path / "alone.ckpt")[0], source)
+    assert_equal_states(load_model(file, config=tmp_path / "alone.yaml")[0], source)
+    assert_equal_states(load_model(file, config=CONFIG)[0], source)
+    with pytest.raises(ValueError, match="has no section `model`"):
+        load_model(file, config={"data": {}})
+
+
+def test_tensors_that_no_checkpoint_holds_are_right(tmp_path):
+    source = WithBuffers()
+    source.count += 5
+    file = save(source, tmp_path / "x.ckpt", config=config_for(WithBuffers))
+    model, _, _ = load_model(file)
+    assert_equal_states(model, source)
+    assert model.grid.tolist() == [3, 2, 1, 0]
+    assert torch.equal(model.table, torch.linspace(0, 1, 4))
+    assert model.twin is model.weight
+    assert model.weight.requires_grad and not model.frozen.requires_grad
+    assert nn.Linear(2, 2).weight.device.type == "cpu"  # what is built afterwards has memory again
+
+
+def test_constructor_that_needs_its_weights_is_built_in_full(tmp_path):
+    source = ComputesWithWeights()
+    model, _, _ = load_model(save(source, tmp_path / "x.ckpt", config=config_for(ComputesWithWeights)))
+    assert_equal_states(model, source)
+    assert not model.norm.is_meta
+
+
+def test_building_takes_no_random_numbers(tmp_path):
+    file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=CONFIG)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_model(file)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_separate_checkpoints_are_not_needed(tmp_path):
+    source = WithBuffers()
+    nested = {"target": "x", "params": {"ckpt_path": "elsewhere/last.ckpt", "a": [{"ckpt_path": "b"}]}}
+    config = config_for(WithBuffers, ckpt_path="gone.ckpt", nested=nested)
+    model, found, _ = load_model(save(source, tmp_path / "x.ckpt", config=config))
+    assert_equal_states(model, source)
+    assert found.model.params.ckpt_path == "gone.ckpt"  # as it was trained
+    folder = save_exported(model, found, tmp_path / "export")
+    assert "ckpt_path" not in (folder / "config.yaml").read_text()
+
+
+def test_loss_weights_may_differ_and_the_rest_may_not(tmp_path, caplog):
+    source = WithLoss()
+    state = {**source.state_dict(), "loss.perceptual_loss.lin0.weight": torch.ones(1)}
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": state, "config": config_for(WithLoss, discriminator=False)}, path)
+    with caplog.at_level(logging.INFO, logger="taming.checkpoint"):
+        model, _, _ = load_model(path)
+    assert torch.equal(model.net.weight, source.net.weight)
+    assert "ignored: 1 (loss.perceptual_loss.lin0.weight)" in caplog.text
+    assert "not in the model: 2 (loss.discriminator.weight; loss.discriminator.bias)" in caplog.text
+
+    save(WithLoss(discriminator=False), path, config=config_for(WithLoss))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="taming.checkpoint"):
+        model, _, _ = load_model(path)
+    assert "not in the file: 2 (loss.discriminator.weight; loss.discriminator.bias)" in caplog.text
+    assert len(caplog.records) == 1
+    assert model.loss.discriminator.weight.abs().sum() > 0  # initialised as if built anew
+
+    torch.save({"state_dict": {"net.weight": state["net.weight"]}, "config": config_for(WithLoss)}, path)
+    with pytest.raises(ValueError, match=r"missing in the file: 1 \(net.bias\)"):
+        load_model(path)
+
+
+def test_wrong_targets_fail_as_wrong_targets(tmp_path):
+    config = {"model": {"target": "torch.nn.Linear", "params": {"width": 3}}}
+    with pytest.raises(ValueError, match="width"):
+        load_model(save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=config))
+    config = {"model": {"target": "os.system", "params": {"command": "true"}}}
+    with pytest.raises(ValueError, match=r"os\.system"):
+        load_model(save(nn.Linear(3, 2), tmp_path / "y.ckpt", config=config))
+
+
+# --- exporting
+
+
+def test_export_reads_back_bit_equal(tmp_path):
+    source = WithBuffers()
+    source.count += 2
+    folder = save_exported(source, config_for(WithBuffers, width=4), tmp_path / "a" / "b", step=123)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "model.safetensors"]
+    model, config, step = load_model(folder)
+    assert_equal_states(model, source)
+    assert model.twin is model.weight
+    assert step == 123 and config.model.params.width == 4
+
+
+def test_export_over_the_file_that_a_model_is_mapped_from(tmp_path):
+    folder = save_exported(nn.Linear(3, 2), CONFIG, tmp_path)
+    model, config, _ = load_model(folder)
+    weight = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    save_exported(model, config, folder)
+    assert torch.equal(model.weight, weight + 1)
+    assert torch.equal(load_model(folder)[0].weight, weight + 1)
+
+
+def test_training_a_loaded_model_leaves_the_file_alone(tmp_path):
+    file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=CONFIG)
+    before = file.read_bytes()
+    model, _, _ = load_model(file)
+    with torch.no_grad():
+        model.weight.zero_()
+    assert file.read_bytes() == before
+    assert load_model(file)[0].weight.abs().sum() > 0
+
+
+def test_export_needs_a_model_section_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no section `model`"):
+        save_exported(nn.Linear(3, 2), {"data": {}}, tmp_path)
+
+    def full(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ckpt, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_exported(nn.Linear(3, 2), CONFIG, tmp_path)
+    assert list(tmp_path.iterdir()) == []

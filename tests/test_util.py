@@ -1,0 +1,128 @@
+"""The helpers of 2021: same calls and results, without hidden downloads."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from taming.util import KeyNotFoundError, count_params, download, get_ckpt_path, md5_hash, retrieve
+
+BODY = b"0123456789" * 500
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Serves BODY, a body that ends early, and redirects."""
+
+    def do_GET(self):
+        if self.path.startswith("/to"):
+            self.send_response(302)
+            self.send_header("Location", "/file" if self.path == "/to-file" else "ftp://127.0.0.1/x")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY) + (100 if self.path == "/short" else 0)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("page", ["/file", "/to-file"])
+def test_download_writes_the_file_and_shows_a_bar(site, tmp_path, capsys, page):
+    path = tmp_path / "new" / "weights.bin"
+    download(site + page, str(path), chunk_size=64)
+    assert path.read_bytes() == BODY
+    assert [file.name for file in path.parent.iterdir()] == ["weights.bin"]
+    assert "weights.bin: 100%" in capsys.readouterr().err
+
+
+def test_download_that_fails_keeps_what_was_there(site, tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError):
+        download(site + "/short", path)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.bin"]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "weights.bin"])
+def test_download_takes_web_addresses_only(tmp_path, url):
+    with pytest.raises(ValueError, match="only http and https"):
+        download(url, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_download_follows_no_redirect_off_the_web(site, tmp_path):
+    with pytest.raises(ValueError, match="cannot download ftp://127.0.0.1/x"):
+        download(site + "/to-ftp", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_md5_hash(tmp_path):
+    (tmp_path / "x").write_bytes(BODY)
+    assert md5_hash(tmp_path / "x") == hashlib.md5(BODY).hexdigest()
+    (tmp_path / "empty").touch()
+    assert md5_hash(str(tmp_path / "empty")) == "d41d8cd98f00b204e9800998ecf8427e"
+
+
+def test_get_ckpt_path_finds_or_explains_and_never_downloads(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"put the file vgg\.pth .*at .*vgg\.pth"):
+        get_ckpt_path("vgg_lpips", str(tmp_path))
+    (tmp_path / "vgg.pth").write_bytes(b"x")
+    assert get_ckpt_path("vgg_lpips", tmp_path) == str(tmp_path / "vgg.pth")
+    with pytest.raises(ValueError, match="d507d7349b931f0638a25a48a722f98a"):
+        get_ckpt_path("vgg_lpips", tmp_path, check=True)
+    with pytest.raises(ValueError, match="vgg_lpips"):
+        get_ckpt_path("inception", tmp_path)
+
+
+def test_retrieve_walks_dicts_and_lists():
+    tree = {"a": {"b": [10, {"c": 11}]}}
+    assert retrieve(tree, "a/b/0") == 10
+    assert retrieve(tree, "a.b.1.c", splitval=".") == 11
+    assert retrieve(tree, "a/x", default=5) == 5
+    assert retrieve(tree, "a/b/9", default=5, pass_success=True) == (5, False)
+    assert retrieve(tree, "a/b/0", pass_success=True) == (10, True)
+    assert retrieve(OmegaConf.create(tree), "a/b/1/c") == 11
+
+
+@pytest.mark.parametrize("key", ["a/x", "a/b/9", "a/b/x", "a/b/0/y", "z"])
+def test_retrieve_says_how_far_it_came(key):
+    with pytest.raises(KeyNotFoundError, match="Key not found: .*\nVisited: .*\nCause:") as caught:
+        retrieve({"a": {"b": [10]}}, key)
+    assert caught.value.keys == key.split("/")
+    assert caught.value.visited == key.split("/")[:-1]
+
+
+def test_retrieve_expands_callables_in_place():
+    calls = []
+    tree = {"a": lambda: calls.append(1) or {"b": lambda: 3}, "l": [lambda: 4]}
+    with pytest.raises(KeyNotFoundError, match="callable"):
+        retrieve(tree, "a/b", expand=False)
+    assert callable(retrieve(tree, "a", expand=False))
+    assert retrieve(tree, "a/b") == 3
+    assert retrieve(tree, "a/b") == 3
+    assert calls == [1] and tree["a"] == {"b": 3}
+    assert retrieve(tree, "l/0") == 4 and tree["l"] == [4]
+
+
+def test_count_params_counts_tied_weights_once():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2, bias=False))
+    model[1].weight = model[0].weight
+    assert count_params(model) == (8, 8)
+    model[0].bias.requires_grad_(False)
+    model.register_buffer("x", torch.ones(100))
+    assert count_params(model) == (6, 8)
