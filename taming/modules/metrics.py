@@ -3,11 +3,11 @@
 B batch, C channels, H W pixels; images are in [-1, 1], so the data range is 2.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 DATA_RANGE = 2.0
@@ -33,8 +33,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity, per image: the mean over channels and over all places where the window fits.
 
     The window is a Gaussian of 11 x 11 pixels, sigma 1.5. Where a side is shorter than 11 pixels, the window
-    is cut to the largest odd size that fits; such values compare with each other only. Always computed in
-    float32.
+    is cut to the largest odd size that fits; such values compare with each other only. Computed in float32;
+    the same as for 8-bit pixels with a data range of 255.
     Source: Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity",
     equation 13, K1 = 0.01, K2 = 0.03.
 
@@ -47,17 +47,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    a, b = _clamped(a, b)
-    batch, channels, height, width = a.shape
-    with torch.autocast(a.device.type, enabled=False):
-        window = _gaussian(min(11, height, width), 1.5, a)
-        moments = torch.cat([a, b, a * a, b * b, a * b]).reshape(5 * batch * channels, 1, height, width)
-        moments = F.conv2d(F.conv2d(moments, window[:, None]), window[None, :])
-        mu_a, mu_b, aa, bb, ab = moments.reshape(5, batch, -1)  # (B, C*h*w) each
-        var_a, var_b, cov = aa - mu_a * mu_a, bb - mu_b * mu_b, ab - mu_a * mu_b
-        c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
-        numerator = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
-        return (numerator / ((mu_a * mu_a + mu_b * mu_b + c1) * (var_a + var_b + c2))).mean(1)
+    a, b = (x + 1 for x in _clamped(a, b))  # 0 is black, as in the paper: the luminance term depends on it
+    window = _gaussian(min(11, *a.shape[2:]), 1.5)
+    mu_a, mu_b, aa, bb, ab = _blur(torch.stack([a, b, a * a, b * b, a * b]), window).flatten(2)  # (B, C*h*w)
+    var_a, var_b, cov = aa - mu_a * mu_a, bb - mu_b * mu_b, ab - mu_a * mu_b
+    c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+    numerator = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
+    return (numerator / ((mu_a * mu_a + mu_b * mu_b + c1) * (var_a + var_b + c2))).mean(1)
 
 
 def _clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,12 +62,22 @@ def _clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.float().clamp(-1, 1), b.float().clamp(-1, 1)
 
 
-def _gaussian(room: int, sigma: float, like: Tensor) -> Tensor:
-    """Make a convolution kernel (1, 1, length): a Gaussian of the largest odd length up to `room`, sum 1."""
-    length = room - 1 + room % 2
-    x = torch.arange(length, dtype=torch.float32, device=like.device) - (length - 1) / 2
-    window = torch.exp(-(x * x) / (2 * sigma**2))
-    return (window / window.sum())[None, None]
+def _gaussian(room: int, sigma: float) -> list[float]:
+    """Make a Gaussian window of the largest odd length up to `room`, with sum 1."""
+    radius = (room - 1) // 2
+    window = [math.exp(-x * x / (2 * sigma**2)) for x in range(-radius, radius + 1)]
+    return [w / sum(window) for w in window]
+
+
+def _blur(x: Tensor, window: list[float]) -> Tensor:
+    """Filter the two last dimensions, where the window fits.
+
+    Written as sums, since a convolution would run in TF32 or bf16 where the variances need all of float32.
+    """
+    for dim in (-1, -2):
+        size = x.shape[dim] - len(window) + 1
+        x = sum(w * x.narrow(dim, k, size) for k, w in enumerate(window))
+    return x
 
 
 class CodebookUsage(nn.Module):
@@ -115,11 +121,9 @@ class CodebookUsage(nn.Module):
             if lowest < 0 or highest >= self.n_codes:
                 wrong = lowest if lowest < 0 else highest
                 raise ValueError(f"codebook index {wrong} is outside 0..{self.n_codes - 1}")
-        with torch.inference_mode(False):  # counted in validation, read and reset in training
-            histogram = self.histogram.to(indices.device)
-            self.histogram = histogram + torch.zeros_like(histogram).scatter_add_(
-                0, indices.clone(), torch.ones_like(indices)
-            )
+        # Never in place: a histogram made in inference mode (validation) may be added to outside of it.
+        histogram = self.histogram.to(indices.device)
+        self.histogram = histogram.scatter_add(0, indices, torch.ones_like(indices))
 
     def usage(self) -> Tensor:
         """Fraction of codes that were used at least once: () float32 in [0, 1]."""

@@ -23,7 +23,7 @@ REMEDY = "or set perceptual_weight: 0 in lossconfig, which leaves the perceptual
 
 
 class Trunk(NamedTuple):
-    """An ImageNet network: builder, weights, the layers that are compared, and the smallest side in pixels."""
+    """An ImageNet network: builder, weights, the layers to compare, and the smallest side in pixels."""
 
     build: Callable[..., nn.Module]
     url: str
@@ -71,7 +71,7 @@ class ScalingLayer(nn.Module):
 
 
 class NetLinLayer(nn.Module):
-    """A head: one weight per feature channel, as a 1x1 convolution; dropout only acted when it was trained."""
+    """A head: one weight per feature channel, as a 1x1 convolution; dropout acted in its training only."""
 
     def __init__(self, chn_in: int, chn_out: int = 1, use_dropout: bool = False):
         super().__init__()

@@ -11,7 +11,7 @@ from taming.modules.util import AbstractEncoder
 
 
 class CoordStage(AbstractEncoder):
-    """Quantize a map of coordinates in [0, 1] into `n_embed` steps on the latent grid, as a first stage would.
+    """Quantize a map of coordinates in [0, 1] into `n_embed` steps on the latent grid, like a first stage.
 
     Source: Esser, Rombach and Ommer 2021, "Taming Transformers", its sliding-window models.
 

@@ -1,0 +1,242 @@
+"""LPIPS: equal to the lpips package, finite where that is not, and invisible to its owner."""
+
+import copy
+import io
+import pickle
+import urllib.error
+import warnings
+
+import lpips
+import pytest
+import torch
+from torch import nn
+
+from taming.modules.losses.lpips import LPIPS, TRUNKS, normalize_tensor
+
+NETS = ["vgg", "alex", "squeeze"]
+
+
+class Owner(nn.Module):
+    """What holds LPIPS in practice: a loss with weights of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.perceptual_loss = LPIPS(random_trunk=True, **kwargs)
+        self.weight = nn.Parameter(torch.ones(3, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def references():
+    """The package's networks with random trunks; its heads are the trained ones."""
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")  # its way of calling torchvision is deprecated
+        torch.manual_seed(0)
+        nets = {net: lpips.LPIPS(net=net, pnet_rand=True, verbose=False) for net in NETS}
+    return {net: reference.requires_grad_(False) for net, reference in nets.items()}
+
+
+def images(*shape, seed=0):
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def torchvision_names(state):
+    """The trunk's weights as torchvision names them, out of the package's state dict."""
+    return {"features." + key.split(".", 2)[2]: v for key, v in state.items() if key.startswith("net.slice")}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("names", ["torchvision", "2021"])
+def test_equals_the_lpips_package(references, net, names):
+    state = references[net].state_dict()
+    ours = LPIPS(net)
+    ours.load_trunk_state(torchvision_names(state) if names == "torchvision" else state)
+    x, y = images(2, 3, 48, 64)
+    want = references[net](x, y)
+    got = ours(x, y)
+    assert got.shape == want.shape == (2, 1, 1, 1)
+    assert want.min() > 1e-3
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_equals_the_lpips_package(references):
+    ours = LPIPS("squeeze")
+    ours.load_trunk_state(references["squeeze"].state_dict())
+    x, y = images(1, 3, 32, 32)
+    grads = [torch.autograd.grad(f(v, y).sum(), v)[0] for f in (ours, references["squeeze"])
+             for v in [x.clone().requires_grad_(True)]]
+    assert grads[1].abs().max() > 1e-5
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-3 * grads[1].abs().max().item())
+
+
+def test_weights_are_taken_out_of_a_whole_checkpoint_of_2021(references):
+    reference = copy.deepcopy(references["squeeze"])
+    for i in range(7):
+        reference.lins[i].model[1].weight.mul_(1.5)
+    state = {f"loss.perceptual_loss.{k}": v for k, v in reference.state_dict().items()}
+    state["encoder.conv_in.weight"] = torch.zeros(1)
+    ours = LPIPS("squeeze")
+    ours.load_trunk_state(state)
+    x, y = images(1, 3, 32, 32)
+    torch.testing.assert_close(ours(x, y), reference(x, y), rtol=1e-5, atol=1e-5)
+
+
+def test_trunk_state_of_another_network_is_refused(references):
+    with pytest.raises(ValueError, match=r"features\.\d+\.\w+"):
+        LPIPS("vgg").load_trunk_state(references["alex"].state_dict())
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_equal_images_have_distance_zero_and_a_finite_gradient(net):
+    loss = LPIPS(net, random_trunk=True)
+    x = images(1, 3, 32, 32)[0].requires_grad_(True)
+    value = loss(x, x.detach().clone())
+    value.sum().backward()
+    assert value.abs().max() == 0
+    assert x.grad.isfinite().all()
+
+
+def test_normalisation_is_smooth_at_zero():
+    x = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    normalize_tensor(x).sum().backward()
+    assert x.grad.isfinite().all()
+    unit = normalize_tensor(images(5, 3, 3))
+    torch.testing.assert_close(unit.square().sum(1), torch.ones(2, 3, 3))
+
+
+def test_invisible_to_its_owner_before_and_after_use():
+    owner = Owner(net="squeeze")
+    for _ in range(2):
+        assert list(owner.state_dict()) == ["weight"]
+        assert [name for name, _ in owner.named_parameters()] == ["weight"]
+        assert list(owner.buffers()) == []
+        owner.perceptual_loss(*images(1, 3, 32, 32))
+    assert not any(p.requires_grad for p in owner.perceptual_loss._loaded[0].parameters())
+
+
+def test_checkpoints_of_2021_load_strictly_and_strangers_stay_unexpected(references):
+    owner = Owner(net="squeeze")
+    before = owner.perceptual_loss(*images(1, 3, 32, 32))
+    historic = references["squeeze"].state_dict()
+    state = {f"perceptual_loss.{k}": v for k, v in historic.items() if not k.startswith("lins")}
+    state["weight"] = torch.full((3, 1, 1), 2.0)
+    result = owner.load_state_dict(state, strict=True)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert owner.weight.flatten().tolist() == [2.0] * 3
+    assert torch.equal(owner.perceptual_loss(*images(1, 3, 32, 32)), before)
+    result = owner.load_state_dict({**state, "perceptual_loss.other": torch.ones(1)}, strict=False)
+    assert result.unexpected_keys == ["perceptual_loss.other"]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_owner_can_be_copied_and_pickled(used):
+    owner, pair = Owner(net="squeeze"), images(1, 3, 32, 32)
+    if used:
+        owner.perceptual_loss(*pair)
+    copies = copy.deepcopy(owner), pickle.loads(pickle.dumps(owner))
+    value = owner.perceptual_loss(*pair)
+    assert value.item() > 0
+    for other in copies:
+        assert torch.equal(other.perceptual_loss(*pair), value)
+
+
+def test_stays_in_evaluation_mode_and_float32():
+    owner, (x, y) = Owner(net="squeeze"), images(1, 3, 32, 32)
+    want = owner.perceptual_loss(x, y)
+    owner.train().to(torch.bfloat16)
+    assert not owner.perceptual_loss.training
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = owner.perceptual_loss(x, y)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+
+
+def test_building_and_loading_disturb_no_global_generator():
+    state = torch.random.get_rng_state()
+    first, second = LPIPS("alex", random_trunk=True), LPIPS("alex", random_trunk=True)
+    pair = images(1, 3, 32, 32)
+    assert torch.equal(first(*pair), second(*pair))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_first_use_in_inference_mode_leaves_it_fit_for_training():
+    loss, (x, y) = LPIPS("squeeze", random_trunk=True), images(1, 3, 32, 32)
+    with torch.inference_mode():
+        value = loss(x, y)
+    x.requires_grad_(True)
+    loss(x, y).sum().backward()
+    assert value.item() > 0
+    assert x.grad.abs().max() > 0
+
+
+def test_built_on_the_meta_device_it_still_works():
+    with torch.device("meta"):
+        loss = LPIPS("squeeze", random_trunk=True)
+    pair = images(1, 3, 32, 32)
+    assert torch.equal(loss(*pair), LPIPS("squeeze", random_trunk=True)(*pair))
+
+
+def test_one_channel_counts_three_times():
+    loss, (x, y) = LPIPS("squeeze", random_trunk=True), images(2, 1, 32, 40)
+    assert torch.equal(loss(x, y), loss(x.repeat(1, 3, 1, 1), y.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(("shapes", "message"), [
+    (((1, 5, 32, 32), (1, 5, 32, 32)), "5.*perceptual_weight: 0"),
+    (((1, 3, 32, 32), (1, 3, 32, 48)), "one shape"),
+    (((1, 3, 15, 32), (1, 3, 15, 32)), "15 x 32.*16.*perceptual_weight: 0"),
+])
+def test_refuses_what_it_cannot_compare(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        LPIPS("vgg", random_trunk=True)(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_smallest_size_is_the_trunk_s_own(net):
+    loss, smallest = LPIPS(net, random_trunk=True), TRUNKS[net].smallest
+    assert loss(*images(1, 3, smallest, smallest)).item() > 0
+    with pytest.raises(RuntimeError):  # the network itself fails one pixel below
+        loss._loaded[0](*images(1, 3, smallest - 1, smallest - 1))
+
+
+def test_unknown_net_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="resnet.*vgg, alex, squeeze"):
+        LPIPS("resnet")
+
+
+def test_offline_the_error_names_file_place_and_ways_out(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    loss = LPIPS()  # building needs no file
+    with pytest.raises(FileNotFoundError) as caught:
+        loss(*images(1, 3, 32, 32))
+    place = str(tmp_path / "hub" / "checkpoints")
+    for part in ("vgg16-397923af.pth", place, "trunk_path", "perceptual_weight: 0"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_trunk_is_read_from_the_cache_or_the_given_path(references, tmp_path, monkeypatch, explicit):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / ("mine.pth" if explicit else "hub/checkpoints/squeezenet1_1-b8a52dc0.pth")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torchvision_names(references["squeeze"].state_dict()), path)
+    loss = LPIPS("squeeze", trunk_path=path if explicit else None)
+    pair = images(1, 3, 32, 32)
+    torch.testing.assert_close(loss(*pair), references["squeeze"](*pair), rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_trunk_files_are_named(tmp_path):
+    pair = images(1, 3, 32, 32)
+    with pytest.raises(FileNotFoundError, match="missing.pth"):
+        LPIPS(trunk_path=tmp_path / "missing.pth")(*pair)
+    buffer = io.BytesIO()
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, buffer)
+    (tmp_path / "short.pth").write_bytes(buffer.getvalue()[:200])
+    with pytest.raises(ValueError, match="short.pth"):
+        LPIPS(trunk_path=tmp_path / "short.pth")(*pair)
+    (tmp_path / "part.pth").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="part.pth holds no features.0.bias"):
+        LPIPS(trunk_path=tmp_path / "part.pth")(*pair)
