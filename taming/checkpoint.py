@@ -5,8 +5,8 @@ torch's `weights_only` reader or safetensors. Loading is strict, and reports by 
 """
 
 import logging
+import os
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from taming.config import instantiate_from_config, load_config
+from taming.hollow import hollow_parameters, is_whole
 from taming.legacy_pickle import read_pickled
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,6 @@ def read_checkpoint(
     file by renaming another one over it, never by writing into it.
 
     Raises:
-        OSError: no such file, for one.
         ValueError: the file is empty, damaged, not a checkpoint, or asks for code; the message says which.
     """
     path = Path(path).expanduser()
@@ -196,17 +194,28 @@ def save_exported(model: nn.Module, config: Config, folder: str | Path, step: in
         storage = value.untyped_storage().data_ptr()
         tensors[key] = value.clone() if storage in storages else value  # safetensors refuses shared memory
         storages.add(storage)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = {name: folder / f".{name}.part" for name in (CONFIG_NAME, WEIGHTS_NAME)}
-    try:
-        OmegaConf.save(plain, partial[CONFIG_NAME], resolve=True)
-        save_file(tensors, partial[WEIGHTS_NAME], metadata={"format": "pt", "step": str(int(step))})
-        for name, file in partial.items():
-            file.replace(folder / name)
-    finally:
-        for file in partial.values():
-            file.unlink(missing_ok=True)
+    with _appearing(folder / CONFIG_NAME) as config_file, _appearing(folder / WEIGHTS_NAME) as weights_file:
+        OmegaConf.save(plain, config_file, resolve=True)
+        save_file(tensors, weights_file, metadata={"format": "pt", "step": str(int(step))})
     return folder
+
+
+def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint that appears whole or not at all; models mapped from its predecessor stay intact."""
+    with _appearing(Path(path)) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Yield a place to write to in the folder of `path`; at the end of the block the file takes its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
@@ -329,57 +338,19 @@ def _build(config: DictConfig, state: Mapping[str, Tensor], source: str) -> nn.M
     section = _without_ckpt_paths(config).model
     options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
     try:
-        with _hollow_parameters():
+        with hollow_parameters():
             model = instantiate_from_config(section)
     except Exception as error:  # a constructor that computes with weights; a wrong config fails again below
         logger.debug("building %s without weights failed: %s", section.get("target"), error)
         model = None
     report = _load(model, state, **options) if isinstance(model, nn.Module) else None
-    if report is None or not _is_whole(model):
+    if report is None or not is_whole(model):
         model = instantiate_from_config(section)
         if not isinstance(model, nn.Module):
             raise ValueError(f"target {section.get('target')} in the config of {source} is no torch module")
         report = _load(model, state, **options)
     logger.info("%s", report)
     return model
-
-
-class _NoNormal(TorchFunctionMode):
-    """Skips normal_ on tensors without memory, for which torch would first import 900 modules (1.7 s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.normal_ and args[0].is_meta else func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _hollow_parameters() -> Iterator[None]:
-    """Within the block, parameters of modules that this thread builds get no memory (the meta device).
-
-    Buffers and all other tensors are real, since not every one of them comes from a checkpoint.
-    """
-    thread = threading.get_ident()
-
-    def hollow(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if threading.get_ident() != thread or type(parameter) is not nn.Parameter or parameter.is_meta:
-            return None
-        if not hasattr(parameter, "hollow"):  # registered under a second name, it becomes the same again
-            empty = torch.empty_like(parameter, device="meta")
-            parameter.hollow = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-        return parameter.hollow
-
-    handle = register_module_parameter_registration_hook(hollow)
-    try:
-        with _NoNormal():
-            yield
-    finally:
-        handle.remove()
-
-
-def _is_whole(model: nn.Module) -> bool:
-    """Tell whether no tensor of a model, registered or a plain attribute, is still without memory."""
-    values = [value for module in model.modules() for value in vars(module).values()]
-    values += [tensor for *_, tensor in _slots(model)]
-    return not any(isinstance(value, Tensor) and value.is_meta for value in values)
 
 
 def _without_ckpt_paths(config: DictConfig) -> DictConfig:
