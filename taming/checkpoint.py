@@ -180,11 +180,11 @@ def config_of(
 def save_exported(model: nn.Module, config: Config, folder: str | Path, step: int = 0) -> Path:
     """Write a model's weights and config to `folder`, as load_model reads them, and return the folder.
 
-    `model.safetensors` carries the number of batches seen; `config.yaml` loses the model's `ckpt_path`s,
-    since all weights are here. Each file appears whole or not at all.
+    `model.safetensors` carries the number of batches seen; `config.yaml` loses every `ckpt_path`, since all
+    weights are here. Each file appears whole or not at all.
     """
     folder = Path(folder)
-    plain = _without_ckpt_paths(OmegaConf.create(config))
+    plain = without_ckpt_paths(config)
     if not OmegaConf.is_dict(plain.get("model")):
         raise ValueError("the config to export with has no section `model` (target and params)")
     tensors: dict[str, Tensor] = {}
@@ -335,7 +335,7 @@ def _first(keys: Iterable[Any], count: int = 5) -> str:
 
 def _build(config: DictConfig, state: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build the model of a config and fill it from `state`, if possible without random numbers in between."""
-    section = _without_ckpt_paths(config).model
+    section = without_ckpt_paths(config).model
     options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
     try:
         with hollow_parameters():
@@ -353,15 +353,12 @@ def _build(config: DictConfig, state: Mapping[str, Tensor], source: str) -> nn.M
     return model
 
 
-def _without_ckpt_paths(config: DictConfig) -> DictConfig:
-    """Copy a config without the `ckpt_path` keys at any depth of its model's parameters."""
+def without_ckpt_paths(config: Config) -> DictConfig:
+    """Copy a config, or a section of one, without the keys `ckpt_path` at any depth; interpolations stay."""
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: strip(item) for key, item in value.items() if key != "ckpt_path"}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
-    plain = OmegaConf.to_container(config)
-    if isinstance(plain.get("model"), dict):
-        plain["model"]["params"] = strip(plain["model"].get("params") or {})
-    return OmegaConf.create(plain)
+    return OmegaConf.create(strip(OmegaConf.to_container(OmegaConf.create(config))))

@@ -17,6 +17,7 @@ from taming.checkpoint import (
     load_weights,
     read_checkpoint,
     save_exported,
+    without_ckpt_paths,
     write_checkpoint,
 )
 from taming.config import allow_targets
@@ -317,6 +318,13 @@ def test_wrong_targets_fail_as_wrong_targets(tmp_path):
     config = {"model": {"target": "os.system", "params": {"command": "true"}}}
     with pytest.raises(ValueError, match=r"os\.system"):
         load_model(save(nn.Linear(3, 2), tmp_path / "y.ckpt", config=config))
+
+
+def test_ckpt_paths_are_cut_at_any_depth_and_nothing_else():
+    section = OmegaConf.create({"ckpt_path": 1, "a": [{"ckpt_path": 2, "b": "${data.size}"}], "ckpt_paths": 3})
+    cut = without_ckpt_paths(section)
+    assert OmegaConf.to_container(cut) == {"a": [{"b": "${data.size}"}], "ckpt_paths": 3}
+    assert section.ckpt_path == 1
 
 
 # --- exporting
