@@ -321,9 +321,9 @@ def test_wrong_targets_fail_as_wrong_targets(tmp_path):
 
 
 def test_ckpt_paths_are_cut_at_any_depth_and_nothing_else():
-    section = OmegaConf.create({"ckpt_path": 1, "a": [{"ckpt_path": 2, "b": "${data.size}"}], "ckpt_paths": 3})
+    section = OmegaConf.create({"ckpt_path": 1, "a": [{"ckpt_path": 2, "b": "${data.size}"}], "ckpts": 3})
     cut = without_ckpt_paths(section)
-    assert OmegaConf.to_container(cut) == {"a": [{"b": "${data.size}"}], "ckpt_paths": 3}
+    assert OmegaConf.to_container(cut) == {"a": [{"b": "${data.size}"}], "ckpts": 3}
     assert section.ckpt_path == 1
 
 
