@@ -43,10 +43,10 @@ SAFE_TARGETS: tuple[tuple[str, bool], ...] = (
 # folder may be anybody's.
 HISTORIC_TARGETS: tuple[tuple[str, str], ...] = (
     ("main.DataModuleFromConfig", "taming.data.datamodule.DataModuleFromConfig"),
+    ("main.WrappedDataset", "taming.data.datamodule.WrappedDataset"),
     ("cutlit.DataModuleFromConfig", "taming.data.datamodule.DataModuleFromConfig"),
     ("main.ImageLogger", "taming.callbacks.ImageLogger"),
     ("main.SetupCallback", "taming.callbacks.SetupCallback"),
-    ("main.CUDACallback", "taming.callbacks.CUDACallback"),
     ("main.instantiate_from_config", "taming.config.instantiate_from_config"),
     ("main.get_obj_from_str", "taming.config.get_obj_from_str"),
     # Lightning removed test-tube, the default logger of 2021; this one takes its save_dir, name and version.

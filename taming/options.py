@@ -79,8 +79,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], list
     Returns:
         The options (base, train, resume, name, project, seed, postfix, logdir, debug, no_test, scale_lr,
         dry_run, ignore_base_data, allow; `seed` is None when not given); the Trainer arguments that were
-        given, under their present names, for `resolve_trainer_arguments`; the `key.sub=value` words; and notes,
-        one for each old name that was translated.
+        given, under their present names, for `resolve_trainer_arguments`; the `key.sub=value` words; and
+        notes, one for each old name that was translated.
 
     Raises:
         ValueError: an unknown option (with the closest known ones), a value that is missing or of the wrong
@@ -113,10 +113,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_flag(parser: argparse.ArgumentParser, *names: str, help: str, default: bool = False) -> None:
-    parser.add_argument(*names, type=_boolean, default=default, metavar="BOOL", help=help)
+    """Add an option whose value, True or False, may be left out."""
+    add = parser.add_argument
+    add(*names, type=_boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
 def _boolean(text: str) -> bool:
+    """Read yes or no in the spellings of 2021."""
     if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return BOOLEANS[text.lower()]

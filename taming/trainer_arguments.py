@@ -70,7 +70,7 @@ def resolve_trainer_arguments(
 
 
 def device_count(trainer_arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """Count (devices per node, nodes) of present Trainer arguments; -1 and "auto" are what the machine has."""
+    """Count (devices per node, nodes) of present Trainer arguments; -1 and "auto" mean what is there."""
     nodes = int(trainer_arguments.get("num_nodes") or 1)
     devices = trainer_arguments.get("devices", "auto")
     if isinstance(devices, list | tuple):
@@ -244,6 +244,6 @@ OLD_ARGUMENTS: dict[str, Callable[[Any], Translation]] = {
 # Those that once could stand alone on a command line, for True.
 OLD_SWITCHES = frozenset((
     "auto_lr_find", "auto_scale_batch_size", "auto_select_gpus", "automatic_optimization",
-    "checkpoint_callback", "move_metrics_to_cpu", "prepare_data_per_node", "reload_dataloaders_every_epoch", "replace_sampler_ddp",
-    "stochastic_weight_avg", "terminate_on_nan",
+    "checkpoint_callback", "move_metrics_to_cpu", "prepare_data_per_node", "reload_dataloaders_every_epoch",
+    "replace_sampler_ddp", "stochastic_weight_avg", "terminate_on_nan",
 ))

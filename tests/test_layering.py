@@ -1,0 +1,148 @@
+"""Imports go down only: main, scripts -> train -> callbacks, eval -> models -> modules -> the bottom.
+
+The data sets lie beside the models. The source is read, not imported, so that imports inside functions count
+as well.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# part of the package -> parts that it may import, besides itself
+BOTTOM = {"images", "checkpoint", "config", "util"}
+LAYERS = {
+    "images": set(),
+    "util": set(),
+    "config": {"util"},
+    "legacy_pickle": set(),  # these two serve the checkpoints
+    "hollow": set(),
+    "checkpoint": {"config", "util", "legacy_pickle", "hollow"},
+    "lr_scheduler": set(),
+    "sampling": {"util"},
+    "modules": {"sampling", "images", "util"},
+    "data": {"config", "util", "images"},
+    "models": {"modules", "sampling", "lr_scheduler", *BOTTOM},
+    "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
+    "eval": {"models", "modules", "sampling", "data", *BOTTOM},
+    "trainer_arguments": set(),
+    "options": {"trainer_arguments", *BOTTOM},
+    "train": {
+        "options", "trainer_arguments", "callbacks", "eval", "models", "modules", "sampling", "data",
+        "lr_scheduler", *BOTTOM,
+    },
+}
+# packages that a part must not know
+FOREIGN = {
+    "modules": {"pytorch_lightning", "lightning", "omegaconf", "yaml"},
+    "sampling": {"pytorch_lightning", "lightning", "omegaconf", "yaml"},
+    "images": {"pytorch_lightning", "lightning", "omegaconf"},
+    "config": {"pytorch_lightning", "lightning", "torch"},
+}
+ABOVE = {"main", "scripts", "benchmarks", "tests"}  # nothing in the package may import these
+NOT_AN_IMPORT_OF_OURS = {"taming"}  # `import taming` alone: the version
+
+Import = tuple[int, str]  # line, dotted name
+
+
+def imports_of(source: str, module: str, is_package: bool) -> list[Import]:
+    """List what a file imports, relative imports resolved, wherever in the file the statement stands."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                parts = module.split(".") if is_package else module.split(".")[:-1]
+                origin = ".".join([*parts[: len(parts) - node.level + 1], *([origin] if origin else [])])
+            # `from taming import models` names a module, `from taming.models import vqgan` perhaps one
+            found += [(node.lineno, f"{origin}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.append((node.lineno, node.args[0].value))
+    return found
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Phrase each import of a module that goes up, or to a package that its part must not know."""
+    part = module.split(".")[1] if "." in module else ""
+    wrong = []
+    for line, name in imports_of(source, module, is_package):
+        top, _, below = name.partition(".")
+        target = below.split(".")[0]
+        if top in ABOVE:
+            reason = f"nothing in the package may import {top}"
+        elif top in FOREIGN.get(part, ()):
+            reason = f"{part} must not know {top}"
+        elif top != "taming" or target in (part, "__version__", "") or name in NOT_AN_IMPORT_OF_OURS:
+            continue
+        elif part not in LAYERS:
+            reason = f"{part or 'the package itself'} has no layer: add it to LAYERS"
+        elif target not in LAYERS[part]:
+            reason = f"{part} may import {', '.join(sorted(LAYERS[part])) or 'nothing of the package'}"
+        else:
+            continue
+        wrong.append(f"line {line}: imports {name}; {reason}")
+    return wrong
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / "taming").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", package_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    wrong = violations(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+    assert not wrong, f"{path.relative_to(ROOT)}\n" + "\n".join(wrong)
+
+
+def test_every_part_has_a_layer():
+    parts = {module_name(path).split(".")[1] for path in package_files() if "." in module_name(path)}
+    assert parts <= set(LAYERS), f"add to LAYERS: {parts - set(LAYERS)}"
+    assert {"config", "options", "models", "modules", "data", "sampling", "train"} <= parts
+
+
+def test_the_layers_themselves_have_no_cycle():
+    below: dict[str, set[str]] = {part: set(allowed) for part, allowed in LAYERS.items()}
+    while below:
+        lowest = {part for part, allowed in below.items() if not allowed & set(below)}
+        assert lowest, f"a cycle among {sorted(below)}"
+        below = {part: allowed for part, allowed in below.items() if part not in lowest}
+
+
+@pytest.mark.parametrize("module, source, message", [
+    ("taming.modules.util", "import pytorch_lightning as pl", "imports pytorch_lightning; modules must not"),
+    ("taming.modules.util", "def f():\n    import omegaconf", "line 2: imports omegaconf"),
+    ("taming.modules.util", "from taming.config import load_config", "may import images, sampling, util"),
+    ("taming.modules.a.b", "from ...models import vqgan", "imports taming.models.vqgan"),
+    ("taming.modules.a.b", "from ... import models", "imports taming.models"),
+    ("taming.sampling.decode", "import taming.modules.transformer.mingpt", "sampling may import util"),
+    ("taming.data.custom", "from taming.models.vqgan import VQModel", "may import config, images, util"),
+    ("taming.models.vqgan", "from main import instantiate_from_config", "the package may import main"),
+    ("taming.models.vqgan", "1\nimport_module('scripts.x')", "imports scripts"),
+    ("taming.models.vqgan", "from taming.callbacks import ImageLogger", "imports taming.callbacks.Image"),
+    ("taming.config", "import taming.checkpoint", "config may import util"),
+    ("taming.unheard", "from taming.util import download", "has no layer"),
+])
+def test_a_wrong_import_is_reported(module, source, message):
+    assert message in "\n".join(violations(source, module))
+
+
+@pytest.mark.parametrize("module, source", [
+    ("taming.modules.transformer.mingpt", "from taming.sampling import sample_tokens"),
+    ("taming.modules.a.b", "from .c import d\nfrom ..util import e"),
+    ("taming.models.vqgan", "import pytorch_lightning as pl\nfrom taming.config import load_config"),
+    ("taming.train", "from taming import __version__\nfrom taming.options import parse"),
+    ("taming.eval.fid", "import torch\nfrom taming.models.vqgan import VQModel"),
+])
+def test_a_right_import_is_not(module, source):
+    assert violations(source, module) == []
