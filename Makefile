@@ -39,21 +39,25 @@ bench: $(CORE)
 
 env: $(DEV)
 
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
 # $(call install,REQUIREMENT)
 define install
-	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), and this needs Python 3.11 or newer;" \
+	@test -x $(PY) || $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>/dev/null) || found="not to be found"; \
+	  echo "$(PYTHON) is $$found, and this needs Python 3.11 or newer;" \
 	    "name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || { \
 	  if test -f $(VENV)/pyvenv.cfg; then rm -f $(VENV)/bin/python $(VENV)/bin/python3; fi; \
 	  echo "making the environment $(VENV)"; $(PYTHON) -m venv $(VENV); } || { \
 	  echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PY) -c '$(NEW_ENOUGH)' || { \
 	  echo "$(VENV) holds $$($(PY) --version), and this needs Python 3.11 or newer;" \
 	    "use another folder: make $(MAKECMDGOALS) VENV=another" >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --upgrade
 	@rm -f $(VENV)/.taming-*
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable '$(1)'
+	@echo "installing into $(VENV); the first time, PyTorch is a download of a few gigabytes"
+	$(PY) -m pip install --disable-pip-version-check --editable '$(1)'
 endef
 
 $(CORE): pyproject.toml $(BROKEN)
