@@ -290,6 +290,9 @@ def _accepted_names(obj: Any, signature: inspect.Signature) -> tuple[list[str], 
 
     A class of this package that takes `**kwargs` hands them to its parent, by convention, whose names count.
     """
+    init = getattr(obj, "__init__", None)
+    if (getattr(init, "__module__", ""), init.__qualname__) == ("torch.nn.modules.module", "Module.__init__"):
+        return [], False  # a network without a constructor: the signature is open, but nothing is accepted
     open_ended = True
     names: list[str] = []
     follow = inspect.isclass(obj) and obj.__module__.startswith("taming.")

@@ -198,6 +198,11 @@ def test_keyword_arguments_of_our_classes_belong_to_the_parent():
     assert config._check_params("Child", Child, {"labels": 3, "size": 1, "depth": 2}) is None
 
 
+def test_a_network_without_a_constructor_takes_nothing():
+    with pytest.raises(ConfigError, match="DummyLoss does not accept 'disc_start'; it accepts: nothing"):
+        instantiate_from_config({"target": "taming.modules.losses.DummyLoss", "params": {"disc_start": 1}})
+
+
 def test_errors_inside_the_constructor_keep_their_type_and_message(package):
     allow_targets("stranger")
     with pytest.raises(TypeError, match="deep inside") as caught:
