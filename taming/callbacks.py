@@ -13,9 +13,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from taming.checkpoint import write_checkpoint
 from taming.images import image_grid, save_png
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ class SetupCallback(Callback):
 class ImageLogger(Callback):
     """Write PNG grids of what `model.log_images(batch)` returns, and show them in TensorBoard.
 
-    Pictures come at batches 1, 2, 4, 8, ... (unless `increase_log_steps` is False) and every `batch_frequency`
-    batches, and for the first batch of every validation: `images/train/reconstructions_000128.png`.
+    Pictures come at batches 1, 2, 4, 8, ... (unless `increase_log_steps` is False) and every
+    `batch_frequency` batches, and for the first batch of every validation:
+    `images/train/reconstructions_000128.png`.
 
     Args:
         batch_frequency: batches between pictures; 0 for none in training.
@@ -112,10 +115,11 @@ class ImageLogger(Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep `last.ckpt` current: every N batches, after each validation and epoch, on Ctrl-C, SIGTERM and errors.
+    """Keep `last.ckpt` current: every N batches, after each validation and epoch, on Ctrl-C, SIGTERM and
+    errors.
 
-    Ctrl-C finishes the batch, saves and raises `Interrupted`; a second one stops at once. SIGUSR1 saves and goes on.
-    An error (a NaN in the loss, a broken data set) saves the state before the batch it happened in.
+    Ctrl-C finishes the batch, saves and raises `Interrupted`; a second one stops at once. SIGUSR1 saves and
+    goes on. An error (a NaN in the loss, a broken data set) saves the state before the batch it happened in.
 
     Args:
         path: the file.
@@ -183,6 +187,17 @@ class LastCheckpoint(Checkpoint):
             logger.warning("stopping after this batch; once more to stop at once")
 
 
+class WholeFileIO(TorchCheckpointIO):
+    """Write checkpoints beside their place and rename them.
+
+    Lightning's own writing may overwrite a file in place, and with it the weights of a model that was loaded
+    from it and is still mapped to it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+        write_checkpoint(checkpoint, path)
+
+
 class StopAfterBatches(Callback):
     """End training after so many batches: `max_steps`, which Lightning would count once per optimizer."""
 
@@ -194,7 +209,8 @@ class StopAfterBatches(Callback):
 
 
 class SeededBatches(Callback):
-    """Make dropout, pkeep and noise of a batch a function of (seed, rank, batch): a resumed run repeats them."""
+    """Make dropout, pkeep and noise of a batch a function of (seed, rank, batch): a resumed run repeats
+    them."""
 
     def __init__(self, seed: int):
         self.seed = seed

@@ -54,7 +54,8 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor, path: str | Path, text: dict[str, str] | None = None) -> Path:
-    """Write one image (C, H, W) in [-1, 1] as a PNG, making folders as needed; `text` becomes PNG text chunks.
+    """Write one image (C, H, W) in [-1, 1] as a PNG, making folders as needed; `text` becomes PNG text
+    chunks.
 
     The file appears whole or not at all (written beside its place, then renamed).
     """

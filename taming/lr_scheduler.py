@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,9 +60,9 @@ class LambdaWarmUpCosineScheduler:
         _report(n, self.last_lr, self.verbosity_interval)
         return self.last_lr
 
-    def __call__(self, n: int, **kwargs: Any) -> float:
-        """Give the factor of step `n`."""
-        return self.schedule(n, **kwargs)
+    def __call__(self, n: int, **kwargs: Any) -> np.float64:
+        """Give the factor of step `n`, in double precision as in 2021: take float() of it before it is stored."""
+        return np.float64(self.schedule(n, **kwargs))
 
 
 class LambdaWarmUpCosineScheduler2:

@@ -25,13 +25,15 @@ class ImageModel(pl.LightningModule):
     """A LightningModule that steps its optimizers by hand and counts the batches it has learnt from.
 
     `trainer.global_step` rises once per optimizer, twice a batch for a GAN; `batches_seen` is what schedules,
-    checkpoints and logs count. With accumulation it counts optimizer steps, as Lightning 1.0 did. It is kept in
-    checkpoints, outside the state dict.
+    checkpoints and logs count. With accumulation it counts optimizer steps, as Lightning 1.0 did. It is kept
+    in checkpoints, outside the state dict.
 
     Attributes:
         learning_rate: step size of every optimizer; set it before training (main.py does).
-        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization, done here.
-        scheduler: batches seen -> factor on the learning rate, from `scheduler_config`; None keeps it constant.
+        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization, done
+        here.
+        scheduler: batches seen -> factor on the learning rate, from `scheduler_config`; None keeps it
+            constant.
     """
 
     def __init__(self, monitor: str | None = None, scheduler_config: dict | None = None):
@@ -55,7 +57,9 @@ class ImageModel(pl.LightningModule):
         if isinstance(batch, str):
             batch, key = key, batch
         if key not in batch:
-            raise ValueError(f"the batch has no {key!r}, only {sorted(batch)}: check the model's *_key and the dataset")
+            raise ValueError(
+                f"the batch has no {key!r}, only {sorted(batch)}: check the model's *_key and the dataset"
+            )
         x = batch[key]
         if x.ndim == 3:
             x = x[..., None]
@@ -78,7 +82,7 @@ class ImageModel(pl.LightningModule):
         self.manual_backward(loss / self.accumulate_grad_batches)
         if not self._accumulated():
             return
-        factor = self.scheduler(self.batches_seen) if self.scheduler else 1.0
+        factor = float(self.scheduler(self.batches_seen)) if self.scheduler else 1.0
         for optimizer, parameters in optimizers:
             parameters = [p for p in parameters if p.grad is not None]
             if not parameters:
@@ -99,8 +103,10 @@ class ImageModel(pl.LightningModule):
         return done % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
     def check_finite(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Raise `NonFiniteLoss` naming every term that is NaN or infinite; called before the weights change."""
-        bad = {name: float(value) for name, value in losses.items() if not torch.isfinite(torch.as_tensor(value)).all()}
+        """Raise `NonFiniteLoss` naming every term that is NaN or infinite; called before the weights
+        change."""
+        finite = {name: bool(torch.as_tensor(value).isfinite().all()) for name, value in losses.items()}
+        bad = {name: float(losses[name]) for name, fine in finite.items() if not fine}
         if bad:
             terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
             raise NonFiniteLoss(
@@ -111,9 +117,13 @@ class ImageModel(pl.LightningModule):
     # ---- checkpoints
 
     def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
-        """Take the weights of a checkpoint, but for keys that begin with one of `ignore_keys`; strict otherwise."""
+        """Take the weights of a checkpoint, but for keys that begin with one of `ignore_keys`; strict
+        otherwise."""
         checkpoint = read_checkpoint(path)
-        load_weights(self, checkpoint.get("state_dict", checkpoint), source=str(path), ignore=tuple(ignore_keys))
+        # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
+        load_weights(
+            self, checkpoint["state_dict"], source=str(path), ignore=tuple(ignore_keys), optional=("loss.",)
+        )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["batches_seen"] = self.batches_seen

@@ -1,4 +1,5 @@
-"""Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, section 3.2).
+"""Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, section
+3.2).
 
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
 """
@@ -20,17 +21,19 @@ UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 
 
 class Net2NetTransformer(ImageModel):
-    """p(s | c): codes s of the image, in raster or permuted order, after the condition's tokens c (eq. 9 and 10).
+    """p(s | c): codes s of the image, in raster or permuted order, after the condition's tokens c (eq. 9 and
+    10).
 
     Args:
         transformer_config: `{target, params}` of the network, `GPT`.
         first_stage_config: of the VQGAN whose codes are modelled; its `ckpt_path` says where its weights are.
-        cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token alone,
-            "__is_first_stage__" for the first stage itself.
+        cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token
+            alone, "__is_first_stage__" for the first stage itself.
         permuter_config: of the order of the codes; raster when None.
         ckpt_path: checkpoint of this whole model to start from, but for keys that begin with `ignore_keys`.
         first_stage_key, cond_stage_key: entries of the batch.
-        downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded; -1 keeps it.
+        downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded; -1 keeps
+            it.
         pkeep: probability that an input code is kept in training; the others are replaced by random ones.
         sos_token: the start token of an unconditional model.
         unconditional: the same as "__is_unconditional__".
@@ -103,7 +106,8 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order), in float32."""
+        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order), in
+        float32."""
         with torch.autocast(x.device.type, enabled=False):
             quant, _, info = self.first_stage_model.encode(x)
         return quant, self.permuter(info[2].view(x.shape[0], -1))
@@ -119,7 +123,8 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: tuple[int, int, int, int]) -> Tensor:
-        """Codes (B, N) in the permuter's order, for latents of shape (B, embed_dim, h, w), to images (B, C, H, W)."""
+        """Codes (B, N) in the permuter's order, for latents of shape (B, embed_dim, h, w), to images (B, C,
+        H, W)."""
         index = self.permuter(index, reverse=True)
         return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
 
@@ -183,7 +188,8 @@ class Net2NetTransformer(ImageModel):
         top_k: int | None = None, callback: Callable[[int], None] | None = None, *, top_p: float | None = None,
         generator=None,
     ) -> Tensor:
-        """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps); greedy by default."""
+        """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps); greedy by
+        default."""
         drawn = sample_tokens(
             self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k, top_p=top_p,
             greedy=not sample, generator=generator,
@@ -213,7 +219,8 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def log_images(self, batch: dict, max_images: int = 8, top_k: int | None = 100, **kwargs) -> dict[str, Tensor]:
-        """The pictures worth looking at: inputs, reconstructions, samples from their upper half and from nothing."""
+        """The pictures worth looking at: inputs, reconstructions, samples from their upper half and from
+        nothing."""
         x, c = self.get_xc(batch, max_images)
         x, c = x.to(self.device), c.to(self.device)
         quant, z = self.encode_to_z(x)

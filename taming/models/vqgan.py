@@ -100,7 +100,8 @@ class VQModel(ImageModel):
     # ---- training
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
-        """One forward for both losses: the generator's, then the discriminator's on the detached reconstruction."""
+        """One forward for both losses: the generator's, then the discriminator's on the detached
+        reconstruction."""
         x = self.get_input(batch, self.image_key)
         reconstruction, codebook_loss = self(x)
         ae_loss, log = self.loss(
@@ -151,7 +152,8 @@ class VQModel(ImageModel):
         ]
 
     def generator_parameters(self):
-        """Parameters of everything but the loss: encoder, decoder, codebook and the convolutions between them."""
+        """Parameters of everything but the loss: encoder, decoder, codebook and the convolutions between
+        them."""
         for part in (self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv):
             yield from part.parameters()
 

@@ -33,7 +33,8 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
 
 
 def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), (B, steps): row i from generator i, or from the i-th seed drawn of a single generator."""
+    """Numbers in [0, 1), (B, steps): row i from generator i, or from the i-th seed drawn of a single
+    generator."""
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
         seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch_size)]
@@ -57,8 +58,8 @@ def sample_tokens(
         steps: how many codes to draw; T + steps - 1 must fit the transformer's block size.
         temperature, top_k, top_p: see `filter_logits`.
         greedy: take the most likely code each time; nothing is random then.
-        generator: one per row, so that a row does not depend on the batch it is in, or a single one, which seeds
-            the rows in order; the global random numbers when None.
+        generator: one per row, so that a row does not depend on the batch it is in, or a single one, which
+            seeds the rows in order; the global random numbers when None.
         callback: called after each step with its number (from 0) and the codes so far (B, step + 1).
 
     Returns:

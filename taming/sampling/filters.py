@@ -12,9 +12,9 @@ def filter_logits(
 ) -> Tensor:
     """Scale logits (..., V) by 1/temperature, then set those outside top-k and top-p to -inf.
 
-    Top-k keeps the k most likely codes and all that tie with the last of them; top-p (nucleus, Holtzman et al.
-    2020) keeps the smallest set of the most likely codes whose probability reaches p, at least one. Top-p looks at
-    what top-k has left.
+    Top-k keeps the k most likely codes and all that tie with the last of them; top-p (nucleus, Holtzman et
+    al. 2020) keeps the smallest set of the most likely codes whose probability reaches p, at least one. Top-p
+    looks at what top-k has left.
 
     Raises:
         ValueError: temperature <= 0, top_k outside 1..V, top_p outside (0, 1].
@@ -40,7 +40,8 @@ def filter_logits(
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw one code (B,) per row of logits (B, V) by inverting the cumulative distribution at `uniform` (B,)."""
+    """Draw one code (B,) per row of logits (B, V) by inverting the cumulative distribution at `uniform`
+    (B,)."""
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
     # scaled to the sum that rounding left, so that the last code that is possible is also the last drawn
     return torch.searchsorted(cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True)[:, 0]

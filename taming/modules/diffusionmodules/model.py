@@ -1,7 +1,7 @@
 """Convolutional encoder and decoder of the VQGAN (the folder's name is historic: there is no diffusion here).
 
-The U-Net halves of Ho et al. (2020), as used by Esser et al. (2021, appendix B). The attribute names are the keys
-of published checkpoints.
+The U-Net halves of Ho et al. (2020), as used by Esser et al. (2021, appendix B). The attribute names are the
+keys of published checkpoints.
 
 B batch, C channels, H W pixels, h w latent grid, f = 2 ** (len(ch_mult) - 1) = H / h.
 """
@@ -56,7 +56,8 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a skip connection; `temb` optionally shifts the channels between."""
+    """Two normalised 3x3 convolutions around a skip connection; `temb` optionally shifts the channels
+    between."""
 
     def __init__(
         self, *, in_channels: int, out_channels: int | None = None, conv_shortcut: bool = False,
@@ -108,7 +109,8 @@ class AttnBlock(nn.Module):
 
 
 def _level(channels: list[int], dropout: float, attend: bool) -> nn.Module:
-    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each followed by attention if asked."""
+    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each followed by attention if
+    asked."""
     level = nn.Module()
     level.block = nn.ModuleList(
         ResnetBlock(in_channels=a, out_channels=b, dropout=dropout)
@@ -140,7 +142,8 @@ def _run_middle(middle: nn.Module, h: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f), twice the channels if `double_z`.
+    """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f), twice the channels if
+    `double_z`.
 
     Args:
         ch: channels at full resolution, a multiple of 32.
@@ -148,7 +151,8 @@ class Encoder(nn.Module):
         ch_mult: multiple of `ch` at each resolution; each but the last halves H and W.
         num_res_blocks: residual blocks per resolution.
         attn_resolutions: resolutions, counted in pixels from `resolution` down, that get attention.
-        resolution: the training size in pixels; it only places the attention, any multiple of f can be encoded.
+        resolution: the training size in pixels; it only places the attention, any multiple of f can be
+            encoded.
     """
 
     def __init__(

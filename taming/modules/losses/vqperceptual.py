@@ -1,7 +1,8 @@
-"""The VQGAN's loss: pixels, perceptual distance, codebook and a patch discriminator (Esser et al. 2021, eq. 4 to 7).
+"""The VQGAN's loss: pixels, perceptual distance, codebook and a patch discriminator (Esser et al. 2021, eq. 4
+to 7).
 
-B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions runs
-in float32 whatever autocast says. Steps are batches, counted by the model.
+B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions
+runs in float32 whatever autocast says. Steps are batches, counted by the model.
 """
 
 import torch
@@ -46,16 +47,18 @@ class VQLPIPSWithDiscriminator(nn.Module):
         pixelloss_weight: weight of the L1 distance.
         disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
         disc_factor: multiplies both adversarial losses.
-        disc_weight: multiplies the generator's adversarial loss, on top of the adaptive weight if there is one.
+        disc_weight: multiplies the generator's adversarial loss, on top of the adaptive weight if there is
+            one.
         perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
         disc_conditional: the discriminator sees `cond` too, as further channels.
         disc_loss: "hinge" or "vanilla".
         gen_start: batch from which the generator feels the discriminator; `disc_start` when None.
         gen_ramp: batches over which that influence then grows linearly to its full weight.
-        disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last layer
-            (eq. 7); False uses `disc_weight` alone, the choice of most later work.
+        disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
+            layer (eq. 7); False uses `disc_weight` alone, the choice of most later work.
         disc_weight_max: bound of the adaptive weight.
-        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze") and the file of its weights.
+        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze") and the file of its
+            weights.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class VQLPIPSWithDiscriminator(nn.Module):
         self.disc_conditional = disc_conditional
 
     def generator_factor(self, global_step: int) -> float:
-        """Share of the discriminator's influence on the generator at a batch: 0 before `gen_start`, then a ramp."""
+        """Share of the discriminator's influence on the generator at a batch: 0 before `gen_start`, then a
+        ramp."""
         if self.gen_ramp > 0:
             ramp = min(1.0, (global_step - self.gen_start + 1) / self.gen_ramp)
         else:
@@ -97,7 +101,8 @@ class VQLPIPSWithDiscriminator(nn.Module):
         return adopt_weight(self.disc_factor * ramp, global_step, threshold=self.gen_start)
 
     def calculate_adaptive_weight(self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
-        """lambda = |grad nll| / (|grad g| + 1e-4) at the decoder's last layer, within [0, disc_weight_max] (eq. 7)."""
+        """lambda = |grad nll| / (|grad g| + 1e-4) at the decoder's last layer, within [0, disc_weight_max]
+        (eq. 7)."""
         nll_grad = torch.autograd.grad(nll_loss, last_layer, retain_graph=True)[0].float()
         g_grad = torch.autograd.grad(g_loss, last_layer, retain_graph=True)[0].float()
         weight = nll_grad.norm() / (g_grad.norm() + 1e-4)
@@ -109,8 +114,9 @@ class VQLPIPSWithDiscriminator(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of the generator (`optimizer_idx` 0) or discriminator (1), and its terms for the log.
 
-        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the weight that the adaptive
-        weight is measured at. What has no effect at `global_step` is not computed, and not in the log.
+        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the weight that the
+        adaptive weight is measured at. What has no effect at `global_step` is not computed, and not in the
+        log.
         """
         if optimizer_idx == 0:
             return self._generator(codebook_loss, inputs, reconstructions, global_step, last_layer, cond, split)
@@ -158,7 +164,8 @@ class VQLPIPSWithDiscriminator(nn.Module):
         return loss, {f"{split}/{name}": value for name, value in log.items()}
 
     def _seen(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        """What the discriminator looks at: the images, and the condition as further channels if it is told so."""
+        """What the discriminator looks at: the images, and the condition as further channels if it is told
+        so."""
         if self.disc_conditional != (cond is not None):
             raise ValueError(
                 f"disc_conditional is {self.disc_conditional}, but cond is {'missing' if cond is None else 'given'}"

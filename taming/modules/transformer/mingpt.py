@@ -40,7 +40,8 @@ class KeyValueCache:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and those before it, and a prefix sees all of itself."""
+    """Multi-head attention in which a token sees itself and those before it, and a prefix sees all of
+    itself."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -145,7 +146,8 @@ class GPT(nn.Module):
         return self.block_size
 
     def _embed(self, idx: Tensor, embeddings: Tensor | None = None, start: int = 0) -> Tensor:
-        """Tokens (B, T), after optional explicit embeddings (B, E, D), with their positions: (B, E + T, D)."""
+        """Tokens (B, T), after optional explicit embeddings (B, E, D), with their positions: (B, E + T,
+        D)."""
         x = self.tok_emb(idx)
         if embeddings is not None:
             x = torch.cat((embeddings, x), dim=1)
@@ -157,7 +159,8 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) to logits (B, T, V) of what follows each, and the mean cross-entropy to `targets` (B, T).
+        """Tokens (B, T) to logits (B, T, V) of what follows each, and the mean cross-entropy to `targets` (B,
+        T).
 
         `embeddings` (B, E, D) go before the tokens and get logits too: (B, E + T, V).
         """

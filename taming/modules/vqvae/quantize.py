@@ -81,7 +81,8 @@ class VectorQuantizer2(Codebook):
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)); the flags exist for Gumbel's interface."""
+        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)); the flags exist for Gumbel's
+        interface."""
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("VectorQuantizer2 has no logits: temp, rescale_logits and return_logits do not apply")
         with torch.autocast(z.device.type, enabled=False):

@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""Train a model: python main.py --base configs/custom_vqgan.yaml -t --gpus 0,1 (see README.md).
+
+YAML files and notebooks of 2021 name classes as main.*; they live in the package and are found here too.
+"""
+
+import sys
+
+from taming.callbacks import ImageLogger, SetupCallback
+from taming.config import get_obj_from_str, instantiate_from_config
+from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
+from taming.train import main
+
+__all__ = [
+    "DataModuleFromConfig", "ImageLogger", "SetupCallback", "WrappedDataset", "get_obj_from_str",
+    "instantiate_from_config", "main",
+]
+
+if __name__ == "__main__":
+    sys.exit(main())
