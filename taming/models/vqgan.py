@@ -30,6 +30,7 @@ class VQModel(ImageModel):
         remap, sane_index_shape: see `VectorQuantizer2`.
         legacy: beta weighs the codebook term instead of the commitment, as in 2021; new configs say False.
         beta: weight of the commitment.
+        revive_after: batches without use after which a code is moved; see `VectorQuantizer2`.
         betas: Adam's.
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
     """
@@ -38,7 +39,8 @@ class VQModel(ImageModel):
         self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int, ckpt_path: str | None = None,
         ignore_keys: tuple[str, ...] = (), image_key: str = "image", monitor: str | None = None,
         remap: str | None = None, sane_index_shape: bool = False, *, legacy: bool = True, beta: float = 0.25,
-        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        revive_after: int | None = None, betas: tuple[float, float] = (0.5, 0.9),
+        scheduler_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         self.image_key, self.betas = image_key, tuple(betas)
@@ -47,7 +49,8 @@ class VQModel(ImageModel):
         self.decoder = Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         self.quantize = VectorQuantizer2(
-            n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy
+            n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
+            revive_after=revive_after,
         )
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)

@@ -6,6 +6,7 @@ B batch, C = e_dim channels, h w latent grid, K = n_e codes. Every quantizer her
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -67,16 +68,21 @@ class VectorQuantizer2(Codebook):
         unknown_index: what `remap` makes of other codes.
         sane_index_shape: indices come as (B, h, w) instead of flat (B*h*w,).
         legacy: put beta on the codebook term instead, as the 2021 code did; old configs rely on it.
+        revive_after: in training, a code that no latent chose for so many batches moves to a latent of the batch
+            (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead, as in 2021.
     """
 
     def __init__(
         self, n_e: int, e_dim: int, beta: float, remap: str | None = None, unknown_index: str | int = "random",
-        sane_index_shape: bool = False, legacy: bool = True,
+        sane_index_shape: bool = False, legacy: bool = True, revive_after: int | None = None,
     ):
         super().__init__(n_e, remap, unknown_index)
         self.e_dim, self.beta, self.legacy, self.sane_index_shape = e_dim, beta, legacy, sane_index_shape
         self.embedding = nn.Embedding(n_e, e_dim)
         self.embedding.weight.data.uniform_(-1.0 / n_e, 1.0 / n_e)
+        self.revive_after = revive_after
+        if revive_after is not None:  # only then: the key would be missing in checkpoints of 2021
+            self.register_buffer("idle_batches", torch.zeros(n_e, dtype=torch.int64))
 
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
@@ -92,11 +98,30 @@ class VectorQuantizer2(Codebook):
             commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
             loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
             z_q = z + (z_q - z).detach()  # the gradient of z_q passes straight to z
+        if self.training and self.revive_after is not None:
+            self._revive(z.detach().flatten(0, 2), indices)
         if self.remap is not None:
             indices = self.remap_to_used(indices)
         if self.sane_index_shape:
             indices = indices.view(z.shape[:3])
         return rearrange(z_q, "b h w c -> b c h w"), loss, (None, None, indices)
+
+    @torch.no_grad()
+    def _revive(self, z: Tensor, indices: Tensor) -> None:
+        """Count the batches in which each code went unused, by all processes, and move those that are dead."""
+        used = torch.bincount(indices, minlength=self.n_e) > 0  # (K,)
+        distributed = dist.is_available() and dist.is_initialized()
+        if distributed:
+            used = used.int()
+            dist.all_reduce(used, op=dist.ReduceOp.MAX)
+        self.idle_batches.copy_(torch.where(used > 0, 0, self.idle_batches + 1))
+        dead = self.idle_batches >= self.revive_after
+        latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
+        if distributed:
+            dist.broadcast(latents, src=0)
+        weight = self.embedding.weight
+        weight.copy_(torch.where(dead[:, None], latents.to(weight.dtype), weight))
+        self.idle_batches.masked_fill_(dead, 0)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
