@@ -30,16 +30,18 @@ def to_uint8(images: Array) -> Array:
 
 
 def image_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
-    """Lay images (B, C, H, W) out in rows, left to right: (C, rows*(H+padding)+padding, ...), white between.
+    """Lay images (B, C, H, W) in [-1, 1] out in rows, left to right, on white: one image (C, H', W').
 
-    `columns` defaults to the next integer above the square root of B. The last row is filled with white.
+    `columns` defaults to the square root of B, rounded up. There are `padding` pixels of white around each
+    image, and white where the last row is not full: H' = rows * (H + padding) + padding, and W' likewise.
     """
     batch, channels, height, width = images.shape
+    if batch == 0:
+        raise ValueError("a grid needs at least one image, got an empty batch")
     columns = min(batch, columns or math.ceil(math.sqrt(batch)))
     rows = math.ceil(batch / columns)
-    grid = images.new_ones(
-        channels, rows * (height + padding) + padding, columns * (width + padding) + padding
-    )
+    size = rows * (height + padding) + padding, columns * (width + padding) + padding
+    grid = images.new_ones(channels, *size)
     for i, image in enumerate(images):
         top = padding + (i // columns) * (height + padding)
         left = padding + (i % columns) * (width + padding)
@@ -49,15 +51,17 @@ def image_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> 
 
 def to_pil(image: Tensor) -> Image.Image:
     """Turn one image (C, H, W) in [-1, 1] with C = 1 or 3 into a Pillow image of mode L or RGB."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image (C, H, W) with C = 1 or 3 is needed, got the shape {tuple(image.shape)}")
     pixels = to_uint8(image.detach().cpu()).permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
 def save_png(image: Tensor, path: str | Path, text: dict[str, str] | None = None) -> Path:
-    """Write one image (C, H, W) in [-1, 1] as a PNG, making folders as needed; `text` becomes PNG text
-    chunks.
+    """Write one image (C, H, W) in [-1, 1] as a PNG file, and make its folders.
 
-    The file appears whole or not at all (written beside its place, then renamed).
+    `text` becomes text chunks of the file, which appears whole or not at all: it is written beside its place
+    and renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, section
-3.2).
+"""Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, sec. 3.2).
 
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
 """
@@ -21,8 +20,7 @@ UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 
 
 class Net2NetTransformer(ImageModel):
-    """p(s | c): codes s of the image, in raster or permuted order, after the condition's tokens c (eq. 9 and
-    10).
+    """p(s | c): the codes s of an image, one after the other, after the condition's tokens c (eq. 9 and 10).
 
     Args:
         transformer_config: `{target, params}` of the network, `GPT`.
@@ -32,8 +30,7 @@ class Net2NetTransformer(ImageModel):
         permuter_config: of the order of the codes; raster when None.
         ckpt_path: checkpoint of this whole model to start from, but for keys that begin with `ignore_keys`.
         first_stage_key, cond_stage_key: entries of the batch.
-        downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded; -1 keeps
-            it.
+        downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded, or -1.
         pkeep: probability that an input code is kept in training; the others are replaced by random ones.
         sos_token: the start token of an unconditional model.
         unconditional: the same as "__is_unconditional__".
@@ -79,8 +76,8 @@ class Net2NetTransformer(ImageModel):
             tokens = getattr(stage, "n_tokens", None)
             if tokens is not None and tokens > vocabulary:
                 raise ValueError(
-                    f"vocab_size: {vocabulary} of the transformer is smaller than the {what}'s {tokens} tokens: "
-                    f"set transformer_config.params.vocab_size to at least {tokens}"
+                    f"vocab_size: {vocabulary} of the transformer is smaller than the {what}'s {tokens} "
+                    f"tokens: set transformer_config.params.vocab_size to at least {tokens}"
                 )
         resolution = getattr(self.first_stage_model, "resolution", None)
         if resolution is None or not hasattr(self.cond_stage_model, "token_count"):
@@ -90,9 +87,9 @@ class Net2NetTransformer(ImageModel):
         condition = self.cond_stage_model.token_count(seen, seen)
         if block < condition + grid - 1:
             raise ValueError(
-                f"block_size: {block} of the transformer is too short for {condition} condition tokens and {grid} "
-                f"image codes at {resolution} pixels: set transformer_config.params.block_size to at least "
-                f"{condition + grid - 1} (condition + codes - 1)"
+                f"block_size: {block} of the transformer is too short for {condition} condition tokens and "
+                f"{grid} image codes at {resolution} pixels: set transformer_config.params.block_size to at "
+                f"least {condition + grid - 1} (condition + codes - 1)"
             )
 
     def train(self, mode: bool = True) -> "Net2NetTransformer":
@@ -106,15 +103,14 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order), in
-        float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order)."""
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
             quant, _, info = self.first_stage_model.encode(x)
         return quant, self.permuter(info[2].view(x.shape[0], -1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The condition, as the batch has it, to (quant, tokens (B, M)), in float32."""
+        """The condition, as the batch has it, to (quant, tokens (B, M))."""
         if self.downsample_cond_size > -1:
             c = F.interpolate(c, size=(self.downsample_cond_size, self.downsample_cond_size))
         with torch.autocast(c.device.type, enabled=False):
@@ -123,8 +119,7 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: tuple[int, int, int, int]) -> Tensor:
-        """Codes (B, N) in the permuter's order, for latents of shape (B, embed_dim, h, w), to images (B, C,
-        H, W)."""
+        """Codes (B, N) in the permuter's order to images (B, C, H, W); zshape is (B, embed_dim, h, w)."""
         index = self.permuter(index, reverse=True)
         return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
 
@@ -160,13 +155,13 @@ class Net2NetTransformer(ImageModel):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        size = len(batch[self.first_stage_key])
-        self.log("val/loss", self.shared_step(batch), on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        loss, size = self.shared_step(batch), len(batch[self.first_stage_key])
+        self.log("val/loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
 
     def on_validation_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics.get("val/loss")
         if loss is not None:
-            self.log("val/perplexity", loss.exp(), rank_zero_only=True)
+            self.log("val/perplexity", loss.exp(), sync_dist=True)  # the same on all ranks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with decay on the weights of linear layers; not on biases, norms and embeddings."""
@@ -185,17 +180,24 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def sample(
         self, x: Tensor, c: Tensor, steps: int, temperature: float = 1.0, sample: bool = False,
-        top_k: int | None = None, callback: Callable[[int], None] | None = None, *, top_p: float | None = None,
-        generator=None,
+        top_k: int | None = None, callback: Callable[[int], None] | None = None, *,
+        top_p: float | None = None, generator=None,
     ) -> Tensor:
-        """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps); greedy by
-        default."""
+        """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps).
+
+        Takes the most likely code each time unless `sample`; see `taming.sampling.sample_tokens`.
+        """
         drawn = sample_tokens(
-            self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k, top_p=top_p,
-            greedy=not sample, generator=generator,
+            self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k,
+            top_p=top_p, greedy=not sample, generator=generator, n_codes=self.n_codes,
             callback=None if callback is None else lambda step, codes: callback(step),
         )
         return torch.cat((x, drawn), dim=1)
+
+    @property
+    def n_codes(self) -> int | None:
+        """Tokens that the first stage can decode; the transformer's vocabulary may hold more."""
+        return getattr(self.first_stage_model, "n_tokens", None)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Latent grid (h, w) of an image of that size in pixels; of the training size when left out."""
@@ -206,29 +208,32 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def generate(
-        self, c_indices: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        generator=None, callback: Callable[[int, Tensor], None] | None = None,
+        self, c_indices: Tensor, *, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, generator=None, callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Draw whole images (B, C, H, W) in [-1, 1], of the training size, given condition tokens (B, M)."""
         h, w = self.latent_shape()
         codes = sample_tokens(
             self.transformer, c_indices, h * w, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=generator, callback=callback,
+            generator=generator, callback=callback, n_codes=self.n_codes,
         )
         return self.decode_to_img(codes, (len(codes), -1, h, w)).clamp(-1.0, 1.0)
 
     @torch.no_grad()
-    def log_images(self, batch: dict, max_images: int = 8, top_k: int | None = 100, **kwargs) -> dict[str, Tensor]:
-        """The pictures worth looking at: inputs, reconstructions, samples from their upper half and from
-        nothing."""
+    def log_images(
+        self, batch: dict, max_images: int = 8, top_k: int | None = 100, **kwargs
+    ) -> dict[str, Tensor]:
+        """The pictures worth looking at: inputs, reconstructions, samples from half the codes or none."""
         x, c = self.get_xc(batch, max_images)
         x, c = x.to(self.device), c.to(self.device)
         quant, z = self.encode_to_z(x)
         _, condition = self.encode_to_c(c)
         half = z.shape[1] // 2
-        top_k = None if top_k is None else min(top_k, self.transformer.config.vocab_size)
+        top_k = None if top_k is None else min(top_k, self.n_codes or self.transformer.config.vocab_size)
         pictures = {"inputs": x, "reconstructions": self.decode_to_img(z, quant.shape)}
         if c.ndim == 4 and self.cond_stage_key != self.first_stage_key:
+            if c.shape[1] not in (1, 3):
+                c = self.cond_stage_model.to_rgb(c)
             pictures["conditioning"] = c
         for name, given in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
             drawn = self.sample(given, condition, z.shape[1] - given.shape[1], sample=True, top_k=top_k)

@@ -3,6 +3,7 @@
 B batch, T tokens, V vocabulary.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from taming.sampling.filters import draw, filter_logits
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+CHECK_EVERY = 64  # steps; looking at logits makes an accelerator wait
 
 
 class CachedTransformer(Protocol):
@@ -27,28 +29,44 @@ class CachedTransformer(Protocol):
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """One generator per image, from (seed, number of the image) alone: image 7 is the same in any batch."""
-    # a generator's own seeding mixes well, so that neighbouring numbers give unrelated streams
-    return [torch.Generator().manual_seed(((seed & 0xFFFFFFFF) << 31) + index) for index in indices]
+    """One generator per image, from (seed, number of the image) alone: image 7 is the same in any batch.
+
+    No two of the first 2**32 images of a seed share a stream.
+    """
+    keys = hashlib.sha256(str(int(seed)).encode()).digest()
+    return [torch.Generator().manual_seed(_shuffled(int(index), keys)) for index in indices]
+
+
+def _shuffled(index: int, keys: bytes) -> int:
+    """A permutation of the 32-bit numbers, chosen by the keys; torch's CPU generator heeds 32 bits only."""
+    for i in range(0, 32, 8):
+        index ^= int.from_bytes(keys[i : i + 4], "little")
+        index = index * (int.from_bytes(keys[i + 4 : i + 8], "little") | 1) & 0xFFFFFFFF  # odd: invertible
+        index ^= index >> 16
+    return index & 0xFFFFFFFF
 
 
 def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), (B, steps): row i from generator i, or from the i-th seed drawn of a single
-    generator."""
+    """Numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or from a seed of the only one.
+
+    They are drawn where each generator lives, so that they do not depend on the transformer's device.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
         seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch_size)]
         generator = [torch.Generator().manual_seed(seed) for seed in seeds]
     if len(generator) != batch_size:
-        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one per image, or a single one")
-    return torch.stack([torch.rand(steps, dtype=torch.float64, generator=g, device=g.device).cpu() for g in generator])
+        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one per row, or one")
+    rows = [torch.rand(steps, dtype=torch.float64, generator=g, device=g.device) for g in generator]
+    return torch.stack([row.cpu() for row in rows])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors autograd refuses later
 def sample_tokens(
     transformer: CachedTransformer, prefix: Tensor, steps: int, *, temperature: float = 1.0,
-    top_k: int | None = None, top_p: float | None = None, greedy: bool = False, generator: Generators = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    top_k: int | None = None, top_p: float | None = None, greedy: bool = False,
+    generator: Generators = None, callback: Callable[[int, Tensor], None] | None = None,
+    n_codes: int | None = None,
 ) -> Tensor:
     """Draw `steps` codes after a prefix, one at a time (ancestral sampling of eq. 9, Esser et al. 2021).
 
@@ -61,12 +79,14 @@ def sample_tokens(
         generator: one per row, so that a row does not depend on the batch it is in, or a single one, which
             seeds the rows in order; the global random numbers when None.
         callback: called after each step with its number (from 0) and the codes so far (B, step + 1).
+        n_codes: draw among the first so many tokens only, where the vocabulary is larger than the codebook.
 
     Returns:
         The new codes (B, steps), int64, without the prefix.
 
     Raises:
-        ValueError: an empty prefix, too long a sequence, bad sampling arguments, logits that are not numbers.
+        ValueError: an empty prefix, too long a sequence, bad sampling arguments, or logits that are not
+            numbers, which is looked for at the first step and every 64.
     """
     batch_size, length = prefix.shape
     if length == 0:
@@ -83,9 +103,9 @@ def sample_tokens(
     cache = transformer.new_cache(batch_size, length + steps - 1)
     tokens = prefix
     for step in range(steps):
-        logits = transformer.extend(tokens, cache)  # (B, V)
-        if logits.isnan().any():
-            raise ValueError(f"the logits of step {step} are not numbers (NaN): the weights or the precision are broken")
+        logits = transformer.extend(tokens, cache)[:, :n_codes]  # (B, V)
+        if (step % CHECK_EVERY == 0 or step == steps - 1) and logits.isnan().any():
+            raise ValueError(f"the logits of step {step} are NaN: the weights or the precision are broken")
         if greedy:
             drawn = logits.argmax(-1)
         else:

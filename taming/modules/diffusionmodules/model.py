@@ -51,13 +51,15 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.with_conv:
-            return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only: what the weights were trained with
+            return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the weights were trained
         return F.avg_pool2d(x, kernel_size=2)
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a skip connection; `temb` optionally shifts the channels
-    between."""
+    """Two normalised 3x3 convolutions around a skip connection.
+
+    `temb` (B, temb_channels), where there is one, shifts the channels between them; no VQGAN has it.
+    """
 
     def __init__(
         self, *, in_channels: int, out_channels: int | None = None, conv_shortcut: bool = False,
@@ -109,8 +111,7 @@ class AttnBlock(nn.Module):
 
 
 def _level(channels: list[int], dropout: float, attend: bool) -> nn.Module:
-    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each followed by attention if
-    asked."""
+    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each with attention if asked."""
     level = nn.Module()
     level.block = nn.ModuleList(
         ResnetBlock(in_channels=a, out_channels=b, dropout=dropout)
@@ -142,8 +143,7 @@ def _run_middle(middle: nn.Module, h: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f), twice the channels if
-    `double_z`.
+    """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f).
 
     Args:
         ch: channels at full resolution, a multiple of 32.
@@ -151,8 +151,10 @@ class Encoder(nn.Module):
         ch_mult: multiple of `ch` at each resolution; each but the last halves H and W.
         num_res_blocks: residual blocks per resolution.
         attn_resolutions: resolutions, counted in pixels from `resolution` down, that get attention.
-        resolution: the training size in pixels; it only places the attention, any multiple of f can be
-            encoded.
+        dropout: rate inside the residual blocks.
+        resamp_with_conv: halve by a strided convolution, not by average pooling.
+        resolution: the training size in pixels; it only places the attention, and any multiple of f will do.
+        double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
     """
 
     def __init__(
@@ -167,16 +169,16 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         block_in = ch
         for i, mult in enumerate(ch_mult):
-            level = _level(
-                [block_in] + [ch * mult] * num_res_blocks, dropout, attend=resolution // 2**i in attn_resolutions
-            )
+            attend = resolution // 2**i in attn_resolutions
+            level = _level([block_in] + [ch * mult] * num_res_blocks, dropout, attend)
             block_in = ch * mult
             if i != len(ch_mult) - 1:
                 level.downsample = Downsample(block_in, resamp_with_conv)
             self.down.append(level)
         self.mid = _middle(block_in, dropout)
         self.norm_out = Normalize(block_in)
-        self.conv_out = nn.Conv2d(block_in, 2 * z_channels if double_z else z_channels, kernel_size=3, padding=1)
+        out_channels = 2 * z_channels if double_z else z_channels
+        self.conv_out = nn.Conv2d(block_in, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
@@ -187,12 +189,17 @@ class Encoder(nn.Module):
         h = _run_middle(self.mid, h)  # (B, ch * ch_mult[-1], h, w)
         return self.conv_out(nonlinearity(self.norm_out(h)))  # (B, z_channels, h, w)
 
+    @property
+    def factor(self) -> int:
+        """Pixels of each side that make one latent position: f."""
+        return 2 ** (self.num_resolutions - 1)
+
 
 class Decoder(nn.Module):
     """Map latents (B, z_channels, h, w) to images (B, out_ch, h*f, w*f); arguments as for `Encoder`.
 
-    `in_channels` and `double_z` belong to the encoder and are taken so that both halves share one `ddconfig`.
-    With `give_pre_end` the features before the last normalisation are returned.
+    `in_channels` and `double_z` are the encoder's, taken so that both halves share one `ddconfig`. With
+    `give_pre_end` the features before the last normalisation are returned.
     """
 
     def __init__(
@@ -210,10 +217,8 @@ class Decoder(nn.Module):
         self.mid = _middle(block_in, dropout)
         levels = []
         for i in reversed(range(len(ch_mult))):
-            level = _level(
-                [block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1), dropout,
-                attend=resolution // 2**i in attn_resolutions,
-            )
+            attend = resolution // 2**i in attn_resolutions
+            level = _level([block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1), dropout, attend)
             block_in = ch * ch_mult[i]
             if i != 0:
                 level.upsample = Upsample(block_in, resamp_with_conv)
@@ -231,8 +236,3 @@ class Decoder(nn.Module):
         if self.give_pre_end:
             return h  # (B, ch * ch_mult[0], H, W)
         return self.conv_out(nonlinearity(self.norm_out(h)))  # (B, out_ch, H, W)
-
-
-def reduction_factor(ch_mult: list[int] | tuple[int, ...]) -> int:
-    """How many pixels of each side make one latent position: f = 2 ** (number of downsamplings)."""
-    return 2 ** (len(ch_mult) - 1)

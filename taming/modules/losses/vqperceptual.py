@@ -1,8 +1,7 @@
-"""The VQGAN's loss: pixels, perceptual distance, codebook and a patch discriminator (Esser et al. 2021, eq. 4
-to 7).
+"""The VQGAN's loss: pixels, perceptual distance, codebook and patch discriminator.
 
 B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions
-runs in float32 whatever autocast says. Steps are batches, counted by the model.
+runs in float32 whatever autocast says. Steps are batches, counted by the model. Esser et al. 2021, eq. 4-7.
 """
 
 import torch
@@ -47,8 +46,7 @@ class VQLPIPSWithDiscriminator(nn.Module):
         pixelloss_weight: weight of the L1 distance.
         disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
         disc_factor: multiplies both adversarial losses.
-        disc_weight: multiplies the generator's adversarial loss, on top of the adaptive weight if there is
-            one.
+        disc_weight: multiplies the generator's adversarial loss, besides the adaptive weight.
         perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
         disc_conditional: the discriminator sees `cond` too, as further channels.
         disc_loss: "hinge" or "vanilla".
@@ -57,23 +55,25 @@ class VQLPIPSWithDiscriminator(nn.Module):
         disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
             layer (eq. 7); False uses `disc_weight` alone, the choice of most later work.
         disc_weight_max: bound of the adaptive weight.
-        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze") and the file of its
-            weights.
+        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze"); the file of its weights.
+
+    Raises:
+        ValueError: an unknown `disc_loss`, or `gen_start` before `disc_start`.
     """
 
     def __init__(
-        self, disc_start: int, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0, disc_num_layers: int = 3,
-        disc_in_channels: int = 3, disc_factor: float = 1.0, disc_weight: float = 1.0, perceptual_weight: float = 1.0,
-        use_actnorm: bool = False, disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
-        gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True, disc_weight_max: float = 1e4,
-        perceptual_net: str = "vgg", perceptual_path: str | None = None,
+        self, disc_start: int, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0,
+        disc_num_layers: int = 3, disc_in_channels: int = 3, disc_factor: float = 1.0,
+        disc_weight: float = 1.0, perceptual_weight: float = 1.0, use_actnorm: bool = False,
+        disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
+        gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True,
+        disc_weight_max: float = 1e4, perceptual_net: str = "vgg", perceptual_path: str | None = None,
     ):
         super().__init__()
         if disc_loss not in ("hinge", "vanilla"):
             raise ValueError(f'disc_loss: {disc_loss!r} is unknown; choose "hinge" or "vanilla"')
-        self.codebook_weight, self.pixel_weight, self.perceptual_weight = (
-            codebook_weight, pixelloss_weight, perceptual_weight
-        )
+        self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
+        self.perceptual_weight = perceptual_weight
         self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
         self.discriminator = NLayerDiscriminator(
             input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
@@ -92,37 +92,42 @@ class VQLPIPSWithDiscriminator(nn.Module):
         self.disc_conditional = disc_conditional
 
     def generator_factor(self, global_step: int) -> float:
-        """Share of the discriminator's influence on the generator at a batch: 0 before `gen_start`, then a
-        ramp."""
-        if self.gen_ramp > 0:
-            ramp = min(1.0, (global_step - self.gen_start + 1) / self.gen_ramp)
-        else:
-            ramp = 1.0
+        """How much the generator feels the discriminator at a batch: 0 before `gen_start`, then a ramp."""
+        ramp = min(1.0, (global_step - self.gen_start + 1) / self.gen_ramp) if self.gen_ramp > 0 else 1.0
         return adopt_weight(self.disc_factor * ramp, global_step, threshold=self.gen_start)
 
     def calculate_adaptive_weight(self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
-        """lambda = |grad nll| / (|grad g| + 1e-4) at the decoder's last layer, within [0, disc_weight_max]
-        (eq. 7)."""
+        """|grad nll| / (|grad g| + 1e-4) at the decoder's last layer, at most `disc_weight_max` (eq. 7).
+
+        Times `disc_weight`; a scalar without gradient.
+        """
         nll_grad = torch.autograd.grad(nll_loss, last_layer, retain_graph=True)[0].float()
         g_grad = torch.autograd.grad(g_loss, last_layer, retain_graph=True)[0].float()
         weight = nll_grad.norm() / (g_grad.norm() + 1e-4)
-        return weight.clamp(0.0, self.disc_weight_max).detach() * self.discriminator_weight
+        return weight.clamp(0.0, self.disc_weight_max) * self.discriminator_weight
 
     def forward(
-        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, optimizer_idx: int, global_step: int,
-        last_layer: Tensor | None = None, cond: Tensor | None = None, split: str = "train",
+        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, optimizer_idx: int,
+        global_step: int, last_layer: Tensor | None = None, cond: Tensor | None = None, split: str = "train",
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of the generator (`optimizer_idx` 0) or discriminator (1), and its terms for the log.
 
-        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the weight that the
-        adaptive weight is measured at. What has no effect at `global_step` is not computed, and not in the
-        log.
-        """
-        if optimizer_idx == 0:
-            return self._generator(codebook_loss, inputs, reconstructions, global_step, last_layer, cond, split)
-        return self._discriminator(inputs, reconstructions, global_step, cond, split)
+        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the parameter at which the
+        adaptive weight is measured. What has no effect at `global_step` is not computed, and not in the log.
 
-    def _generator(self, codebook_loss, inputs, reconstructions, global_step, last_layer, cond, split):
+        Raises:
+            ValueError: `cond` is missing though `disc_conditional` is True, or given though it is not.
+        """
+        if self.disc_conditional != (cond is not None):
+            given = "missing" if cond is None else "given"
+            raise ValueError(f"disc_conditional is {self.disc_conditional}, but cond is {given}")
+        if optimizer_idx == 0:
+            loss, log = self._generator(codebook_loss, inputs, reconstructions, global_step, last_layer, cond)
+        else:
+            loss, log = self._discriminator(inputs, reconstructions, global_step, cond)
+        return loss, {f"{split}/{name}": value for name, value in log.items()}
+
+    def _generator(self, codebook_loss, inputs, reconstructions, global_step, last_layer, cond):
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
             rec_loss = self.pixel_weight * (inputs - rec).abs()  # (B, C, H, W)
@@ -141,8 +146,8 @@ class VQLPIPSWithDiscriminator(nn.Module):
             constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
             logits_fake = functional_call(self.discriminator, constants, (self._seen(reconstructions, cond),))
             g_loss = -logits_fake.float().mean()
-            d_weight = torch.tensor(float(self.discriminator_weight), device=loss.device)
-            if self.disc_adaptive and g_loss.requires_grad:  # without gradients, as in validation, it has no meaning
+            d_weight = loss.new_tensor(self.discriminator_weight)
+            if self.disc_adaptive and g_loss.requires_grad:  # there are no gradients in validation
                 d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer)
             loss = loss + d_weight * factor * g_loss
             log |= {"d_weight": d_weight, "g_loss": g_loss.detach()}
@@ -150,24 +155,21 @@ class VQLPIPSWithDiscriminator(nn.Module):
             "total_loss": loss.detach(), "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
             "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
         }
-        return loss, {f"{split}/{name}": value for name, value in log.items()}
+        return loss, log
 
-    def _discriminator(self, inputs, reconstructions, global_step, cond, split):
+    def _discriminator(self, inputs, reconstructions, global_step, cond):
         factor = adopt_weight(self.disc_factor, global_step, threshold=self.discriminator_iter_start)
         if factor == 0:
             return inputs.new_zeros((), dtype=torch.float32), {}
         logits_real = self.discriminator(self._seen(inputs.detach(), cond)).float()
         logits_fake = self.discriminator(self._seen(reconstructions.detach(), cond)).float()
         loss = factor * self.disc_loss(logits_real, logits_fake)
-        log = {"disc_loss": loss.detach(), "logits_real": logits_real.detach().mean(),
-               "logits_fake": logits_fake.detach().mean()}
-        return loss, {f"{split}/{name}": value for name, value in log.items()}
+        log = {
+            "disc_loss": loss.detach(), "logits_real": logits_real.detach().mean(),
+            "logits_fake": logits_fake.detach().mean(),
+        }
+        return loss, log
 
     def _seen(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        """What the discriminator looks at: the images, and the condition as further channels if it is told
-        so."""
-        if self.disc_conditional != (cond is not None):
-            raise ValueError(
-                f"disc_conditional is {self.disc_conditional}, but cond is {'missing' if cond is None else 'given'}"
-            )
+        """What the discriminator looks at: the images, with the condition, if there is one, as channels."""
         return images if cond is None else torch.cat((images, cond), dim=1)

@@ -5,7 +5,7 @@ P cached positions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,14 @@ class KeyValueCache:
 
     keys: list[Tensor]  # per layer: (B, heads, P, D / heads)
     values: list[Tensor]
-    length: int = field(default=0)
+    length: int = 0
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and those before it, and a prefix sees all of
-    itself."""
+    """Multi-head attention in which a token sees itself and what is before it.
+
+    The first `n_unmasked` tokens see all of each other as well.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -57,9 +59,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
         """x (B, T, D) at positions start.. of the sequence; what stands before them is in the cache."""
-        q, k, v = (
-            rearrange(part(x), "b t (n d) -> b n t d", n=self.n_head) for part in (self.query, self.key, self.value)
-        )
+        parts = self.query, self.key, self.value
+        q, k, v = (rearrange(part(x), "b t (n d) -> b n t d", n=self.n_head) for part in parts)
         end = start + x.shape[1]
         if cache is not None:
             keys, values = cache
@@ -146,8 +147,7 @@ class GPT(nn.Module):
         return self.block_size
 
     def _embed(self, idx: Tensor, embeddings: Tensor | None = None, start: int = 0) -> Tensor:
-        """Tokens (B, T), after optional explicit embeddings (B, E, D), with their positions: (B, E + T,
-        D)."""
+        """Tokens (B, T), behind embeddings (B, E, D) if given, with their positions: (B, E + T, D)."""
         x = self.tok_emb(idx)
         if embeddings is not None:
             x = torch.cat((embeddings, x), dim=1)
@@ -159,10 +159,10 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) to logits (B, T, V) of what follows each, and the mean cross-entropy to `targets` (B,
-        T).
+        """Tokens (B, T) to logits (B, T, V) of what follows each, and the loss.
 
-        `embeddings` (B, E, D) go before the tokens and get logits too: (B, E + T, V).
+        The loss is the mean cross-entropy, in nats, to `targets` (B, T), None without them. `embeddings`
+        (B, E, D) go before the tokens and get logits too: (B, E + T, V).
         """
         x = self._embed(idx, embeddings)
         for block in self.blocks:
@@ -177,9 +177,10 @@ class GPT(nn.Module):
         """Room for `length` positions of `batch_size` sequences, on the model's device, in its dtype."""
         config, like = self.config, self.pos_emb
         shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
-        dtype = torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else like.dtype
-        empty = [torch.empty(2, *shape, dtype=dtype, device=like.device).unbind() for _ in range(config.n_layer)]
-        return KeyValueCache([k for k, _ in empty], [v for _, v in empty])
+        device = like.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+        empty = [torch.empty(shape, dtype=dtype, device=like.device) for _ in range(2 * config.n_layer)]
+        return KeyValueCache(empty[: config.n_layer], empty[config.n_layer :])
 
     def extend(self, idx: Tensor, cache: KeyValueCache, embeddings: Tensor | None = None) -> Tensor:
         """Append tokens (B, T) to what the cache holds; logits (B, V) of what follows the last one.
@@ -188,7 +189,7 @@ class GPT(nn.Module):
         """
         x = self._embed(idx, embeddings, cache.length)
         end = cache.length + x.shape[1]
-        if cache.length == 0 and 1 < self.config.n_unmasked and end < self.config.n_unmasked:
+        if cache.length == 0 and end < self.config.n_unmasked:
             raise ValueError(
                 f"the first {end} tokens do not hold the whole unmasked prefix of {self.config.n_unmasked}: "
                 "give condition and known codes at once"
@@ -204,7 +205,11 @@ def sample_with_past(
     x: Tensor, model: GPT, steps: int, temperature: float = 1.0, sample_logits: bool = True,
     top_k: int | None = None, top_p: float | None = None, callback: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Continue tokens x (B, T) by `steps`, and return only the new ones (B, steps): the 2021 call."""
+    """Continue tokens x (B, T) by `steps`, and return only the new ones (B, steps): the 2021 call.
+
+    As it was then, `top_k` 0 keeps all codes, and so does one above the vocabulary.
+    """
+    top_k = min(top_k, model.config.vocab_size) if top_k else None
     return sample_tokens(
         model, x, steps, temperature=temperature, top_k=top_k, top_p=top_p, greedy=not sample_logits,
         callback=None if callback is None else lambda step, codes: callback(step),

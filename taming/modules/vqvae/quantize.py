@@ -68,13 +68,14 @@ class VectorQuantizer2(Codebook):
         unknown_index: what `remap` makes of other codes.
         sane_index_shape: indices come as (B, h, w) instead of flat (B*h*w,).
         legacy: put beta on the codebook term instead, as the 2021 code did; old configs rely on it.
-        revive_after: in training, a code that no latent chose for so many batches moves to a latent of the batch
-            (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead, as in 2021.
+        revive_after: in training, a code that no latent chose for so many batches moves to a latent of the
+            batch (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead, as in 2021.
     """
 
     def __init__(
-        self, n_e: int, e_dim: int, beta: float, remap: str | None = None, unknown_index: str | int = "random",
-        sane_index_shape: bool = False, legacy: bool = True, revive_after: int | None = None,
+        self, n_e: int, e_dim: int, beta: float, remap: str | None = None,
+        unknown_index: str | int = "random", sane_index_shape: bool = False, legacy: bool = True,
+        revive_after: int | None = None,
     ):
         super().__init__(n_e, remap, unknown_index)
         self.e_dim, self.beta, self.legacy, self.sane_index_shape = e_dim, beta, legacy, sane_index_shape
@@ -87,17 +88,20 @@ class VectorQuantizer2(Codebook):
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)); the flags exist for Gumbel's
-        interface."""
+        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)), z_q in the codebook's dtype.
+
+        The flags are those of Gumbel quantizers; they ask for logits, which this one has not.
+        """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
-            raise ValueError("VectorQuantizer2 has no logits: temp, rescale_logits and return_logits do not apply")
+            raise ValueError("VectorQuantizer2 has no logits: drop temp, rescale_logits, return_logits")
         with torch.autocast(z.device.type, enabled=False):
             z = rearrange(z.float(), "b c h w -> b h w c")
             indices = nearest_code(z.flatten(0, 2), self.embedding.weight)  # (B*h*w,)
-            z_q = self.embedding(indices).view(z.shape)
+            z_q = self.embedding(indices).float().view(z.shape)
             commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
             loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
             z_q = z + (z_q - z).detach()  # the gradient of z_q passes straight to z
+            z_q = z_q.to(self.embedding.weight.dtype)
         if self.training and self.revive_after is not None:
             self._revive(z.detach().flatten(0, 2), indices)
         if self.remap is not None:
@@ -108,7 +112,7 @@ class VectorQuantizer2(Codebook):
 
     @torch.no_grad()
     def _revive(self, z: Tensor, indices: Tensor) -> None:
-        """Count the batches in which each code went unused, by all processes, and move those that are dead."""
+        """Count the batches in which each code went unused in all processes, and move those that are dead."""
         used = torch.bincount(indices, minlength=self.n_e) > 0  # (K,)
         distributed = dist.is_available() and dist.is_initialized()
         if distributed:
