@@ -5,31 +5,48 @@
 A step is a batch everywhere here (see `taming.models.base`).
 """
 
-import csv
 import glob
 import logging
 import math
 import os
+import re
 import sys
 import time
+import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from taming.callbacks import Interrupted, LastCheckpoint, SeededBatches, SetupCallback, StopAfterBatches, WholeFileIO, plain
+from taming.callbacks import (
+    ExactResume,
+    Interrupted,
+    LastCheckpoint,
+    SeededBatches,
+    SetupCallback,
+    StopAfterBatches,
+    WholeFileIO,
+    plain,
+)
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint, without_ckpt_paths
 from taming.config import allow_targets, instantiate_from_config, load_config
+from taming.loggers import build_loggers
+from taming.models.base import NonFiniteLoss
 from taming.options import device_count, parse, resolve_trainer_arguments
 from taming.util import count_params
 
 STAGES = ("first_stage_config", "cond_stage_config")
 DEFAULT_SEED = 23  # that of 2021
+NOISE = (  # what Lightning and torch say that is no news here: advertisements, and advice on what we chose
+    "litlogger", "litmodels", "`weights_only` was not set", "TPU available", "at the start of training",
+    "does not have many workers", "LeafSpec", "Experiment logs directory", "exists and is not empty",
+)
 
 
 @dataclass
@@ -47,9 +64,13 @@ class Run:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for a user's error, 130 after Ctrl-C."""
+    """Run the command.
+
+    Returns the exit status: 0; 1 for a user's error, which is one line; 130 after Ctrl-C. Other errors pass.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
+    silence(NOISE)
     debug = False
     try:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
@@ -60,14 +81,44 @@ def main(argv: list[str] | None = None) -> int:
         if options.dry_run:
             describe(run, model, data)
             return 0
-        return train(run, model, data, fit=options.train, test=not options.no_test)
     except (ValueError, FileNotFoundError) as error:
-        if debug:
-            import pdb
+        return report(error, debug)
+    except KeyboardInterrupt:
+        return 130
+    try:
+        return train(run, model, data, fit=options.train, test=not options.no_test)
+    except Exception as error:
+        if debug or isinstance(error, NonFiniteLoss) or is_ours(error):
+            return report(error, debug)
+        raise
 
-            pdb.post_mortem(error.__traceback__)
-        say(f"error: {error}", file=sys.stderr)
-        return 1
+
+def report(error: Exception, debug: bool) -> int:
+    """Print a user's error, after a look around with the debugger if wished; returns the exit status."""
+    if debug:
+        import pdb
+
+        traceback.print_exception(error)
+        pdb.post_mortem(error.__traceback__)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error is one that this package raises for users, amid training."""
+    if not isinstance(error, ValueError | FileNotFoundError):
+        return False
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(innermost).is_relative_to(Path(__file__).parent)
+
+
+def silence(phrases: tuple[str, ...]) -> None:
+    """Drop Lightning's messages and everyone's warnings that contain one of these phrases."""
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logger = logging.getLogger(f"pytorch_lightning.{name}")
+        logger.addFilter(lambda record: not any(phrase in record.getMessage() for phrase in phrases))
+    for phrase in phrases:
+        warnings.filterwarnings("ignore", message=f"(?s).*{re.escape(phrase)}")
 
 
 @rank_zero_only
@@ -78,46 +129,49 @@ def say(*words: object, file=None) -> None:
 
 def prepare(options, overrides: dict, dotlist: list[str], notes: list[str]) -> Run:
     """Load the configuration, complete it, and decide on the run directory."""
-    now, resume = time.strftime("%Y-%m-%dT%H-%M-%S"), None
+    now = time.strftime("%Y-%m-%dT%H-%M-%S")
     if "LOCAL_RANK" in os.environ:  # a process that the first one started: the same run
         now = os.environ.get("TAMING_START", now)
     os.environ["TAMING_START"] = now
-    if options.resume:
-        resume = find_checkpoint(options.resume)
-        if resume.suffix != ".ckpt":
-            raise ValueError(f"{resume} holds weights only: resume from a run directory or a .ckpt file")
-        logdir = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
-        files = sorted((logdir / "configs").glob("*.yaml")) + [Path(base) for base in options.base]
-        if not files:
-            raise ValueError(f"{logdir / 'configs'} holds no YAML file: name the configuration with --base")
-    else:
-        if not options.base:
-            raise ValueError("no configuration: name at least one with --base configs/....yaml, or resume with -r RUN")
-        files = [Path(base) for base in options.base]
-        name = options.name or files[0].stem
-        logdir = Path(options.logdir) / f"{now}_{name}{options.postfix}"
+    files, logdir, resume = locate(options, now)
     config = load_config(files)
     if options.ignore_base_data:
         config.pop("data", None)
     config = OmegaConf.merge(config, load_config([], dotlist))
     for section in ("model", "data"):
-        if section not in config:
-            raise ValueError(f"{', '.join(map(str, files))}: no section `{section}: {{target: ..., params: ...}}`")
+        if not OmegaConf.is_dict(config.get(section)) or "target" not in config[section]:
+            names = ", ".join(map(str, files))
+            raise ValueError(f"{names}: no section `{section}: {{target: ..., params: ...}}`")
     lightning = config.setdefault("lightning", {})
-    arguments, more_notes = resolve_trainer_arguments(plain(lightning.get("trainer", {})), overrides)
+    arguments, more_notes = resolve_trainer_arguments(plain(lightning.get("trainer") or {}), overrides)
     for note in notes + more_notes:
         say(f"note: {note}")
     seed = options.seed if options.seed is not None else lightning.get("seed", DEFAULT_SEED)
     lightning.seed, lightning.trainer = seed, dict(arguments)
-    if "DataModuleFromConfig" in str(config.data.get("target")):
-        config.data.params.setdefault("seed", seed)
+    if "DataModuleFromConfig" in str(config.data.target):
+        config.data.setdefault("params", {}).setdefault("seed", seed)
     config.model = without_ckpt_paths(config.model) if resume else fill_stages(config.model)
-    batch_arguments = {
-        key: arguments.pop(key)
-        for key in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps")
-        if key in arguments
-    }
+    by_hand = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps")
+    batch_arguments = {key: arguments.pop(key) for key in by_hand if key in arguments}
     return Run(config, arguments, batch_arguments, logdir, now, resume, seed, options.project)
+
+
+def locate(options, now: str) -> tuple[list[Path], Path, Path | None]:
+    """The YAML files, the run directory, and the checkpoint to go on from."""
+    files = [Path(base) for base in options.base]
+    if not options.resume:
+        if not files:
+            raise ValueError("no configuration: name one with --base configs/....yaml, or resume with -r RUN")
+        name = options.name or files[0].stem
+        return files, Path(options.logdir) / f"{now}_{name}{options.postfix}", None
+    resume = find_checkpoint(options.resume)
+    if resume.suffix != ".ckpt":
+        raise ValueError(f"{resume} holds weights only: resume from a run directory or a .ckpt file")
+    logdir = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+    files = sorted((logdir / "configs").glob("*.yaml")) + files
+    if not files:
+        raise ValueError(f"{logdir / 'configs'} holds no YAML file: name the configuration with --base")
+    return files, logdir, resume
 
 
 def fill_stages(model_config: DictConfig) -> DictConfig:
@@ -139,40 +193,43 @@ def fill_stages(model_config: DictConfig) -> DictConfig:
                 "the run directory of that stage"
             )
         path = (stage.get("params") or {}).get("ckpt_path")
-        if path is None:
-            continue
-        matches = sorted(glob.glob(str(path)), key=os.path.getmtime)
-        if not matches:
-            raise FileNotFoundError(
-                f"model.params.{key}.params.ckpt_path: nothing at {path}. Train that stage first "
-                "(python main.py --base configs/custom_vqgan.yaml -t), or name its run directory"
-            )
-        file = find_checkpoint(matches[-1])
-        say(f"{key}: {file}")
-        given = plain(stage)
-        given["params"]["ckpt_path"] = str(file)
-        if "ddconfig" not in given["params"]:
-            trained = plain(config_of(read_checkpoint(file), file).model)
-            kept = {
-                name: value for name, value in trained["params"].items()
-                if name not in ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
-            }
-            kept["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
-            given = {"target": given.get("target", trained["target"]), "params": {**kept, **given["params"]}}
-        params[key] = given
+        if path is not None:
+            params[key] = fill_stage(key, plain(stage), str(path))
     return model_config
 
 
+def fill_stage(key: str, stage: dict, path: str) -> dict:
+    """A stage with the file of its checkpoint and, where they are not given, that one's target and params."""
+    matches = [path] if os.path.exists(path) else sorted(glob.glob(path), key=os.path.getmtime)
+    if not matches:
+        raise FileNotFoundError(
+            f"model.params.{key}.params.ckpt_path: nothing at {path}. Train that stage first "
+            "(python main.py --base configs/custom_vqgan.yaml -t), or name its run directory"
+        )
+    file = find_checkpoint(matches[-1])
+    say(f"{key}: {file}")
+    given = {**stage["params"], "ckpt_path": str(file)}
+    if "target" in stage and "ddconfig" in given:
+        return {**stage, "params": given}
+    trained = plain(config_of(read_checkpoint(file), file).model)
+    of_training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
+    kept = {name: value for name, value in trained.get("params", {}).items() if name not in of_training}
+    if "lossconfig" in kept:
+        kept["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
+    return {"target": stage.get("target", trained["target"]), "params": {**kept, **given}}
+
+
 def build(run: Run, scale_lr: bool) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """The model with its learning rate, and the data with its data sets built."""
+    """The model with its learning rate, and the data with its data sets built; both fit together."""
     pl.seed_everything(run.seed, verbose=False)
     model = instantiate_from_config(run.config.model)
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
     data.setup()
+    check_first_item(model, data)
     algorithm = run.batch_arguments.get("gradient_clip_algorithm", "norm")
     if algorithm not in (None, "norm"):
-        raise ValueError(f"gradient_clip_algorithm: {algorithm} is not supported here: gradients are clipped by norm")
+        raise ValueError(f"gradient_clip_algorithm: {algorithm} is unknown here: it is always norm")
     model.accumulate_grad_batches = int(run.batch_arguments.get("accumulate_grad_batches") or 1)
     model.gradient_clip_val = run.batch_arguments.get("gradient_clip_val")
     base = run.config.model.get("base_learning_rate")
@@ -183,12 +240,33 @@ def build(run: Run, scale_lr: bool) -> tuple[pl.LightningModule, pl.LightningDat
         devices, nodes = device_count(run.trainer_arguments)
         model.learning_rate *= model.accumulate_grad_batches * devices * nodes * data.batch_size
         say(
-            f"learning rate {model.learning_rate:.3g} = {model.accumulate_grad_batches} (accumulated batches) x "
-            f"{devices} (devices) x {nodes} (nodes) x {data.batch_size} (batch size) x {base:.3g} (base)"
+            f"learning rate {model.learning_rate:.3g} = "
+            f"{model.accumulate_grad_batches} (accumulated batches) x {devices} (devices) x {nodes} (nodes) "
+            f"x {data.batch_size} (batch size) x {float(base):.3g} (base)"
         )
     else:
         say(f"learning rate {model.learning_rate:.3g} (base, not scaled)")
     return model, data
+
+
+def check_first_item(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Raise unless there is a batch to train on, and images are there and of a size that the model takes."""
+    items = getattr(data, "datasets", {}).get("train")
+    if not hasattr(items, "__getitem__"):
+        return
+    if hasattr(data, "drop_last") and len(items):
+        data.train_dataloader()  # says so when the images do not fill a batch
+    item = items[0]
+    wanted = [getattr(model, name, None) for name in ("image_key", "first_stage_key", "cond_stage_key")]
+    for key in filter(None, wanted):
+        if isinstance(item, dict) and key not in item:
+            raise ValueError(
+                f"the training data has no {key!r}, only {', '.join(map(repr, sorted(item)))}: change the "
+                "model's image_key, first_stage_key or cond_stage_key, or the data set"
+            )
+    image, stage = wanted[0] or wanted[1], getattr(model, "first_stage_model", model)
+    if image and hasattr(stage, "check_size") and np.ndim(item[image]) == 3:
+        stage.check_size(*np.shape(item[image])[:2])
 
 
 def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
@@ -198,49 +276,72 @@ def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) 
         trainable, total = count_params(part)
         if total:
             say(f"{name:20s} {total:>14,} parameters, {trainable:,} trainable")
-    devices, nodes = device_count(run.trainer_arguments)
-    batches = math.floor(len(data.datasets["train"]) / (data.batch_size * devices * nodes))
-    steps = math.ceil(batches / model.accumulate_grad_batches)
-    say(f"{len(data.datasets['train']):,} training images, {batches:,} batches per device and epoch, {steps:,} steps")
+    items = getattr(data, "datasets", {}).get("train")
+    if hasattr(items, "__len__"):
+        batches = len(items) // (data.batch_size * math.prod(device_count(run.trainer_arguments)))
+        steps = math.ceil(batches / model.accumulate_grad_batches)
+        say(f"{len(items):,} training images, {batches:,} batches per device and epoch, {steps:,} steps")
     say(f"run directory (not made): {run.logdir}")
 
 
 def train(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, *, fit: bool, test: bool) -> int:
     """Fit, or go on fitting, and test; returns the exit status."""
-    trainer = build_trainer(run, model)
-    say(f"run directory: {run.logdir}")
+    test = test and "test" in getattr(data, "datasets", {})
+    if not (fit or test):
+        say("built; add -t to train")
+        return 0
+    trainer = build_trainer(run, model, data, fit)
+    checkpoint = None if run.resume is None else str(run.resume)
     if fit:
-        try:
-            trainer.fit(model, data, ckpt_path=None if run.resume is None else str(run.resume))
-        except (Interrupted, KeyboardInterrupt):
-            say(f"stopped after {model.batches_seen} batches; resume with\n  python main.py -t -r {run.logdir}")
-            return 130
-        except BaseException:
-            if model.batches_seen:
-                say(f"failed after {model.batches_seen} batches; resume with\n  python main.py -t -r {run.logdir}")
-            raise
-        say(f"trained for {model.batches_seen} batches: {run.logdir}")
-    if test and "test" in getattr(data, "datasets", {}):
-        trainer.test(model, data)
+        status = run_fit(run, trainer, model, data, checkpoint)
+        if status:
+            return status
+    if test:
+        trainer.test(model, data, ckpt_path=None if fit else checkpoint, weights_only=True)
     return 0
 
 
-def build_trainer(run: Run, model: pl.LightningModule) -> pl.Trainer:
+def run_fit(run: Run, trainer: pl.Trainer, model: pl.LightningModule, data, checkpoint: str | None) -> int:
+    """Fit, and say how to go on whatever happens; returns the exit status."""
+    say(f"run directory: {run.logdir}")
+    hint = f"resume with\n  python main.py -t -r {run.logdir}"
+    before = read_checkpoint(checkpoint).get("batches_seen", 0) if checkpoint else 0
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
+        say(f"stopped after {model.batches_seen} batches" + (f"; {hint}" if model.batches_seen else ""))
+        return getattr(stop, "status", 130)
+    except BaseException:
+        if model.batches_seen and (run.logdir / "checkpoints" / "last.ckpt").exists():
+            say(f"failed after {model.batches_seen} batches; {hint}")
+        raise
+    if before and model.batches_seen == before:
+        say(f"nothing left to train after {before} batches: raise --max_steps or --max_epochs")
+    else:
+        say(f"trained for {model.batches_seen} batches: {run.logdir}")
+    return 0
+
+
+def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, fit: bool) -> pl.Trainer:
     """The Trainer with its loggers and callbacks; what counts batches is left to these."""
     arguments = dict(run.trainer_arguments)
-    if math.prod(device_count(arguments)) > 1:
+    devices = math.prod(device_count(arguments))
+    if devices > 1:
         arguments.setdefault("strategy", "ddp")
+    callbacks = build_callbacks(run, model)
     max_steps = run.batch_arguments.get("max_steps")
     if max_steps not in (None, -1):
         arguments.setdefault("max_epochs", -1)
-    callbacks = build_callbacks(run, model)
-    if max_steps not in (None, -1):
         callbacks.append(StopAfterBatches(int(max_steps)))
     arguments["plugins"] = [*(arguments.get("plugins") or []), WholeFileIO()]
-    arguments = {"log_every_n_steps": 10, **arguments, "use_distributed_sampler": False}
-    return pl.Trainer(
-        logger=build_loggers(run), callbacks=callbacks, default_root_dir=str(run.logdir), **arguments
+    if "log_every_n_steps" not in arguments and hasattr(items := data.datasets.get("train"), "__len__"):
+        arguments["log_every_n_steps"] = min(10, max(1, len(items) // (data.batch_size * devices)))
+    arguments["use_distributed_sampler"] = False
+    loggers = build_loggers(
+        run.logdir, plain(run.config.lightning.get("logger") or {}),
+        resume=run.resume if fit else None, project=run.project,
     )
+    return pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(run.logdir), **arguments)
 
 
 def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
@@ -249,12 +350,14 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
     checkpoints = run.logdir / "checkpoints"
     best = plain(lightning.get("modelcheckpoint", {}))
     params = {"dirpath": str(checkpoints), "save_top_k": 3, **best.get("params", {}), "save_last": None}
+    if "period" in params:  # its name in 2021
+        params["every_n_epochs"] = params.pop("period")
     every = params.pop("every_n_train_steps", None)  # Lightning counts optimizer steps, two a batch
     params.setdefault("monitor", model.monitor)
     wanted = {"image_logger": {"target": "taming.callbacks.ImageLogger", "params": {}}}
     wanted = plain(OmegaConf.merge(wanted, lightning.get("callbacks", {})))
     callbacks: list[Callback] = [
-        SetupCallback(run.logdir, run.now, plain(run.config)), SeededBatches(run.seed),
+        SetupCallback(run.logdir, run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(),
         *(instantiate_from_config(config) for config in wanted.values()),
     ]
     if run.trainer_arguments.get("enable_progress_bar", True):
@@ -269,40 +372,3 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         callbacks.append(instantiate_from_config({"target": target, "params": params}))
     callbacks.append(LastCheckpoint(checkpoints / "last.ckpt", every_n_batches=every))
     return callbacks
-
-
-def build_loggers(run: Run) -> list[Logger]:
-    """CSV always; the section `logger` in place of TensorBoard, which is the default where it is
-    installed."""
-    loggers: list[Logger] = [csv_logger(run.logdir, run.resume)]
-    config = plain(run.config.lightning.get("logger", {}))
-    if config.get("target"):
-        params = {"save_dir": str(run.logdir), **config.get("params", {})}
-        if run.project:
-            params.setdefault("project", run.project)
-        return [*loggers, instantiate_from_config({"target": config["target"], "params": params})]
-    try:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        return [*loggers, TensorBoardLogger(str(run.logdir), name="tensorboard", version="")]
-    except ModuleNotFoundError:
-        say("note: no TensorBoard here (pip install tensorboard): curves go to metrics.csv only")
-        return loggers
-
-
-def csv_logger(logdir: Path, resume: Path | None) -> CSVLogger:
-    """Curves in logdir/metrics.csv; a resumed run keeps the rows from before its checkpoint."""
-    path, rows = logdir / "metrics.csv", []
-    if resume is not None and path.exists() and rank_zero_only.rank == 0:
-        loops = read_checkpoint(resume).get("loops", {}).get("fit_loop", {})
-        reached = loops.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", math.inf)
-        with path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-        rows = [row for row in rows if int(row["step"]) <= reached]
-    logger = CSVLogger(str(logdir), name="", version="")
-    if rows:
-        path.unlink()  # the logger would delete it, with a warning, when it is first used
-        logger.experiment.metrics.extend(rows)
-    return logger
-
-

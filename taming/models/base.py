@@ -3,7 +3,7 @@
 B batch, C channels, H W pixels.
 """
 
-import logging
+import math
 from collections.abc import Iterable
 
 import pytorch_lightning as pl
@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from taming.checkpoint import load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 
-logger = logging.getLogger(__name__)
-
 
 class NonFiniteLoss(RuntimeError):
     """A loss became NaN or infinite; the weights are still those from before the batch."""
+
+    on_all_ranks = True  # every process raises it, so that they can save together
 
 
 class ImageModel(pl.LightningModule):
@@ -30,10 +30,8 @@ class ImageModel(pl.LightningModule):
 
     Attributes:
         learning_rate: step size of every optimizer; set it before training (main.py does).
-        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization, done
-        here.
-        scheduler: batches seen -> factor on the learning rate, from `scheduler_config`; None keeps it
-            constant.
+        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization.
+        scheduler: batches seen -> factor on the learning rate, of `scheduler_config`; None: constant.
     """
 
     def __init__(self, monitor: str | None = None, scheduler_config: dict | None = None):
@@ -44,6 +42,7 @@ class ImageModel(pl.LightningModule):
         self.accumulate_grad_batches = 1
         self.gradient_clip_val: float | None = None
         self.batches_seen = 0
+        self._accumulated = 0  # batches whose gradients wait for the next step
         self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
 
     # ---- data
@@ -73,14 +72,17 @@ class ImageModel(pl.LightningModule):
             raise ValueError("no learning rate: set model.learning_rate = ... before trainer.fit(model)")
         return self.learning_rate
 
-    def update_weights(self, loss: Tensor, optimizers: Iterable[tuple[Optimizer, Iterable[nn.Parameter]]]) -> None:
+    def update_weights(
+        self, loss: Tensor, optimizers: Iterable[tuple[Optimizer, Iterable[nn.Parameter]]]
+    ) -> None:
         """Backpropagate one batch's loss; on the last of `accumulate_grad_batches`, clip, step and count.
 
         All losses come in one sum, and go through one backward pass: what plain `ddp` needs. Optimizers whose
         parameters got no gradient are left alone.
         """
         self.manual_backward(loss / self.accumulate_grad_batches)
-        if not self._accumulated():
+        self._accumulated += 1
+        if self._accumulated < self.accumulate_grad_batches and not self.trainer.is_last_batch:
             return
         factor = float(self.scheduler(self.batches_seen)) if self.scheduler else 1.0
         for optimizer, parameters in optimizers:
@@ -90,35 +92,40 @@ class ImageModel(pl.LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = self.base_learning_rate() * factor
             if self.gradient_clip_val:
-                scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # float16: gradients are scaled
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16 gradients
                 limit = self.gradient_clip_val * (scaler.get_scale() if scaler else 1.0)
                 nn.utils.clip_grad_norm_(parameters, limit)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.batches_seen += 1
+        self._accumulated = 0
 
-    def _accumulated(self) -> bool:
-        """Whether this batch completes a group; the last batch of an epoch always does."""
-        done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        return done % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+    def on_validation_model_zero_grad(self) -> None:
+        """Free the gradients during a validation, but not those that wait for the rest of their batches."""
+        if not self._accumulated:
+            super().on_validation_model_zero_grad()
 
     def check_finite(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Raise `NonFiniteLoss` naming every term that is NaN or infinite; called before the weights
-        change."""
-        finite = {name: bool(torch.as_tensor(value).isfinite().all()) for name, value in losses.items()}
-        bad = {name: float(losses[name]) for name, fine in finite.items() if not fine}
-        if bad:
-            terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
-            raise NonFiniteLoss(
-                f"{terms} at batch {batch_idx} of epoch {self.current_epoch} ({self.batches_seen} batches learnt from). "
-                "Try a lower learning rate, gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
-            )
+        """Raise `NonFiniteLoss`, on all processes, naming every term that is NaN or infinite.
+
+        Called before the weights change.
+        """
+        tensors = [torch.as_tensor(value, device=self.device).float().mean() for value in losses.values()]
+        fine = bool(torch.stack(tensors).isfinite().all())  # one wait for the device
+        if self.trainer.strategy.reduce_boolean_decision(fine, all=True):
+            return
+        values = dict(zip(losses, map(float, tensors), strict=True))
+        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        raise NonFiniteLoss(
+            f"{', '.join(bad) or 'the loss of another process is not finite'} at batch {batch_idx} of epoch "
+            f"{self.current_epoch} ({self.batches_seen} batches learnt from). Try a lower learning rate, "
+            "gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
+        )
 
     # ---- checkpoints
 
     def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
-        """Take the weights of a checkpoint, but for keys that begin with one of `ignore_keys`; strict
-        otherwise."""
+        """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`."""
         checkpoint = read_checkpoint(path)
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
@@ -127,6 +134,14 @@ class ImageModel(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        if self._accumulated:
+            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            checkpoint["accumulated"] = {"batches": self._accumulated, "gradients": gradients}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.batches_seen = int(checkpoint.get("batches_seen", checkpoint.get("global_step", 0)))
+        waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
+        self._accumulated = waiting["batches"]
+        for name, parameter in self.named_parameters():
+            gradient = waiting["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter, copy=True)
