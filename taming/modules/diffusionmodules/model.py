@@ -63,16 +63,16 @@ class ResnetBlock(nn.Module):
 
     def __init__(
         self, *, in_channels: int, out_channels: int | None = None, conv_shortcut: bool = False,
-        dropout: float = 0.0, temb_channels: int = 0,
+        dropout: float = 0.0, temb_channels: int = 0, num_groups: int = 32,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.in_channels, self.out_channels, self.use_conv_shortcut = in_channels, out_channels, conv_shortcut
-        self.norm1 = Normalize(in_channels)
+        self.norm1 = Normalize(in_channels, num_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         if temb_channels > 0:
             self.temb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = Normalize(out_channels)
+        self.norm2 = Normalize(out_channels, num_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
         if in_channels != out_channels:
@@ -94,9 +94,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map (B, C, h, w), with a skip connection."""
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, num_groups: int = 32):
         super().__init__()
-        self.norm = Normalize(in_channels)
+        self.norm = Normalize(in_channels, num_groups)
         self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
@@ -110,23 +110,23 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-def _level(channels: list[int], dropout: float, attend: bool) -> nn.Module:
+def _level(channels: list[int], attend: bool, dropout: float, num_groups: int) -> nn.Module:
     """One resolution: residual blocks channels[0] -> channels[1] -> ..., each with attention if asked."""
     level = nn.Module()
     level.block = nn.ModuleList(
-        ResnetBlock(in_channels=a, out_channels=b, dropout=dropout)
+        ResnetBlock(in_channels=a, out_channels=b, dropout=dropout, num_groups=num_groups)
         for a, b in zip(channels, channels[1:], strict=False)
     )
-    level.attn = nn.ModuleList(AttnBlock(c) for c in channels[1:]) if attend else nn.ModuleList()
+    level.attn = nn.ModuleList(AttnBlock(c, num_groups) for c in channels[1:] if attend)
     return level
 
 
-def _middle(channels: int, dropout: float) -> nn.Module:
+def _middle(channels: int, dropout: float, num_groups: int) -> nn.Module:
     """Residual block, attention, residual block at the lowest resolution."""
     middle = nn.Module()
-    middle.block_1 = ResnetBlock(in_channels=channels, dropout=dropout)
-    middle.attn_1 = AttnBlock(channels)
-    middle.block_2 = ResnetBlock(in_channels=channels, dropout=dropout)
+    middle.block_1 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
+    middle.attn_1 = AttnBlock(channels, num_groups)
+    middle.block_2 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
     return middle
 
 
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
     """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f).
 
     Args:
-        ch: channels at full resolution, a multiple of 32.
+        ch: channels at full resolution, a multiple of `num_groups`.
         out_ch: channels of the decoded image (the decoder's; taken so that both halves share one `ddconfig`).
         ch_mult: multiple of `ch` at each resolution; each but the last halves H and W.
         num_res_blocks: residual blocks per resolution.
@@ -155,12 +155,14 @@ class Encoder(nn.Module):
         resamp_with_conv: halve by a strided convolution, not by average pooling.
         resolution: the training size in pixels; it only places the attention, and any multiple of f will do.
         double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
+        num_groups: groups of the normalisation, 32 in the paper. A group should hold several channels: alone in
+            it, a channel loses its mean, and with it the picture's colour. Small nets want 8.
     """
 
     def __init__(
         self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
-        in_channels: int, resolution: int, z_channels: int, double_z: bool = True,
+        in_channels: int, resolution: int, z_channels: int, double_z: bool = True, num_groups: int = 32,
     ):
         super().__init__()
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
@@ -170,13 +172,13 @@ class Encoder(nn.Module):
         block_in = ch
         for i, mult in enumerate(ch_mult):
             attend = resolution // 2**i in attn_resolutions
-            level = _level([block_in] + [ch * mult] * num_res_blocks, dropout, attend)
+            level = _level([block_in] + [ch * mult] * num_res_blocks, attend, dropout, num_groups)
             block_in = ch * mult
             if i != len(ch_mult) - 1:
                 level.downsample = Downsample(block_in, resamp_with_conv)
             self.down.append(level)
-        self.mid = _middle(block_in, dropout)
-        self.norm_out = Normalize(block_in)
+        self.mid = _middle(block_in, dropout, num_groups)
+        self.norm_out = Normalize(block_in, num_groups)
         out_channels = 2 * z_channels if double_z else z_channels
         self.conv_out = nn.Conv2d(block_in, out_channels, kernel_size=3, padding=1)
 
@@ -206,6 +208,7 @@ class Decoder(nn.Module):
         self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
         in_channels: int, resolution: int, z_channels: int, give_pre_end: bool = False, double_z: bool = True,
+        num_groups: int = 32,
     ):
         super().__init__()
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
@@ -214,17 +217,18 @@ class Decoder(nn.Module):
         lowest = resolution // 2 ** (len(ch_mult) - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
         self.conv_in = nn.Conv2d(z_channels, block_in, kernel_size=3, padding=1)
-        self.mid = _middle(block_in, dropout)
+        self.mid = _middle(block_in, dropout, num_groups)
         levels = []
         for i in reversed(range(len(ch_mult))):
             attend = resolution // 2**i in attn_resolutions
-            level = _level([block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1), dropout, attend)
+            channels = [block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1)
+            level = _level(channels, attend, dropout, num_groups)
             block_in = ch * ch_mult[i]
             if i != 0:
                 level.upsample = Upsample(block_in, resamp_with_conv)
             levels.append(level)
         self.up = nn.ModuleList(reversed(levels))  # up[0] is full resolution: the order of checkpoint keys
-        self.norm_out = Normalize(block_in)
+        self.norm_out = Normalize(block_in, num_groups)
         self.conv_out = nn.Conv2d(block_in, out_ch, kernel_size=3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
