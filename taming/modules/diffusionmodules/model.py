@@ -155,8 +155,8 @@ class Encoder(nn.Module):
         resamp_with_conv: halve by a strided convolution, not by average pooling.
         resolution: the training size in pixels; it only places the attention, and any multiple of f will do.
         double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
-        num_groups: groups of the normalisation, 32 in the paper. A group should hold several channels: alone in
-            it, a channel loses its mean, and with it the picture's colour. Small nets want 8.
+        num_groups: groups of the normalisation, 32 in the paper. A group should hold several channels: alone
+            in it, a channel loses its mean, and with it the picture's colour. Small nets want 8.
     """
 
     def __init__(
