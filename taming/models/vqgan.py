@@ -187,6 +187,6 @@ class VQModel(ImageModel):
         colors = getattr(self, "colorize", None)
         if colors is None:
             colors = torch.randn(3, x.shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
-        x = F.conv2d(x, colors.to(x))
+        x = F.conv2d(x.float(), colors.to(x.device))
         lowest, highest = x.aminmax()
         return 2.0 * (x - lowest) / (highest - lowest).clamp_min(1e-8) - 1.0
