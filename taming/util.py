@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -148,3 +149,20 @@ def count_params(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in parameters)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the device of that name; without one, the first CUDA device if there is any, else the CPU.
+
+    Raises:
+        ValueError: the name is no device, or of one that is not here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"no device {name} here ({reason}): choose cpu, or cuda with a GPU") from error
+    return device

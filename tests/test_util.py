@@ -9,7 +9,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from taming.util import KeyNotFoundError, count_params, download, get_ckpt_path, md5_hash, retrieve
+from taming.util import (
+    KeyNotFoundError,
+    count_params,
+    download,
+    get_ckpt_path,
+    md5_hash,
+    pick_device,
+    retrieve,
+)
 
 BODY = b"0123456789" * 500
 
@@ -126,3 +134,11 @@ def test_count_params_counts_tied_weights_once():
     model[0].bias.requires_grad_(False)
     model.register_buffer("x", torch.ones(100))
     assert count_params(model) == (6, 8)
+
+
+def test_a_device_is_found_or_refused_in_a_sentence():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match=f"no device {name} here .*: choose cpu"):
+            pick_device(name)

@@ -6,12 +6,13 @@ in [-1, 1].
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from taming.images import from_uint8
@@ -217,3 +218,36 @@ def _check_crop(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> t
             f"resized first: raise size to at least {max(crop)}, or lower crop_size"
         )
     return crop or size
+
+
+def image_batches(
+    paths: Sequence[str | os.PathLike], size: Size, multiple: int, batch_size: int, bad: list[str]
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Read images, in their order, into batches of neighbours of the same size: (paths, (B, 3, H, W)).
+
+    Args:
+        size: resize and crop to it, as ImagePaths does; None keeps each picture's own.
+        multiple: what both sides are cropped to a multiple of, around the centre, in pixels.
+        batch_size: most images in a batch.
+        bad: gets a line for each file that cannot be read, or is smaller than `multiple`.
+    """
+    reader = ImagePaths(paths, size)
+    batch: list[tuple[str, Tensor]] = []
+    for path in reader.paths:
+        try:
+            image = torch.from_numpy(reader.load(path)["image"])  # (H, W, 3)
+        except BadImage as error:
+            bad.append(str(error))
+            continue
+        height, width = (side // multiple * multiple for side in image.shape[:2])
+        if height == 0 or width == 0:
+            bad.append(f"{path} is smaller than {multiple} pixels: give a size to enlarge it")
+            continue
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        image = image[top:top + height, left:left + width].permute(2, 0, 1)
+        if batch and (len(batch) == batch_size or batch[0][1].shape != image.shape):
+            yield [name for name, _ in batch], torch.stack([x for _, x in batch])
+            batch = []
+        batch.append((path, image))
+    if batch:
+        yield [name for name, _ in batch], torch.stack([x for _, x in batch])

@@ -1,13 +1,14 @@
 """Every kind of image file becomes the right RGB pixels; bad ones are skipped, counted, and then refused."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from taming.data.base import BadImage, ImagePaths, read_image
+from taming.data.base import BadImage, ImagePaths, image_batches, read_image
 from taming.images import to_uint8
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -173,3 +174,18 @@ def test_too_many_bad_files_stop_the_run(tmp_path):
     assert [f"{i}.png" in str(caught.value) for i in range(3, 10)] == [True] * 5 + [False] * 2
     with pytest.raises(ValueError, match="1 of 1 images cannot be read"):
         ImagePaths(paths[3:4], 8)[0]
+
+
+def test_batches_hold_neighbours_of_one_size_cropped_around_the_centre(tmp_path):
+    paths = []
+    for name, (width, height) in (("a", (9, 8)), ("b", (8, 8)), ("c", (12, 8)), ("d", (8, 9)), ("e", (3, 8))):
+        pixels = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        paths.append(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    bad: list[str] = []
+    found = list(image_batches([*paths, tmp_path / "bad.png"], None, 4, 2, bad))
+    assert [[Path(path).stem for path in names] for names, _ in found] == [["a", "b"], ["c"], ["d"]]
+    assert [tuple(images.shape) for _, images in found] == [(2, 3, 8, 8), (1, 3, 8, 12), (1, 3, 8, 8)]
+    assert np.array_equal(to_uint8(found[0][1][0]).permute(1, 2, 0), read_image(paths[0])[:, :8])
+    assert len(bad) == 2 and "e.png is smaller than 4 pixels" in bad[0] and "bad.png" in bad[1]

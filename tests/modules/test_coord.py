@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taming.modules.misc.coord import CoordStage
+from taming.modules.misc.coord import CoordStage, whole_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -54,3 +54,9 @@ def test_decoding_is_within_half_a_step():
 def test_refuses_with_the_values(c, message):
     with pytest.raises(ValueError, match=message):
         CoordStage(64, 4).encode(c)
+
+
+def test_a_whole_picture_runs_from_its_first_pixel_to_its_last():
+    c = whole_picture(2, 4)
+    assert c.shape == (1, 1, 2, 4)
+    assert c.flatten().tolist() == [i / 8 for i in range(8)]

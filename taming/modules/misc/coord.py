@@ -61,3 +61,8 @@ class CoordStage(AbstractEncoder):
     def decode(self, c: Tensor) -> Tensor:
         """Turn steps (B, 1, h, w) back into coordinates (B, 1, H, W), constant over each latent's pixels."""
         return F.interpolate(c / self.n_embed, scale_factor=float(self.down_factor), mode="nearest")
+
+
+def whole_picture(height: int, width: int) -> Tensor:
+    """Coordinates of a picture that is not part of a larger one: (1, 1, H, W) in [0, 1), in raster order."""
+    return (torch.arange(height * width) / (height * width)).view(1, 1, height, width)

@@ -1,0 +1,132 @@
+"""Pictures through a first stage: sizes, names, the table, bad files."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.reconstruct import main
+from taming.checkpoint import save_exported
+from taming.config import instantiate_from_config
+from taming.data.base import read_image
+from taming.images import from_uint8
+from taming.modules.metrics import psnr, ssim
+
+DD = {
+    "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+}  # f = 4
+STAGE = {
+    "target": "taming.models.vqgan.VQModel",
+    "params": {
+        "ddconfig": DD, "n_embed": 16, "embed_dim": 4,
+        "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("stage")
+    return str(save_exported(instantiate_from_config(STAGE), {"model": STAGE}, folder))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures of two sizes, one of them deeper, and a broken file."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (22, 17)), ("b.png", (24, 24)), ("sub/c.png", (24, 24))):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "photos"
+
+
+def reconstruct(run, out, *arguments):
+    status = main(["-r", run, "-o", str(out), "--device", "cpu", *map(str, arguments)])
+    table = out / "metrics.csv"
+    return status, list(csv.DictReader(table.open(encoding="utf-8"))) if table.exists() else []
+
+
+def pixels(path):
+    return torch.from_numpy(from_uint8(read_image(path))).permute(2, 0, 1)[None]
+
+
+def test_a_folder(run, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, rows = reconstruct(run, out, photos)
+    assert status == 0
+    assert [(row["file"], row["width"], row["height"]) for row in rows[:-1]] == [
+        (str(photos / "a.jpg"), "20", "16"), (str(photos / "b.png"), "24", "24"),
+        (str(photos / "sub/c.png"), "24", "24"),
+    ]
+    assert Image.open(out / "a.png").size == (20, 16) and Image.open(out / "sub/c.png").size == (24, 24)
+    with Image.open(out / "comparison.png") as sheet:  # 3 pairs, 2 in a row, on 24 x 24
+        assert sheet.size == (4 * 26 + 2, 2 * 26 + 2)
+        first = sheet.crop((2, 2, 22, 18))
+    assert first.tobytes() == Image.open(photos / "a.jpg").crop((1, 0, 21, 16)).tobytes()
+    printed = capsys.readouterr()
+    assert "3 pictures reconstructed, 1 skipped" in printed.out and "broken.png" in printed.err
+
+
+def test_the_numbers_are_those_of_the_files(run, photos, tmp_path):
+    out = tmp_path / "out"
+    _, rows = reconstruct(run, out, photos, "--batch_size", 1)
+    before, after = pixels(photos / "b.png"), pixels(out / "b.png")
+    row, mean = rows[1], rows[-1]
+    assert float(row["psnr"]) == pytest.approx(psnr(before, after).item(), abs=0.02)  # the file has 8 bits
+    assert float(row["ssim"]) == pytest.approx(ssim(before, after).item(), abs=2e-3)
+    assert float(row["l1"]) == pytest.approx((before - after).abs().mean().item(), abs=2e-3)
+    assert 1 <= int(row["codes"]) <= 16 and row["perplexity"] == ""
+    assert mean["file"] == "mean of 3"
+    assert float(mean["l1"]) == pytest.approx(np.mean([float(row["l1"]) for row in rows[:-1]]))
+    most = max(int(row["codes"]) for row in rows[:-1])
+    assert float(mean["usage_percent"]) >= 100 * most / 16 and 1 <= float(mean["perplexity"]) <= 16
+    _, batched = reconstruct(run, tmp_path / "batched", photos, "--batch_size", 4)
+    for one, many in zip(rows, batched, strict=True):
+        assert float(one["psnr"]) == pytest.approx(float(many["psnr"]), rel=1e-3)
+
+
+def test_size_and_single_files(run, photos, tmp_path):
+    status, rows = reconstruct(run, tmp_path / "out", photos / "a.jpg", photos / "sub/c.png", "--size", 32)
+    assert status == 0 and [row["width"] for row in rows[:-1]] == ["32", "32"]
+    assert Image.open(tmp_path / "out/c.png").size == (32, 32)
+
+
+def test_names_that_differ_in_the_ending_alone(run, photos, tmp_path):
+    Image.open(photos / "a.jpg").save(photos / "a.png")
+    reconstruct(run, tmp_path / "out", photos)
+    assert (tmp_path / "out/a.png").exists() and (tmp_path / "out/a.png.png").exists()
+
+
+def test_the_first_stage_of_a_transformer(photos, tmp_path):
+    gpt = {"vocab_size": 16, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    model = {
+        "target": "taming.models.cond_transformer.Net2NetTransformer",
+        "params": {
+            "first_stage_config": STAGE, "cond_stage_config": "__is_unconditional__",
+            "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt},
+        },
+    }
+    run = save_exported(instantiate_from_config(model), {"model": model}, tmp_path / "run")
+    status, rows = reconstruct(str(run), tmp_path / "out", photos / "b.png")
+    assert status == 0 and len(rows) == 2
+
+
+def test_errors_are_one_line(run, photos, tmp_path, capsys):
+    for arguments, message in (
+        ([photos / "broken.png"], "none of 1 pictures could be read"),
+        ([tmp_path / "nothing.png"], "none of 1 pictures could be read"),
+        ([photos, "--size", 30], "no multiple of f = 4"),
+        ([photos, "--batch_size", 0], "--batch_size must be at least 1"),
+    ):
+        assert reconstruct(run, tmp_path / "out", *arguments)[0] == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and message in lines[0]
+    Image.new("RGB", (3, 9)).save(photos / "tiny.png")
+    assert reconstruct(run, tmp_path / "out", photos / "tiny.png")[0] == 1
+    assert "smaller than 4 pixels" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""Pictures from the command line: settings, classes, resumption, and errors of one line."""
+
+import pytest
+import torch
+from PIL import Image
+
+from scripts.sample_fast import main
+from taming.checkpoint import save_exported
+from taming.config import instantiate_from_config
+from taming.data.base import read_image
+
+DD = {
+    "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+}  # f = 2: 8 x 8 codes
+STAGE = {
+    "target": "taming.models.vqgan.VQModel",
+    "params": {
+        "ddconfig": DD, "n_embed": 16, "embed_dim": 4,
+        "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
+    },
+}
+SOS = "__is_unconditional__"
+LABELS = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 3}}
+COORDINATES = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 4}}
+
+
+def export(folder, condition, key="class_label"):
+    gpt = {"vocab_size": 16, "block_size": 127, "n_layer": 1, "n_head": 2, "n_embd": 32}
+    model = {
+        "target": "taming.models.cond_transformer.Net2NetTransformer",
+        "params": {
+            "cond_stage_key": key, "first_stage_config": STAGE, "cond_stage_config": condition,
+            "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt},
+        },
+    }
+    torch.manual_seed(0)
+    built = instantiate_from_config(model)
+    built.first_stage_model.quantize.embedding.weight.data.mul_(50.0)  # other codes, other pictures
+    built.first_stage_model.decoder.conv_out.weight.data.mul_(10.0)
+    return str(save_exported(built, {"model": model}, folder, step=7))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return export(tmp_path_factory.mktemp("labelled"), LABELS)
+
+
+def draw(run, folder, *arguments):
+    status = main(["-r", run, "-o", str(folder), "--device", "cpu", *map(str, arguments)])
+    return status, sorted(folder.glob("sample_*.png"))
+
+
+def near(a, b):
+    """Equal but for rounding: another batch size is another order of sums."""
+    return abs(read_image(a).astype(int) - read_image(b).astype(int)).max() <= 1
+
+
+def test_a_sample_is_the_same_in_any_batch(labelled, tmp_path):
+    status, all_at_once = draw(labelled, tmp_path / "a", "-n", 5, "--batch_size", 5)
+    assert status == 0 and len(all_at_once) == 5
+    _, in_pairs = draw(labelled, tmp_path / "b", "-n", 5, "--batch_size", 2)
+    assert [path.name for path in in_pairs] == [f"sample_{i:06d}.png" for i in range(5)]
+    assert all(near(a, b) for a, b in zip(all_at_once, in_pairs, strict=True))
+    assert not near(all_at_once[0], all_at_once[3])  # the same class, another number
+    _, other_seed = draw(labelled, tmp_path / "c", "-n", 1, "--seed", 1)
+    assert not near(all_at_once[0], other_seed[0])
+
+
+def test_classes_come_in_turn_and_are_noted(labelled, tmp_path):
+    _, paths = draw(labelled, tmp_path, "-n", 4, "--classes", "2,0", "-k", 5, "-p", 0.9, "-t", 0.5)
+    notes = [Image.open(path).info for path in paths]
+    assert [note["class"] for note in notes] == ["2", "0", "2", "0"]
+    expected = {"seed": "0", "top_k": "5", "top_p": "0.9", "temperature": "0.5", "step": "7"}
+    assert expected.items() <= notes[0].items()
+    assert Image.open(paths[0]).size == (16, 16)
+
+
+def test_what_is_there_is_not_drawn_again(labelled, tmp_path, capsys):
+    _, paths = draw(labelled, tmp_path, "-n", 2)
+    before = [path.stat().st_mtime_ns for path in paths]
+    paths[1].unlink()
+    _, paths = draw(labelled, tmp_path, "-n", 3)
+    assert paths[0].stat().st_mtime_ns == before[0] and len(paths) == 3
+    assert "1 of them there already" in capsys.readouterr().out
+    status, _ = draw(labelled, tmp_path, "-n", 3, "-t", 0.7)
+    error = capsys.readouterr().err
+    assert status == 1 and "sample_000000.png was drawn with temperature 1.0" in error
+
+
+def test_the_sheet_has_a_row_per_class(labelled, tmp_path):
+    draw(labelled, tmp_path, "-n", 6, "--grid")
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.size == (2 * 18 + 2, 3 * 18 + 2)  # 3 classes, 2 samples of each, 2 pixels between
+        second = sheet.crop((20, 2, 36, 18))
+    assert second.tobytes() == Image.open(tmp_path / "sample_000003.png").tobytes()
+    draw(labelled, tmp_path, "-n", 4, "--grid", tmp_path / "other.png")
+    assert Image.open(tmp_path / "other.png").size == (2 * 18 + 2, 2 * 18 + 2)
+
+
+def test_settings_name_the_folder(tmp_path):
+    run = export(tmp_path, LABELS)
+    assert main(["-r", run, "-n", "1", "-k", "3", "--classes", "1", "--device", "cpu"]) == 0
+    folder = tmp_path / "samples" / "seed_0_top_k_3_top_p_None_temperature_1.0_classes_1" / "7"
+    assert (folder / "sample_000000.png").is_file()
+
+
+def test_without_a_condition(tmp_path):
+    status, paths = draw(export(tmp_path / "run", SOS), tmp_path / "out", "-n", 2, "--batch_size", 1)
+    assert status == 0 and len(paths) == 2 and "class" not in Image.open(paths[0]).info
+    assert not near(*paths)
+
+
+def test_with_coordinates(tmp_path):
+    run = export(tmp_path / "run", COORDINATES, "coord")
+    status, paths = draw(run, tmp_path / "out", "-n", 2)
+    assert status == 0 and len(paths) == 2 and not near(*paths)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-k", "17"], "top_k = 17 is outside 1..16"),
+    (["--classes", "3"], "class id 3 is outside 0..2"),
+    (["--classes", "a,1"], "--classes a,1: give class numbers"),
+    (["-t", "0"], "temperature must be above 0"),
+    (["-n", "0"], "--num_samples"),
+    (["--device", "nonsense"], "no device nonsense here"),
+])
+def test_errors_are_one_line(labelled, tmp_path, capsys, arguments, message):
+    status, paths = draw(labelled, tmp_path, "-n", 1, *arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert status == 1 and not paths
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_models_that_cannot_be_sampled_say_so(tmp_path, capsys):
+    stage = save_exported(instantiate_from_config(STAGE), {"model": STAGE}, tmp_path / "stage")
+    assert draw(str(stage), tmp_path / "out")[0] == 1
+    assert "is a VQModel: give a run of stage 2" in capsys.readouterr().err
+    run = export(tmp_path / "depth", "__is_first_stage__", "depth")
+    assert draw(run, tmp_path / "out")[0] == 1
+    assert "conditioned on depth" in capsys.readouterr().err
+    run = export(tmp_path / "sos", SOS)
+    assert draw(run, tmp_path / "out", "--classes", "1")[0] == 1
+    assert "not conditioned on classes" in capsys.readouterr().err
+    assert draw(str(tmp_path / "nothing"), tmp_path / "out")[0] == 1
+    assert "no checkpoint at" in capsys.readouterr().err
