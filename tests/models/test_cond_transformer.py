@@ -64,6 +64,11 @@ def fit(model, data, **arguments):
     return model
 
 
+def close(got, want):
+    """Equal but for the rounding of z + (z_q - z), and of sums in another order."""
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def inputs_of(model):
     """The tokens that the transformer gets, batch by batch."""
     seen = []
@@ -93,7 +98,7 @@ def test_condition_comes_first_and_predicts_the_first_code(cond, key, want):
     m = condition.shape[1]
     assert torch.equal(target, model.encode_to_z(x)[1]) and target.shape == (3, 16)
     assert torch.equal(seen[0], torch.cat((condition, target), 1)[:, :-1])
-    torch.testing.assert_close(logits, model.transformer(seen[0])[0][:, m - 1 :])
+    close(logits, model.transformer(seen[0])[0][:, m - 1 :])
     assert logits.shape == (3, 16, 30)
     want_loss = -logits.log_softmax(-1).gather(-1, target[..., None]).mean()
     torch.testing.assert_close(model.shared_step(batch), want_loss)
@@ -289,7 +294,7 @@ def test_permuted_codes_decode_to_the_same_picture():
     quant, codes = model.encode_to_z(x)
     raster = model.first_stage_model.encode(x)[2][2].view(2, 16)
     assert torch.equal(model.permuter(codes, reverse=True), raster) and not torch.equal(codes, raster)
-    torch.testing.assert_close(model.decode_to_img(codes, quant.shape), model.first_stage_model(x)[0])
+    close(model.decode_to_img(codes, quant.shape), model.first_stage_model(x)[0])
 
 
 @torch.no_grad()
@@ -298,7 +303,7 @@ def test_other_shapes_than_the_training_size():
     x = torch.rand(1, 3, 8, 20)
     quant, codes = model.encode_to_z(x)
     assert codes.shape == (1, 10)
-    torch.testing.assert_close(model.decode_to_img(codes, quant.shape), model.first_stage_model(x)[0])
+    close(model.decode_to_img(codes, quant.shape), model.first_stage_model(x)[0])
 
 
 def test_sample_continues_codes_under_a_condition():
@@ -337,7 +342,5 @@ def test_log_images_of_each_condition():
         want = {"inputs", "reconstructions", "samples_half", "samples"}
         assert set(pictures) == (want | {"conditioning"} if key == "coord" else want)
         assert all(picture.shape[0] == 2 and picture.shape[2:] == (16, 16) for picture in pictures.values())
-        torch.testing.assert_close(
-            pictures["reconstructions"], model.first_stage_model(pictures["inputs"])[0]
-        )
+        close(pictures["reconstructions"], model.first_stage_model(pictures["inputs"])[0])
     assert model.latent_shape() == (4, 4) and model.latent_shape(8, 20) == (2, 5)

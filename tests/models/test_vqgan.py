@@ -49,6 +49,11 @@ def fit(model, data, **arguments):
     return model
 
 
+def close(got, want):
+    """Equal but for the rounding of z + (z_q - z), and of sums in another order."""
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def state_of(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -64,15 +69,15 @@ def test_encode_and_decode_any_multiple_of_f():
     assert quant.shape == (2, 4, 2, 5) and indices.shape == (20,) and loss.ndim == 0
     images = model.decode(quant)
     assert images.shape == x.shape
-    torch.testing.assert_close(model.decode_code(indices.view(2, 2, 5)), images)
-    torch.testing.assert_close(model(x)[0], images)
+    close(model.decode_code(indices.view(2, 2, 5)), images)
+    close(model(x)[0], images)
 
 
 @torch.no_grad()
 def test_codes_of_a_square_grid_may_be_flat():
     model = make().eval()
     quant, _, (_, _, indices) = model.encode(torch.rand(2, 3, 16, 16))
-    torch.testing.assert_close(model.decode_code(indices.view(2, 16)), model.decode(quant))
+    close(model.decode_code(indices.view(2, 16)), model.decode(quant))
     with pytest.raises(ValueError, match="10 indices form no square grid.*(B, h, w)"):
         model.decode_code(torch.zeros(2, 10, dtype=torch.int64))
 
@@ -92,7 +97,7 @@ def test_remapped_model_round_trip(tmp_path):
     x = torch.rand(2, 3, 8, 12)
     quant, _, (_, _, indices) = model.encode(x)
     assert torch.equal(31 - indices.flatten(), plain.encode(x)[2][2])
-    torch.testing.assert_close(model.decode_code(indices), model.decode(quant))
+    close(model.decode_code(indices), model.decode(quant))
     assert (model.n_tokens, model.val_codes.n_codes) == (32, 32)
 
 
@@ -271,7 +276,7 @@ def test_pictures():
     pictures = model.log_images(batch)
     assert list(pictures) == ["inputs", "reconstructions"]
     assert torch.equal(pictures["inputs"], batch["image"].permute(0, 3, 1, 2))
-    torch.testing.assert_close(pictures["reconstructions"], model(pictures["inputs"])[0])
+    close(pictures["reconstructions"], model(pictures["inputs"])[0])
     labels = torch.arange(6).view(1, 2, 3)
     colored = model.to_rgb(torch.nn.functional.one_hot(labels).permute(0, 3, 1, 2))
     assert colored.shape == (1, 3, 2, 3) and (colored.min(), colored.max()) == (-1.0, 1.0)

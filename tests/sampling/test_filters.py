@@ -76,6 +76,7 @@ def test_draw_is_the_inverse_of_the_cumulative_distribution():
     logits = torch.tensor([0.2, 0.0, 0.3, 0.5, 0.0]).log().expand(6, 5)
     uniform = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51, 1.0 - 2**-53], dtype=torch.float64)
     assert draw(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]  # never 1 or 4, which are impossible
+    assert draw(torch.tensor([[0.0, 1.0]]).log(), torch.zeros(1)).tolist() == [1]
 
 
 def test_frequencies_of_draws_are_the_probabilities():
