@@ -305,14 +305,15 @@ def run_fit(run: Run, trainer: pl.Trainer, model: pl.LightningModule, data, chec
     """Fit, and say how to go on whatever happens; returns the exit status."""
     say(f"run directory: {run.logdir}")
     hint = f"resume with\n  python main.py -t -r {run.logdir}"
+    last = run.logdir / "checkpoints" / "last.ckpt"
     before = read_checkpoint(checkpoint).get("batches_seen", 0) if checkpoint else 0
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
-        say(f"stopped after {model.batches_seen} batches" + (f"; {hint}" if model.batches_seen else ""))
+        say(f"stopped after {model.batches_seen} batches" + (f"; {hint}" if last.exists() else ""))
         return getattr(stop, "status", 130)
     except BaseException:
-        if model.batches_seen and (run.logdir / "checkpoints" / "last.ckpt").exists():
+        if last.exists():
             say(f"failed after {model.batches_seen} batches; {hint}")
         raise
     if before and model.batches_seen == before:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taming.checkpoint import load_weights, read_checkpoint
+from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 
 
@@ -43,6 +43,7 @@ class ImageModel(pl.LightningModule):
         self.gradient_clip_val: float | None = None
         self.batches_seen = 0
         self._accumulated = 0  # batches whose gradients wait for the next step
+        self._restored_gradients: dict[str, Tensor] = {}  # such gradients of a run that is resumed
         self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
 
     # ---- data
@@ -126,7 +127,7 @@ class ImageModel(pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
         """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`."""
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(find_checkpoint(path))
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
             self, checkpoint["state_dict"], source=str(path), ignore=tuple(ignore_keys), optional=("loss.",)
@@ -142,6 +143,11 @@ class ImageModel(pl.LightningModule):
         self.batches_seen = int(checkpoint.get("batches_seen", checkpoint.get("global_step", 0)))
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
         self._accumulated = waiting["batches"]
-        for name, parameter in self.named_parameters():
-            gradient = waiting["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter, copy=True)
+        self._restored_gradients = waiting["gradients"]
+
+    def on_train_start(self) -> None:
+        """Put the gradients of a resumed run in place: the trainer has cleared all by now."""
+        for name, gradient in self._restored_gradients.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter, copy=True)
+        self._restored_gradients = {}
