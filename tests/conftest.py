@@ -8,7 +8,7 @@ import torch
 
 import taming.config
 
-torch.set_num_threads(2)  # more only gets in the way of the tensors of this size
+torch.set_num_threads(1)  # more only gets in the way of the tensors of this size
 
 
 @pytest.fixture(autouse=True)
