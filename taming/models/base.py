@@ -123,6 +123,23 @@ class ImageModel(pl.LightningModule):
             "gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
         )
 
+    # ---- test: the same evaluation as validation, under "test/" names
+
+    def log(self, name: str, *args, **kwargs) -> None:
+        """Log a value; what validation calls val/... is test/... in a test."""
+        if self._trainer is not None and self._trainer.testing and name.startswith("val/"):
+            name = "test/" + name.removeprefix("val/")
+        super().log(name, *args, **kwargs)
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
     # ---- checkpoints
 
     def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:

@@ -159,7 +159,7 @@ class Net2NetTransformer(ImageModel):
         self.log("val/loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics.get("val/loss")
+        loss = self.trainer.callback_metrics.get("test/loss" if self.trainer.testing else "val/loss")
         if loss is not None:
             self.log("val/perplexity", loss.exp(), sync_dist=True)  # the same on all ranks
 

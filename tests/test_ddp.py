@@ -1,0 +1,53 @@
+"""Plain ddp, two processes on the CPU: both hold the same weights, and gradients are averaged."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import write_transformer, write_vqgan
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+
+def run(yaml, folder, devices, *words):
+    """Train in processes of their own, and return what each wrote: gradients and weights."""
+    command = [sys.executable, "main.py", "-b", yaml, "-t", "-l", folder / "logs", "-n", f"run{devices}"]
+    command += ["--accelerator", "cpu", "--devices", devices, "--allow", "tests", *words]
+    command += ["lightning.callbacks.record.target=tests.tiny.Record",
+                f"lightning.callbacks.record.params.folder={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list((folder / "logs").glob(f"*_run{devices}"))) == 1
+    return [
+        [torch.load(folder / f"{what}_{devices}_{rank}.pt", weights_only=True) for rank in range(devices)]
+        for what in ("gradients", "weights")
+    ]
+
+
+def assert_equal_on_both(weights):
+    first, second = weights
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def test_both_stages(tmp_path):
+    words = ["model.params.ddconfig.dropout=0.0", "model.params.lossconfig.params.disc_start=2"]
+    two = run(write_vqgan(tmp_path), tmp_path, 2, "--max_steps", 4, "data.params.batch_size=1", *words)
+    assert_equal_on_both(two[1])  # the discriminator's part of it, which starts amid the run, too
+    one = run(write_vqgan(tmp_path), tmp_path, 1, "--max_steps", 1, *words)
+    for key, gradient in one[0][0].items():
+        assert torch.allclose(two[0][0][key], gradient, atol=1e-5, rtol=1e-3), key
+
+    folder = tmp_path / "second"
+    folder.mkdir()
+    yaml = write_transformer(folder, tmp_path / "logs" / "*_run2")
+    assert_equal_on_both(run(yaml, folder, 2, "--max_steps", 2)[1])
