@@ -26,11 +26,12 @@ LAYERS = {
     "data": {"config", "util", "images"},
     "models": {"modules", "sampling", "lr_scheduler", *BOTTOM},
     "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
+    "loggers": {*BOTTOM},
     "eval": {"models", "modules", "sampling", "data", *BOTTOM},
     "trainer_arguments": set(),
     "options": {"trainer_arguments", *BOTTOM},
     "train": {
-        "options", "trainer_arguments", "callbacks", "eval", "models", "modules", "sampling", "data",
+        "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling", "data",
         "lr_scheduler", *BOTTOM,
     },
 }
