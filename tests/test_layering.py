@@ -31,8 +31,8 @@ LAYERS = {
     "trainer_arguments": set(),
     "options": {"trainer_arguments", *BOTTOM},
     "train": {
-        "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling", "data",
-        "lr_scheduler", *BOTTOM,
+        "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling",
+        "data", "lr_scheduler", *BOTTOM,
     },
 }
 # packages that a part must not know
