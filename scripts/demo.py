@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train both stages on the built-in landscapes, and draw pictures: python scripts/demo.py (make demo).
 
-Needs no GPU, no data and no download; about ten minutes on two cores. A run that was cut short goes on where it
+Needs no GPU, no data and no download; some minutes on two cores. A run that was cut short goes on where it
 stopped: stages that are complete are not trained again.
 """
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(argv: list[str] | None = None) -> int:
     """Train, draw, and say where the pictures are; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--outdir", default="logs/demo", help="where runs and pictures go")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     options, overrides = parser.parse_known_args(argv)

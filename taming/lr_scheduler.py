@@ -61,7 +61,7 @@ class LambdaWarmUpCosineScheduler:
         return self.last_lr
 
     def __call__(self, n: int, **kwargs: Any) -> np.float64:
-        """Give the factor of step `n`, in double precision as in 2021: take float() of it before it is stored."""
+        """Give the factor of step `n`, a numpy scalar as in 2021: take float() of it to store it."""
         return np.float64(self.schedule(n, **kwargs))
 
 

@@ -14,15 +14,17 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def first_stage(path: Path) -> dict:
-    """What `train.fill_stages` would find in the checkpoint of the stage that a configuration's pattern names."""
-    stage = load_config(path.with_name("vqgan.yaml" if path.parent.name == "demo" else "custom_vqgan.yaml")).model
+    """What `train.fill_stages` would find in the checkpoint that a configuration's pattern names."""
+    name = "vqgan.yaml" if path.parent.name == "demo" else "custom_vqgan.yaml"
+    stage = load_config(path.with_name(name)).model
     stage.params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
     return stage
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_builds_at_full_size(path):
-    config = load_config(path, ["model.params.cond_stage_config.params.n_classes=7"] if "class" in path.name else [])
+    of_classes = "class" in path.name
+    config = load_config(path, ["model.params.cond_stage_config.params.n_classes=7"] if of_classes else [])
     for key in STAGES:
         if isinstance(config.model.params.get(key), str) or key not in config.model.params:
             continue
