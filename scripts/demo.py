@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 stage 1   PSNR {vqgan["val/psnr"]:.1f} dB, SSIM {vqgan["val/ssim"]:.3f} on unseen scenes; \
 {vqgan["val/codebook_usage_percent"]:.0f} % of the codes in use
 stage 2   {transformer["val/loss"]:.3f} nats per code on unseen scenes
-pictures  {out / "samples.png"}   64 samples, one row per biome and time of day
+pictures  {out / "samples.png"}   64 samples, four of each biome and time of day
           {newest(stage_run(out, "vqgan") / "images" / "val", "inputs")}   unseen scenes
           {newest(stage_run(out, "vqgan") / "images" / "val", "reconstructions")}   their reconstructions
           {samples}   the samples one by one

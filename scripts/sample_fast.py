@@ -39,8 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", default="imagenet", help="class numbers, 3,7,12 for instance, taken in turn by the "
         "samples; default: all of the model (which imagenet, the default of 2021, means as well)")
     add("--seed", type=int, default=0, help="another seed, other pictures; default: 0")
-    add("--grid", nargs="?", const="", metavar="FILE", help="also write one sheet, a row per class if they "
-        "come equally often; without a name OUTDIR/grid.png")
+    add("--grid", nargs="?", const="", metavar="FILE", help="also write one sheet, the pictures of a class "
+        "side by side; without a name OUTDIR/grid.png")
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
     return parser.parse_args(argv)
 
@@ -136,10 +136,11 @@ def is_drawn(path: Path, note: dict[str, str]) -> bool:
 
 
 def write_sheet(paths: list[Path], n_classes: int, file: Path) -> Path:
-    """All samples on one sheet, a row per class if each class has equally many, and more than one."""
+    """All samples on one sheet; where each class has equally many, those of a class stand side by side."""
     columns = None
     if 1 < n_classes < len(paths) and len(paths) % n_classes == 0:
-        columns = len(paths) // n_classes
+        each = len(paths) // n_classes
+        columns = each * max(1, round(math.sqrt(len(paths)) / each))  # whole classes, about as wide as high
         paths = [path for i in range(n_classes) for path in paths[i::n_classes]]
     images = torch.stack([torch.from_numpy(from_uint8(read_image(path))) for path in paths])
     return save_png(image_grid(images.permute(0, 3, 1, 2), columns), file)
