@@ -20,7 +20,7 @@ from taming.data.base import image_batches
 from taming.data.custom import find_images
 from taming.images import image_grid, save_png
 from taming.modules.metrics import CodebookUsage, psnr, ssim
-from taming.util import pick_device
+from taming.util import exit_status, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
 COLUMNS = ("file", "width", "height", *MEASURED, "usage_percent", "perplexity")  # the last two: over all
@@ -43,16 +43,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for a user's error, 130 after Ctrl-C."""
-    options = parse(argv)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Run the command; returns its exit status."""
+    return exit_status(run, parse(argv))
 
 
 def run(options: argparse.Namespace) -> None:

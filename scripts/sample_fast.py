@@ -21,7 +21,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.modules.util import Labelator
 from taming.sampling import image_generators
-from taming.util import pick_device
+from taming.util import exit_status, pick_device
 
 MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gigabytes
 
@@ -46,16 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for a user's error, 130 after Ctrl-C."""
-    options = parse(argv)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Run the command; returns its exit status."""
+    return exit_status(run, parse(argv))
 
 
 def run(options: argparse.Namespace) -> None:

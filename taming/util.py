@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,3 +167,15 @@ def pick_device(name: str | None = None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no device {name} here ({reason}): choose cpu, or cuda with a GPU") from error
     return device
+
+
+def exit_status(command: Callable[..., None], *arguments: Any) -> int:
+    """Run a command: 0 if it ends, 1 after a user's error, of which one line is printed, 130 after Ctrl-C."""
+    try:
+        command(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
