@@ -16,6 +16,18 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
+class Factor(np.float64):
+    """A numpy scalar, as this schedule gave in 2021, whose product with a learning rate is a plain number.
+
+    LambdaLR stores the product in the optimizer's state, where a safely read checkpoint may hold no numpy.
+    """
+
+    def __mul__(self, other: float) -> float:
+        return float(self) * float(other)
+
+    __rmul__ = __mul__
+
+
 class LambdaWarmUpCosineScheduler:
     """Rise linearly from `lr_start` to `lr_max`, then fall along half a cosine to `lr_min`, and stay there.
 
@@ -60,9 +72,9 @@ class LambdaWarmUpCosineScheduler:
         _report(n, self.last_lr, self.verbosity_interval)
         return self.last_lr
 
-    def __call__(self, n: int, **kwargs: Any) -> np.float64:
-        """Give the factor of step `n`, a numpy scalar as in 2021: take float() of it to store it."""
-        return np.float64(self.schedule(n, **kwargs))
+    def __call__(self, n: int, **kwargs: Any) -> "Factor":
+        """Give the factor of step `n`."""
+        return Factor(self.schedule(n, **kwargs))
 
 
 class LambdaWarmUpCosineScheduler2:
