@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from taming.modules.packed_linear import can_pack, pack_linears
 from taming.sampling import sample_tokens
+
+PACK_FROM = 64  # positions; to reorder the weights takes as long as some 40 steps save
 
 
 @dataclass
@@ -36,6 +39,8 @@ class KeyValueCache:
 
     keys: list[Tensor]  # per layer: (B, heads, P, D / heads)
     values: list[Tensor]
+    blocks: nn.Module  # the transformer's, or twins of them with weights laid out for single steps
+    head: nn.Module
     length: int = 0
 
 
@@ -66,9 +71,12 @@ class CausalSelfAttention(nn.Module):
             keys, values = cache
             keys[:, :, start:end], values[:, :, start:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]  # (B, n, end, d)
-        mask, causal = self._mask(start, end, x.device)
         dropout = self.attn_pdrop if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        if x.shape[1] == 1 and x.device.type == "cpu" and not dropout:  # the fused kernel is for many queries
+            y = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            mask, causal = self._mask(start, end, x.device)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.resid_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
 
     def _mask(self, start: int, end: int, device: torch.device) -> tuple[Tensor | None, bool]:
@@ -180,7 +188,10 @@ class GPT(nn.Module):
         device = like.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
         empty = [torch.empty(shape, dtype=dtype, device=like.device) for _ in range(2 * config.n_layer)]
-        return KeyValueCache(empty[: config.n_layer], empty[config.n_layer :])
+        blocks, head = self.blocks, self.head
+        if length >= PACK_FROM and can_pack(like.device, dtype):
+            blocks, head = pack_linears(blocks, batch_size, dtype), pack_linears(head, batch_size, dtype)
+        return KeyValueCache(empty[: config.n_layer], empty[config.n_layer :], blocks, head)
 
     def extend(self, idx: Tensor, cache: KeyValueCache, embeddings: Tensor | None = None) -> Tensor:
         """Append tokens (B, T) to what the cache holds; logits (B, V) of what follows the last one.
@@ -194,10 +205,10 @@ class GPT(nn.Module):
                 f"the first {end} tokens do not hold the whole unmasked prefix of {self.config.n_unmasked}: "
                 "give condition and known codes at once"
             )
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+        for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
             x = block(x, (keys, values), cache.length)
         cache.length = end
-        return self.head(self.ln_f(x[:, -1]))  # only the last position needs the vocabulary
+        return cache.head(self.ln_f(x[:, -1]))  # only the last position needs the vocabulary
 
 
 @torch.no_grad()
