@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.vqgan import VQModel
+from taming.models.vqgan import GumbelVQ, VQModel
+from taming.modules.losses.segmentation import BCELoss, BCELossWithQuant
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator, hinge_d_loss, vanilla_d_loss
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.vqvae.quantize import VectorQuantizer2
@@ -213,3 +214,30 @@ def test_training_a_transformer_three_steps():
         assert_moved_alike(start[name], model.state_dict()[name], want[f"final.{key}"])
     for key, value in model.first_stage_model.state_dict().items():
         assert torch.equal(value, start[f"first_stage_model.{key}"])
+
+
+def test_gumbel_model():
+    state, inputs, want = read("gumbelvq")
+    arguments = {**STAGE, "n_embed": 24, "embed_dim": 16, "kl_weight": 0.01}
+    cosine = dict(warm_up_steps=0, max_decay_steps=1000, lr_start=0.9, lr_max=0.9, lr_min=0.01)
+    schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": cosine}
+    model = GumbelVQ(**arguments, temperature_scheduler_config=schedule).eval()
+    model.load_state_dict(state)
+    prequant = model.encode_to_prequant(inputs["x"])
+    close(prequant, want["prequant"])
+    close(model.quantize.proj(prequant), want["logits"])
+    _, kl, (_, _, indices) = model.encode(inputs["x"])
+    close(kl, want["kl_loss"])
+    assert torch.equal(indices, want["argmax_indices"])
+    close(model.decode_code(indices), want["decoded"])
+
+
+def test_segmentation_losses():
+    _, inputs, want = read("segmentation_loss")
+    loss = BCELossWithQuant(codebook_weight=0.7)
+    value, log = loss(torch.tensor(0.2), inputs["target"], inputs["prediction"], "train")
+    close(value, want["loss"])
+    assert {f"log.{key}" for key in log} == {key for key in want if key.startswith("log.")}
+    for key, found in log.items():
+        close(found, want[f"log.{key}"])
+    close(BCELoss()(inputs["prediction"], inputs["target"])[0], want["log.train/bce_loss"])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.losses import DummyLoss
+from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.metrics import CodebookUsage, psnr, ssim
-from taming.modules.vqvae.quantize import VectorQuantizer2
+from taming.modules.vqvae.quantize import Codebook, EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
 
 
 class VQModel(ImageModel):
@@ -57,24 +57,38 @@ class VQModel(ImageModel):
         self.loss = instantiate_from_config(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
             raise ValueError("lossconfig.params.disc_conditional must be False: VQModel has no condition")
-        self.quantize = VectorQuantizer2(
+        self.use_quantizer(VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
             revive_after=revive_after,
-        )
+        ))
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
-        self.val_codes = CodebookUsage(self.quantize.re_embed)
         if colorize_nlabels is not None:
-            self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
+            self.register_buffer("colorize", palette(colorize_nlabels))
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def use_quantizer(self, quantizer: Codebook) -> None:
+        """Put a quantizer in place, and count its codes in validation."""
+        self.quantize = quantizer
+        self.val_codes = CodebookUsage(quantizer.re_embed)
 
     # ---- images <-> codes
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple]:
-        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, (None, None, indices))."""
+        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, (None, None, indices)).
+
+        In eval mode all is computed in float32 whatever autocast says, so that an image keeps its codes:
+        bfloat16 would change some percent of them.
+        """
+        return self.quantize(self.encode_to_prequant(x))
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
         self.check_size(*x.shape[-2:])
-        return self.quantize(self.quant_conv(self.encoder(x)))
+        device = x.device.type
+        with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
+            return self.quant_conv(self.encoder(x))
 
     def decode(self, quant: Tensor) -> Tensor:
         """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W)."""
@@ -159,10 +173,10 @@ class VQModel(ImageModel):
                 "for instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
             )
         lr = self.base_learning_rate()
-        return [
-            torch.optim.Adam(self.generator_parameters(), lr=lr, betas=self.betas),
-            torch.optim.Adam(self.loss.discriminator.parameters(), lr=lr, betas=self.betas),
-        ]
+        networks = [self.generator_parameters()]
+        if hasattr(self.loss, "discriminator"):
+            networks.append(self.loss.discriminator.parameters())
+        return [torch.optim.Adam(parameters, lr=lr, betas=self.betas) for parameters in networks]
 
     def generator_parameters(self):
         """Parameters of all but the loss: encoder, decoder, codebook and the convolutions between them."""
@@ -185,8 +199,130 @@ class VQModel(ImageModel):
     def to_rgb(self, x: Tensor) -> Tensor:
         """Label maps (B, L, H, W) in arbitrary, fixed colours: (B, 3, H, W) in [-1, 1]."""
         colors = getattr(self, "colorize", None)
-        if colors is None:
-            colors = torch.randn(3, x.shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
-        x = F.conv2d(x.float(), colors.to(x.device))
+        x = F.conv2d(x.float(), (palette(x.shape[1]) if colors is None else colors).to(x.device))
         lowest, highest = x.aminmax()
         return 2.0 * (x - lowest) / (highest - lowest).clamp_min(1e-8) - 1.0
+
+
+def palette(n_labels: int) -> Tensor:
+    """A colour for each label, (3, n_labels, 1, 1): arbitrary, and the same in every run."""
+    return torch.randn(3, n_labels, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+class EMAVQ(VQModel):
+    """A VQGAN whose codebook follows running means of the latents: see `EMAVectorQuantizer`, and `VQModel`.
+
+    Args:
+        decay: share of the running sums that is kept in each batch.
+    """
+
+    def __init__(
+        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int, ckpt_path: str | None = None,
+        ignore_keys: tuple[str, ...] = (), image_key: str = "image", colorize_nlabels: int | None = None,
+        monitor: str | None = None, remap: str | None = None, sane_index_shape: bool = False, *,
+        beta: float = 0.25, decay: float = 0.99, revive_after: int | None = None,
+        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+    ):
+        super().__init__(
+            ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
+            monitor=monitor, betas=betas, scheduler_config=scheduler_config,
+        )
+        self.use_quantizer(EMAVectorQuantizer(
+            n_embed, embed_dim, beta, decay, remap=remap, sane_index_shape=sane_index_shape,
+            revive_after=revive_after,
+        ))
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+
+class GumbelVQ(VQModel):
+    """A VQGAN whose codes are drawn with a falling temperature: see `GumbelQuantize`, and `VQModel`.
+
+    Args:
+        temperature_scheduler_config: `{target, params}` of a callable from batches seen to the temperature.
+        kl_weight: weight of the divergence from a uniform use of the codes.
+        kl_scheduler_config: of a callable from batches seen to a factor on `kl_weight`; constant when None.
+    """
+
+    def __init__(
+        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int,
+        temperature_scheduler_config: dict, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
+        image_key: str = "image", colorize_nlabels: int | None = None, monitor: str | None = None,
+        kl_weight: float = 1e-8, remap: str | None = None, *, kl_scheduler_config: dict | None = None,
+        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+    ):
+        super().__init__(
+            ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
+            monitor=monitor, betas=betas, scheduler_config=scheduler_config,
+        )
+        self.use_quantizer(GumbelQuantize(embed_dim, embed_dim, n_embed, kl_weight=kl_weight, remap=remap))
+        self.kl_weight = kl_weight
+        self.temperature_scheduler = instantiate_from_config(temperature_scheduler_config)
+        self.kl_scheduler = instantiate_from_config(kl_scheduler_config) if kl_scheduler_config else None
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def temperature_scheduling(self) -> None:
+        """Set the temperature and the weight of the divergence for the batches seen so far."""
+        self.quantize.temperature = float(self.temperature_scheduler(self.batches_seen))
+        if self.kl_scheduler is not None:
+            self.quantize.kl_weight = self.kl_weight * float(self.kl_scheduler(self.batches_seen))
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        self.temperature_scheduling()
+        self.log("train/temperature", self.quantize.temperature)
+        self.log("train/kl_weight", self.quantize.kl_weight)
+        super().training_step(batch, batch_idx)
+
+
+class VQNoDiscModel(VQModel):
+    """A VQ autoencoder without a discriminator: any loss called as loss(codebook_loss, x, rec, split).
+
+    Such are `VQLPIPS` for pictures and `BCELossWithQuant` for maps of labels. The arguments are `VQModel`'s.
+    """
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        x = self.get_input(batch, self.image_key)
+        reconstruction, codebook_loss = self(x)
+        loss, log = self.loss(codebook_loss, x, reconstruction, split="train")
+        self.check_finite(log, batch_idx)
+        self.update_weights(loss, [(self.optimizers(), [*self.generator_parameters()])])
+        self.log_dict(log, batch_size=len(x))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(x))
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        x = self.get_input(batch, self.image_key)
+        quant, codebook_loss, (_, _, indices) = self.encode(x)
+        _, log = self.loss(codebook_loss, x, self.decode(quant), split="val")
+        self.val_codes.update(indices)
+        self.log_dict(log, batch_size=len(x), sync_dist=True, on_epoch=True)
+
+
+class VQSegmentationModel(VQNoDiscModel):
+    """A VQ autoencoder of label maps (B, n_labels, H, W), one-hot; decodes to a logit per label.
+
+    Args:
+        n_labels: number of labels, the channels in and out of the networks.
+        ddconfig, lossconfig, ...: see `VQModel`; the loss is `BCELossWithQuant`.
+
+    Raises:
+        ValueError: `n_labels` is not the number of channels that `ddconfig` names.
+    """
+
+    def __init__(self, n_labels: int, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        found = self.encoder.conv_in.in_channels, self.decoder.conv_out.out_channels
+        if found != (n_labels, n_labels):
+            raise ValueError(
+                f"n_labels: {n_labels}, but ddconfig has in_channels: {found[0]} and out_ch: {found[1]}: "
+                "all three are the number of labels"
+            )
+        self.register_buffer("colorize", palette(n_labels))
+
+    @torch.no_grad()
+    def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:
+        """The label maps, and the likeliest label of each pixel of their reconstructions, in colours."""
+        x = self.get_input(batch, self.image_key).to(self.device)
+        logits, _ = self(x)
+        likeliest = F.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+        return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(likeliest)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taming.modules.transformer.mingpt import GPT
+from taming.modules.transformer.mingpt import GPT, CodeGPT, KMeans, sample, sample_with_past, top_k_logits
 
 V, BLOCK = 19, 12
 
@@ -131,3 +131,51 @@ def test_builds_without_memory():
     with torch.device("meta"):
         logits, _ = GPT(V, BLOCK, n_layer=1, n_head=2, n_embd=16)(torch.zeros(1, 5, dtype=torch.int64))
     assert logits.shape == (1, 5, V)
+
+
+# ---- the other names of 2021
+
+
+def test_a_gpt_over_vectors():
+    model = CodeGPT(V, BLOCK, in_channels=5, n_layer=1, n_head=2, n_embd=16).eval()
+    x = torch.randn(2, 7, 5)
+    logits, loss = model(x, targets=torch.randint(V, (2, 7)))
+    assert logits.shape == (2, 7, V) and loss > 0
+    x[:, -1] += 1.0
+    torch.testing.assert_close(model(x)[0][:, :-1], logits[:, :-1])  # the past does not see the future
+    assert model.state_dict()["tok_emb.weight"].shape == (16, 5) and model.tok_emb.weight.std() < 0.03
+
+
+def test_sample_goes_on_beyond_the_block():
+    model, x = make(), torch.randint(V, (2, 5))
+    want = x
+    with torch.no_grad():
+        for _ in range(14):
+            want = torch.cat((want, model(want[:, -BLOCK:])[0][:, -1].argmax(-1)[:, None]), dim=1)
+    assert torch.equal(sample(model, x, 14), want)
+    assert torch.equal(sample(model, x, 3), want[:, :8])
+    assert torch.equal(sample_with_past(x, model, 3, sample_logits=False), want[:, 5:8])
+    drawn = sample(model, x, 14, temperature=5.0, sample=True, top_k=9)
+    assert drawn.shape == (2, 19) and torch.equal(drawn[:, :5], x) and not torch.equal(drawn, want)
+
+
+def test_top_k_logits():
+    assert top_k_logits(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist() == [[-torch.inf, 3.0, 2.0]]
+
+
+def test_kmeans_finds_clusters_and_goes_back():
+    truth = torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [0.0, 5.0, 5.0]])
+    kmeans = KMeans(ncluster=3, nc=3, niter=10)
+    assert not kmeans.is_initialized()
+    for seed in range(20):  # Lloyd's algorithm may stop in a local optimum
+        torch.manual_seed(seed)
+        kmeans.initialize(truth.repeat(100, 1) + 0.01 * torch.randn(300, 3))
+        if (torch.cdist(kmeans.C, truth).amin(0) < 0.1).all():
+            break
+    assert kmeans.is_initialized() and (torch.cdist(kmeans.C, truth).amin(0) < 0.1).all()
+    image = truth[torch.randint(3, (2, 4, 6))].permute(0, 3, 1, 2)
+    clusters = kmeans(image)
+    assert clusters.shape == (2, 24)
+    torch.testing.assert_close(kmeans(clusters, reverse=True, shape=image.shape), image, atol=0.1, rtol=0)
+    with pytest.raises(ValueError, match="expected"):
+        kmeans.initialize(torch.zeros(2, 3))

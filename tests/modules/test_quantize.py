@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from taming.modules.vqvae.quantize import VectorQuantizer2, nearest_code
+from taming.modules.vqvae.quantize import (
+    EMAVectorQuantizer,
+    GumbelQuantize,
+    VectorQuantizer,
+    VectorQuantizer2,
+    nearest_code,
+)
 
 
 def naive_nearest(z, codebook):
@@ -128,3 +134,118 @@ def test_dead_codes_move_to_latents_in_training_only():
     latents = {tuple(latent) for latent in z.permute(0, 2, 3, 1).flatten(0, 2).tolist()}
     assert all(tuple(code) in latents for code in quantizer.embedding.weight[1:].tolist())
     assert (quantizer.embedding.weight[0] == 0.0).all() and quantizer.idle_batches.tolist() == [0] * 8
+
+
+# ---- the first quantizer of 2021
+
+
+def test_the_first_quantizer_gives_statistics_too():
+    old, new = VectorQuantizer(16, 4, beta=0.25), VectorQuantizer2(16, 4, beta=0.25)
+    torch.nn.init.normal_(old.embedding.weight)
+    new.load_state_dict(old.state_dict())
+    z = torch.randn(2, 4, 3, 5)
+    z_q, loss, (perplexity, one_hot, indices) = old(z)
+    want_q, want_loss, (_, _, want) = new(z)
+    assert torch.equal(z_q, want_q) and torch.equal(loss, want_loss)
+    assert torch.equal(indices, want[:, None]) and torch.equal(one_hot.argmax(1), want)
+    usage = torch.bincount(want, minlength=16) / 30
+    assert perplexity.item() == pytest.approx((-torch.xlogy(usage, usage).sum()).exp().item(), rel=1e-5)
+    torch.testing.assert_close(old.get_codebook_entry(indices, (2, 3, 5, 4)), want_q.detach())
+
+
+# ---- running means
+
+
+def latents(*rows):
+    """Vectors as a map (1, C, 1, N)."""
+    return torch.tensor(rows).T[None, :, None]
+
+
+def test_running_means_follow_the_latents():
+    quantizer = EMAVectorQuantizer(2, 2, beta=0.25, decay=0.5)
+    quantizer.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
+    quantizer.embedding.embed_avg.copy_(quantizer.embedding.weight)
+    z = latents([1.0, 0.0], [2.0, 0.0], [3.0, 3.0]).requires_grad_()
+    _, loss, (_, _, indices) = quantizer(z)
+    assert indices.tolist() == [0, 0, 0]
+    assert loss.item() == pytest.approx(0.25 * (1 + 4 + 18) / 6)
+    # cluster sizes (1 + 3) / 2 and 1 / 2, sums (0 + [6, 3]) / 2 and [9, 9] / 2
+    torch.testing.assert_close(quantizer.embedding.cluster_size, torch.tensor([2.0, 0.5]))
+    torch.testing.assert_close(quantizer.embedding.weight, torch.tensor([[1.5, 0.75], [9.0, 9.0]]))
+    assert not list(quantizer.parameters())
+    loss.backward()
+    assert z.grad.abs().sum() > 0
+    weight = quantizer.embedding.weight.clone()
+    quantizer.eval()(z)
+    assert torch.equal(quantizer.embedding.weight, weight)
+
+
+def test_unused_codes_stay_where_they_are():
+    quantizer = EMAVectorQuantizer(64, 2, beta=0.25)
+    start = quantizer.embedding.weight.clone()
+    z = torch.randn(1, 2, 4, 4) * 0.01 + start[0].view(1, 2, 1, 1)
+    for _ in range(3000):  # 0.99^3000 is 1e-13: far below eps
+        _, _, (_, _, indices) = quantizer(z)
+    unused = [k for k in range(64) if k not in indices]
+    assert len(unused) > 50
+    assert quantizer.embedding.weight.abs().max() <= start.abs().max() + 0.1  # nothing explodes
+    early = EMAVectorQuantizer(64, 2, beta=0.25)
+    early.embedding.load_state_dict({"weight": start, "embed_avg": start, "cluster_size": torch.ones(64)})
+    for _ in range(500):
+        early(z)
+    torch.testing.assert_close(early.embedding.weight[unused], start[unused])
+
+
+def test_a_revived_code_begins_with_a_fresh_mean():
+    quantizer = EMAVectorQuantizer(2, 2, beta=0.25, revive_after=2)
+    quantizer.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
+    quantizer.embedding.embed_avg.copy_(quantizer.embedding.weight)
+    z = latents([1.0, 0.0], [1.0, 0.0])
+    quantizer(z), quantizer(z)
+    book = quantizer.embedding
+    assert book.weight[1].tolist() == book.embed_avg[1].tolist() == [1.0, 0.0] and book.cluster_size[1] == 1.0
+
+
+# ---- Gumbel
+
+
+def test_gumbel_draws_in_training_and_takes_the_likeliest_in_evaluation():
+    quantizer = GumbelQuantize(6, 4, 16)
+    z = torch.randn(2, 6, 5, 3)
+    z_q, loss, (_, _, indices), logits = quantizer.eval()(z, return_logits=True)
+    assert torch.equal(indices, quantizer.proj(z).argmax(1)) and logits.shape == (2, 16, 5, 3)
+    torch.testing.assert_close(quantizer.get_codebook_entry(indices.view(-1), (2, 5, 3, 4)), z_q)
+    p = logits.softmax(1)
+    assert loss.item() == pytest.approx((5e-4 * (p * (p * 16).log()).sum(1).mean()).item(), rel=1e-4)
+
+    quantizer.train()
+    draws = [quantizer(z)[2][2] for _ in range(2)]
+    assert not torch.equal(*draws)
+    drawn = quantizer(z.expand(400, 2, 6, 5, 3).flatten(0, 1))[2][2].view(400, 2, 5, 3)
+    counts = torch.stack([(drawn == k).float().mean(0) for k in range(16)], dim=1)
+    assert (counts - p).abs().max() < 0.12  # codes come as often as their probabilities say
+
+
+def test_gumbel_gradients_reach_logits_and_codes():
+    quantizer = GumbelQuantize(6, 4, 16)
+    z_q, loss, _ = quantizer(torch.randn(1, 6, 3, 3), temp=0.7)
+    (z_q.square().sum() + loss).backward()
+    assert quantizer.proj.weight.grad.abs().sum() > 0 and quantizer.embed.weight.grad.abs().sum() > 0
+
+
+def test_gumbel_may_mix_codes_and_return_bare_indices():
+    quantizer = GumbelQuantize(6, 4, 16, straight_through=False, use_vqinterface=False)
+    z_q, _, indices = quantizer(torch.randn(1, 6, 3, 3))
+    assert indices.shape == (1, 3, 3)
+    rows = z_q.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.cdist(rows, quantizer.embed.weight.detach()).min() > 1e-3  # no code itself
+
+
+def test_gumbel_chooses_only_codes_that_stay(tmp_path):
+    np.save(tmp_path / "used.npy", np.array([7, 2, 11]))
+    quantizer = GumbelQuantize(6, 4, 16, remap=str(tmp_path / "used.npy")).eval()
+    assert quantizer.re_embed == 3
+    z = torch.randn(2, 6, 4, 4)
+    z_q, _, (_, _, indices) = quantizer(z)
+    assert torch.equal(indices, quantizer.proj(z)[:, [7, 2, 11]].argmax(1))
+    torch.testing.assert_close(quantizer.get_codebook_entry(indices, (2, 4, 4, 4)), z_q)

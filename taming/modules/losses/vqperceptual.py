@@ -13,8 +13,8 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.lpips import LPIPS
 
 __all__ = [
-    "DummyLoss", "LPIPS", "NLayerDiscriminator", "VQLPIPSWithDiscriminator", "adopt_weight", "hinge_d_loss",
-    "vanilla_d_loss", "weights_init",
+    "DummyLoss", "LPIPS", "NLayerDiscriminator", "VQLPIPS", "VQLPIPSWithDiscriminator", "adopt_weight",
+    "hinge_d_loss", "vanilla_d_loss", "weights_init",
 ]
 
 
@@ -37,17 +37,62 @@ def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
 
 
-class VQLPIPSWithDiscriminator(nn.Module):
+class VQLPIPS(nn.Module):
+    """Pixels, perceptual distance and codebook, without a discriminator: the loss of `VQNoDiscModel`.
+
+    Args:
+        codebook_weight: weight of the quantizer's loss.
+        pixelloss_weight: weight of the L1 distance.
+        perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
+        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze"); the file of its weights.
+    """
+
+    def __init__(
+        self, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0, perceptual_weight: float = 1.0, *,
+        perceptual_net: str = "vgg", perceptual_path: str | None = None,
+    ):
+        super().__init__()
+        self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
+        self.perceptual_weight = perceptual_weight
+        self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
+
+    def forward(
+        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, split: str = "train"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of images (B, C, H, W) in [-1, 1] and their reconstructions, and its terms for the log."""
+        loss, _, log = self._reconstruction(codebook_loss, inputs, reconstructions)
+        log = {"total_loss": loss.detach(), **log}
+        return loss, {f"{split}/{name}": value for name, value in log.items()}
+
+    def _reconstruction(
+        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, its part that compares the images, and the terms for the log (eq. 4 with LPIPS)."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs, rec = inputs.float(), reconstructions.float()
+            rec_loss = self.pixel_weight * (inputs - rec).abs()  # (B, C, H, W)
+            p_loss = rec.new_zeros(1)
+            if self.perceptual_weight > 0:
+                p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
+                rec_loss = rec_loss + self.perceptual_weight * p_loss
+            nll_loss = rec_loss.mean()
+            codebook_loss = codebook_loss.float().mean()
+        log = {
+            "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
+            "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
+        }
+        return nll_loss + self.codebook_weight * codebook_loss, nll_loss, log
+
+
+class VQLPIPSWithDiscriminator(VQLPIPS):
     """Generator and discriminator losses of one batch; which one is told by `optimizer_idx`.
 
     Args:
         disc_start: batch from which the discriminator is trained.
-        codebook_weight: weight of the quantizer's loss.
-        pixelloss_weight: weight of the L1 distance.
+        codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net, perceptual_path: see `VQLPIPS`.
         disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
         disc_factor: multiplies both adversarial losses.
         disc_weight: multiplies the generator's adversarial loss, besides the adaptive weight.
-        perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
         disc_conditional: the discriminator sees `cond` too, as further channels.
         disc_loss: "hinge" or "vanilla".
         gen_start: batch from which the generator feels the discriminator; `disc_start` when None.
@@ -55,7 +100,6 @@ class VQLPIPSWithDiscriminator(nn.Module):
         disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
             layer (eq. 7); False uses `disc_weight` alone, the choice of most later work.
         disc_weight_max: bound of the adaptive weight.
-        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze"); the file of its weights.
 
     Raises:
         ValueError: an unknown `disc_loss`, or `gen_start` before `disc_start`.
@@ -69,12 +113,12 @@ class VQLPIPSWithDiscriminator(nn.Module):
         gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True,
         disc_weight_max: float = 1e4, perceptual_net: str = "vgg", perceptual_path: str | None = None,
     ):
-        super().__init__()
+        super().__init__(
+            codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net=perceptual_net,
+            perceptual_path=perceptual_path,
+        )
         if disc_loss not in ("hinge", "vanilla"):
             raise ValueError(f'disc_loss: {disc_loss!r} is unknown; choose "hinge" or "vanilla"')
-        self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
-        self.perceptual_weight = perceptual_weight
-        self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
         self.discriminator = NLayerDiscriminator(
             input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
         ).apply(weights_init)
@@ -128,17 +172,7 @@ class VQLPIPSWithDiscriminator(nn.Module):
         return loss, {f"{split}/{name}": value for name, value in log.items()}
 
     def _generator(self, codebook_loss, inputs, reconstructions, global_step, last_layer, cond):
-        with torch.autocast(inputs.device.type, enabled=False):
-            inputs, rec = inputs.float(), reconstructions.float()
-            rec_loss = self.pixel_weight * (inputs - rec).abs()  # (B, C, H, W)
-            p_loss = rec.new_zeros(1)
-            if self.perceptual_weight > 0:
-                p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
-                rec_loss = rec_loss + self.perceptual_weight * p_loss
-            nll_loss = rec_loss.mean()
-            codebook_loss = codebook_loss.float().mean()
-            loss = nll_loss + self.codebook_weight * codebook_loss
-
+        loss, nll_loss, terms = self._reconstruction(codebook_loss, inputs, reconstructions)
         factor = self.generator_factor(global_step)
         log = {"disc_factor": factor}
         if factor > 0:
@@ -151,11 +185,7 @@ class VQLPIPSWithDiscriminator(nn.Module):
                 d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer)
             loss = loss + d_weight * factor * g_loss
             log |= {"d_weight": d_weight, "g_loss": g_loss.detach()}
-        log |= {
-            "total_loss": loss.detach(), "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
-            "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
-        }
-        return loss, log
+        return loss, log | {"total_loss": loss.detach(), **terms}
 
     def _discriminator(self, inputs, reconstructions, global_step, cond):
         factor = adopt_weight(self.disc_factor, global_step, threshold=self.discriminator_iter_start)

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from taming.modules.packed_linear import can_pack, pack_linears
-from taming.sampling import sample_tokens
+from taming.sampling import filter_logits, sample_tokens
 
 PACK_FROM = 64  # positions; to reorder the weights takes as long as some 40 steps save
 
@@ -209,6 +209,90 @@ class GPT(nn.Module):
             x = block(x, (keys, values), cache.length)
         cache.length = end
         return cache.head(self.ln_f(x[:, -1]))  # only the last position needs the vocabulary
+
+
+class CodeGPT(GPT):
+    """A GPT over vectors, (B, T, in_channels), in place of tokens: code vectors or patches, for instance."""
+
+    def __init__(
+        self, vocab_size: int, block_size: int, in_channels: int, n_layer: int = 12, n_head: int = 8,
+        n_embd: int = 256, embd_pdrop: float = 0.0, resid_pdrop: float = 0.0, attn_pdrop: float = 0.0,
+        n_unmasked: int = 0,
+    ):
+        super().__init__(
+            vocab_size, block_size, n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked
+        )
+        self.tok_emb = nn.Linear(in_channels, n_embd)
+        self._init_weights(self.tok_emb)
+
+
+class KMeans(nn.Module):
+    """Clusters of colours, the tokens of image GPT (Chen et al. 2020).
+
+    Args:
+        ncluster: number of clusters K.
+        nc: channels C of a pixel.
+        niter: rounds of Lloyd's algorithm in `initialize`.
+    """
+
+    def __init__(self, ncluster: int = 512, nc: int = 3, niter: int = 10):
+        super().__init__()
+        self.ncluster, self.nc, self.niter = ncluster, nc, niter
+        self.register_buffer("C", torch.randn(ncluster, nc))
+        self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+
+    def is_initialized(self) -> bool:
+        """Whether `initialize` has run, here or before the checkpoint was written."""
+        return self.initialized.item() == 1
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Find the clusters of pixels (N, C), N >= K; one that stays empty moves to a random pixel."""
+        if x.ndim != 2 or x.shape[1] != self.nc or len(x) < self.ncluster:
+            raise ValueError(f"pixels {tuple(x.shape)} given, (N, {self.nc}), N >= {self.ncluster}, expected")
+        centres = x[torch.randperm(len(x), device=x.device)[: self.ncluster]]
+        for _ in range(self.niter):
+            nearest = torch.cdist(x, centres).argmin(1)
+            counts = torch.bincount(nearest, minlength=self.ncluster)[:, None]
+            sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+            elsewhere = x[torch.randint(len(x), (self.ncluster,), device=x.device)]
+            centres = torch.where(counts > 0, sums / counts.clamp_min(1), elsewhere)
+        self.C.copy_(centres)
+        self.initialized.fill_(1)
+
+    def forward(self, x: Tensor, reverse: bool = False, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Pixels (B, C, H, W) to clusters (B, H*W); with `reverse` and that shape, clusters to pixels."""
+        if reverse:
+            return rearrange(F.embedding(x, self.C), "b (h w) c -> b c h w", h=shape[2], w=shape[3])
+        pixels = rearrange(x, "b c h w -> b (h w) c")
+        return torch.cdist(pixels, self.C.expand(len(x), -1, -1)).argmin(-1)
+
+
+def top_k_logits(logits: Tensor, k: int) -> Tensor:
+    """Logits (..., V) with all but the k highest at -inf: the 2021 call."""
+    return filter_logits(logits, top_k=k)
+
+
+@torch.no_grad()
+def sample(
+    model: GPT, x: Tensor, steps: int, temperature: float = 1.0, sample: bool = False,
+    top_k: int | None = None,
+) -> Tensor:
+    """Continue tokens x (B, T) by `steps`, and return all of them (B, T + steps): the 2021 call.
+
+    Takes the likeliest token each time unless `sample`. Tokens beyond the block size are drawn from the last
+    `block_size` before them.
+    """
+    model.eval()
+    block = model.get_block_size()
+    cached = min(steps, max(0, block - x.shape[1] + 1))
+    # beyond the block the window slides: every position changes, and nothing can be kept
+    for count in [cached] * (cached > 0) + [1] * (steps - cached):
+        drawn = sample_tokens(
+            model, x[:, -block:], count, temperature=temperature, top_k=top_k, greedy=not sample
+        )
+        x = torch.cat((x, drawn), dim=1)
+    return x
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
-"""Vector quantization: replace each latent vector by its nearest codebook entry (van den Oord et al. 2017).
+"""Vector quantization: replace each latent vector by a codebook entry (van den Oord et al. 2017).
 
 B batch, C = e_dim channels, h w latent grid, K = n_e codes. Every quantizer here has the same interface:
-`quantizer(z) -> (z_q, loss, (None, None, indices))`, `get_codebook_entry(indices, shape)`, and `n_e`.
+`quantizer(z) -> (z_q, loss, (_, _, indices))`, `get_codebook_entry(indices, shape)`, `n_e`, and `re_embed`,
+the number of different indices. The first two entries of the triple are None, but for `VectorQuantizer`.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -54,6 +57,13 @@ class Codebook(nn.Module):
         """New numbers back to old ones; the extra index stands for the first code, as in 2021."""
         return self.used[indices.masked_fill(indices >= self.used.shape[0], 0)]
 
+    def _entry(self, codes: Tensor, indices: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:
+        """Rows of the codes (K, C) for indices of any shape; a map (B, C, h, w) for shape (B, h, w, C)."""
+        if self.remap is not None:
+            indices = self.unmap_to_all(indices)
+        entries = F.embedding(indices, codes)
+        return entries if shape is None else rearrange(entries.reshape(shape), "b h w c -> b c h w")
+
 
 class VectorQuantizer2(Codebook):
     """Nearest-neighbour codebook with a straight-through gradient.
@@ -98,38 +108,194 @@ class VectorQuantizer2(Codebook):
             z = rearrange(z.float(), "b c h w -> b h w c")
             indices = nearest_code(z.flatten(0, 2), self.embedding.weight)  # (B*h*w,)
             z_q = self.embedding(indices).float().view(z.shape)
-            commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
-            loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
+            loss = self._loss(z, z_q)
             z_q = z + (z_q - z).detach()  # the gradient of z_q passes straight to z
             z_q = z_q.to(self.embedding.weight.dtype)
-        if self.training and self.revive_after is not None:
-            self._revive(z.detach().flatten(0, 2), indices)
+        if self.training:
+            self._after_batch(z.detach().flatten(0, 2), indices)
         if self.remap is not None:
             indices = self.remap_to_used(indices)
         if self.sane_index_shape:
             indices = indices.view(z.shape[:3])
         return rearrange(z_q, "b h w c -> b c h w"), loss, (None, None, indices)
 
+    def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
+        return commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
+
     @torch.no_grad()
-    def _revive(self, z: Tensor, indices: Tensor) -> None:
+    def _after_batch(self, z: Tensor, indices: Tensor) -> None:
+        """What a training batch of latents (N, C) and their codes (N,) changes besides the gradients."""
+        if self.revive_after is not None:
+            self._revive(z, _sum_over_processes(torch.bincount(indices, minlength=self.n_e)))
+
+    def _revive(self, z: Tensor, counts: Tensor) -> None:
         """Count the batches in which each code went unused in all processes, and move those that are dead."""
-        used = torch.bincount(indices, minlength=self.n_e) > 0  # (K,)
-        distributed = dist.is_available() and dist.is_initialized()
-        if distributed:
-            used = used.int()
-            dist.all_reduce(used, op=dist.ReduceOp.MAX)
-        self.idle_batches.copy_(torch.where(used > 0, 0, self.idle_batches + 1))
+        self.idle_batches.copy_(torch.where(counts > 0, 0, self.idle_batches + 1))
         dead = self.idle_batches >= self.revive_after
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
-        if distributed:
+        if _is_distributed():
             dist.broadcast(latents, src=0)
-        weight = self.embedding.weight
-        weight.copy_(torch.where(dead[:, None], latents.to(weight.dtype), weight))
+        self._move(dead, latents)
         self.idle_batches.masked_fill_(dead, 0)
+
+    def _move(self, codes: Tensor, latents: Tensor) -> None:
+        """Put the latents (K, C) in place of the codes that are marked (K,)."""
+        weight = self.embedding.weight
+        weight.copy_(torch.where(codes[:, None], latents.to(weight.dtype), weight))
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
-        if self.remap is not None:
-            indices = self.unmap_to_all(indices)
-        codes = self.embedding(indices)
-        return codes if shape is None else rearrange(codes.reshape(shape), "b h w c -> b c h w")
+        return self._entry(self.embedding.weight, indices, shape)
+
+
+class VectorQuantizer(VectorQuantizer2):
+    """The first quantizer of 2021: `VectorQuantizer2`'s results, and statistics of the batch beside them.
+
+    `quantizer(z)` gives (z_q, loss, (perplexity, one-hot codes (B*h*w, K), indices (B*h*w, 1))).
+    """
+
+    def __init__(self, n_e: int, e_dim: int, beta: float):
+        super().__init__(n_e, e_dim, beta)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        z_q, loss, (_, _, indices) = super().forward(z)
+        one_hot = F.one_hot(indices, self.n_e).to(z.dtype)
+        usage = one_hot.float().mean(0)
+        perplexity = torch.exp(-torch.sum(usage * torch.log(usage + 1e-10)))
+        return z_q, loss, (perplexity, one_hot, indices[:, None])
+
+
+class EmbeddingEMA(nn.Module):
+    """A codebook (K, C) that follows running means of the latents instead of gradients.
+
+    Keys as in 2021: `weight`, `cluster_size` (K,), `embed_avg` (K, C). Every cluster starts at size 1, so
+    that the mean of a code that is not chosen stays where it was; with the 0 of 2021 it left for infinity.
+    """
+
+    def __init__(self, num_tokens: int, codebook_dim: int, decay: float = 0.99, eps: float = 1e-5):
+        super().__init__()
+        self.decay, self.eps = decay, eps
+        self.register_buffer("weight", torch.randn(num_tokens, codebook_dim))
+        self.register_buffer("cluster_size", torch.ones(num_tokens))
+        self.register_buffer("embed_avg", self.weight.clone())
+
+    def forward(self, embed_id: Tensor) -> Tensor:
+        return F.embedding(embed_id, self.weight)
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, sums: Tensor) -> None:
+        """Learn from how many latents chose each code (K,), and from their sums (K, C)."""
+        self.cluster_size.lerp_(counts.to(self.cluster_size), 1 - self.decay)
+        self.embed_avg.lerp_(sums.to(self.embed_avg), 1 - self.decay)
+        self.weight.copy_(self.embed_avg / self.cluster_size.clamp_min(self.eps)[:, None])
+
+
+class EMAVectorQuantizer(VectorQuantizer2):
+    """Nearest-neighbour codebook, learnt by running means (van den Oord et al. 2017, appendix A.1).
+
+    Only the commitment is a loss: L = beta |z - sg[z_q]|^2. All processes learn from the sums over them all.
+
+    Args:
+        n_embed, embedding_dim: codes K, and their channels C.
+        beta: weight of the commitment term.
+        decay: share of the running sums that is kept in each batch.
+        eps: lower bound of the size of a cluster, in latents a batch.
+        remap, unknown_index, sane_index_shape, revive_after: see `VectorQuantizer2`.
+    """
+
+    def __init__(
+        self, n_embed: int, embedding_dim: int, beta: float, decay: float = 0.99, eps: float = 1e-5,
+        remap: str | None = None, unknown_index: str | int = "random", *, sane_index_shape: bool = False,
+        revive_after: int | None = None,
+    ):
+        super().__init__(
+            n_embed, embedding_dim, beta, remap, unknown_index, sane_index_shape, revive_after=revive_after
+        )
+        self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
+
+    def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        return self.beta * F.mse_loss(z, z_q.detach())
+
+    @torch.no_grad()
+    def _after_batch(self, z: Tensor, indices: Tensor) -> None:
+        counts = torch.bincount(indices, minlength=self.n_e).float()
+        sums = torch.zeros_like(self.embedding.embed_avg)
+        sums.index_add_(0, indices, z.to(sums))
+        counts, sums = _sum_over_processes(counts), _sum_over_processes(sums)
+        self.embedding.update(counts, sums)
+        if self.revive_after is not None:
+            self._revive(z, counts)
+
+    def _move(self, codes: Tensor, latents: Tensor) -> None:
+        super()._move(codes, latents)
+        book = self.embedding
+        book.cluster_size.masked_fill_(codes, 1.0)
+        book.embed_avg.copy_(torch.where(codes[:, None], book.weight, book.embed_avg))
+
+
+class GumbelQuantize(Codebook):
+    """Codes drawn by the Gumbel trick (Jang et al. 2017), as in the discrete VAE of Ramesh et al. 2021.
+
+    A 1x1 convolution gives each latent K logits. In training a code is drawn, with the gradient of the
+    softmax at `temperature`; in evaluation the likeliest is taken, so that an image always has the same codes
+    (the 2021 code drew there too). The loss is `kl_weight` x KL(distribution || uniform), in nats a latent.
+
+    Args:
+        num_hiddens: channels of the latents.
+        embedding_dim, n_embed: channels C and number K of the codes.
+        straight_through: draw one code in training; False mixes all of them by their probabilities.
+        kl_weight, temp_init: of the loss; of the softmax.
+        use_vqinterface: return (z_q, loss, (None, None, indices)); False gives the bare indices third.
+        remap, unknown_index: see `Codebook`; only the codes that stay are ever chosen.
+    """
+
+    def __init__(
+        self, num_hiddens: int, embedding_dim: int, n_embed: int, straight_through: bool = True,
+        kl_weight: float = 5e-4, temp_init: float = 1.0, use_vqinterface: bool = True,
+        remap: str | None = None, unknown_index: str | int = "random",
+    ):
+        super().__init__(n_embed, remap, unknown_index)
+        self.e_dim, self.n_embed = embedding_dim, n_embed
+        self.straight_through, self.kl_weight, self.temperature = straight_through, kl_weight, temp_init
+        self.use_vqinterface = use_vqinterface
+        self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
+        self.embed = nn.Embedding(n_embed, embedding_dim)
+
+    def forward(self, z: Tensor, temp: float | None = None, return_logits: bool = False) -> tuple:
+        """Quantize z (B, num_hiddens, h, w): (z_q (B, C, h, w), loss, (None, None, indices (B, h, w))).
+
+        `temp` replaces the temperature; `return_logits` adds the logits (B, codes in use, h, w).
+        """
+        temperature = self.temperature if temp is None else temp
+        with torch.autocast(z.device.type, enabled=False):
+            weight, bias, codes = self.proj.weight, self.proj.bias, self.embed.weight
+            if self.remap is not None:
+                weight, bias, codes = weight[self.used], bias[self.used], codes[self.used]
+            logits = F.conv2d(z.to(weight.dtype), weight, bias)  # (B, K, h, w)
+            if self.training:
+                chosen = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
+                indices = chosen.argmax(1)
+                z_q = torch.einsum("b k h w, k c -> b c h w", chosen, codes)
+            else:
+                indices = logits.argmax(1)
+                z_q = rearrange(F.embedding(indices, codes), "b h w c -> b c h w")
+            log_p = F.log_softmax(logits.float(), dim=1)
+            loss = self.kl_weight * (log_p.exp() * (log_p + math.log(self.n_e))).sum(1).mean()
+        found = (None, None, indices) if self.use_vqinterface else indices
+        return (z_q, loss, found, logits) if return_logits else (z_q, loss, found)
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
+        """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
+        return self._entry(self.embed.weight, indices, shape)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if _is_distributed():
+        dist.all_reduce(x)
+    return x

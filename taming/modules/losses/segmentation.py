@@ -1,0 +1,35 @@
+"""Losses of autoencoders of label maps. B batch, L labels, H W pixels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BCELoss(nn.Module):
+    """Binary cross-entropy of every label at every pixel, on logits."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and targets in [0, 1], both (B, L, H, W), to the mean loss in nats, and nothing to log."""
+        return _cross_entropy(prediction, target), {}
+
+
+class BCELossWithQuant(nn.Module):
+    """Binary cross-entropy plus `codebook_weight` x the quantizer's loss."""
+
+    def __init__(self, codebook_weight: float = 1.0):
+        super().__init__()
+        self.codebook_weight = codebook_weight
+
+    def forward(
+        self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and its terms for the log; `target` in [0, 1] and logits `prediction` are (B, L, H, W)."""
+        bce_loss, qloss = _cross_entropy(prediction, target), qloss.float().mean()
+        loss = bce_loss + self.codebook_weight * qloss
+        terms = {"total_loss": loss, "bce_loss": bce_loss, "quant_loss": qloss}
+        return loss, {f"{split}/{name}": value.detach() for name, value in terms.items()}
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.binary_cross_entropy_with_logits(logits.float(), target.float())
