@@ -6,11 +6,8 @@ torch's `weights_only` reader or safetensors. Loading is strict, and reports by 
 
 import logging
 import os
-import re
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,13 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config, load_config
 from taming.hollow import hollow_parameters, is_whole
 from taming.legacy_pickle import read_pickled
+from taming.weights import LoadReport, fill, load_weights, some_of
+
+__all__ = [
+    "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "LoadReport", "build_model",
+    "config_of", "find_checkpoint", "load_model", "load_weights", "read_checkpoint", "save_exported",
+    "without_ckpt_paths", "write_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +39,6 @@ PERCEPTUAL_WEIGHTS = (r"(.*\.)?loss\.perceptual_loss\..*",)
 LOSS_WEIGHTS = (r"(.*\.)?loss\..*",)
 
 Config = Mapping[str, Any] | DictConfig
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` did: how many tensors it loaded, and which keys were left out, and why."""
-
-    source: str
-    module: str
-    loaded: int
-    ignored: tuple[str, ...] = ()  # in the file, and to be ignored
-    left_over: tuple[str, ...] = ()  # in the file, optional, and not in the model
-    missing: tuple[str, ...] = ()  # in the model, optional, and not in the file
-
-    def __str__(self) -> str:
-        lists = {"ignored": self.ignored, "not in the model": self.left_over, "not in the file": self.missing}
-        parts = [f"; {reason}: {_first(keys)}" for reason, keys in lists.items() if keys]
-        return f"loaded {self.loaded} tensors from {self.source} into {self.module}{''.join(parts)}"
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -97,34 +84,8 @@ def read_checkpoint(
         return content
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"state_dict": content}
-    found = f"keys: {_first(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    found = f"keys: {some_of(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
     raise ValueError(f"{path} is not a checkpoint: there is no state_dict in it (it holds {found})")
-
-
-def load_weights(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    source: str | Path,
-    ignore: Sequence[str] = (),
-    optional: Sequence[str] = (),
-    assign: bool = False,
-) -> LoadReport:
-    """Load a state dict into a module, all of it or nothing, and log what was left out.
-
-    Args:
-        source: where the weights come from, for messages.
-        ignore: keys of `state` to drop; an entry is a prefix (`loss.`) or a regular expression for a key.
-        optional: keys, in the same notation, that may be in one of `state` and module alone; reported, too.
-        assign: put the tensors of `state` themselves (which may lie on disk) in place of the module's, with
-            the dtype and device of those. An optimizer that was built before would go on with the old ones.
-
-    Raises:
-        ValueError: keys are missing, left over or misshapen. The message lists them; nothing was changed.
-    """
-    report = _load(module, state, source=str(source), ignore=ignore, optional=optional, assign=assign)
-    logger.info("%s", report)
-    return report
 
 
 def load_model(
@@ -142,7 +103,7 @@ def load_model(
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
     found = config_of(checkpoint, file, config)
-    model = _build(found, checkpoint["state_dict"], str(file))
+    model = build_model(found, checkpoint["state_dict"], str(file))
     step = int(checkpoint.get("batches_seen") or checkpoint.get("global_step") or 0)
     return model.to(device).eval(), found, step
 
@@ -175,6 +136,33 @@ def config_of(
     if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("model")):
         raise ValueError(f"{origin} has no section `model`; name another: load_model(path, config=...)")
     return found
+
+
+def build_model(config: Config, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Build the model of a config's section `model` and fill it from `state`, whole or not at all.
+
+    If possible, no random numbers and no second copy of the weights are made in between: the tensors of
+    `state` become the model's. `source` is for messages.
+
+    Raises:
+        ValueError: the config names no model of torch, or `state` does not fit it; see load_weights.
+    """
+    section = without_ckpt_paths(config).model
+    options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
+    try:
+        with hollow_parameters():
+            model = instantiate_from_config(section)
+    except Exception as error:  # a constructor that computes with weights; a wrong config fails again below
+        logger.debug("building %s without weights failed: %s", section.get("target"), error)
+        model = None
+    report = fill(model, state, **options) if isinstance(model, nn.Module) else None
+    if report is None or not is_whole(model):
+        model = instantiate_from_config(section)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"target {section.get('target')} in the config of {source} is no torch module")
+        report = fill(model, state, **options)
+    logger.info("%s", report)
+    return model
 
 
 def save_exported(model: nn.Module, config: Config, folder: str | Path, step: int = 0) -> Path:
@@ -228,129 +216,6 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
     if metadata.get("step", "").isdecimal():
         content["batches_seen"] = int(metadata["step"])
     return content
-
-
-def _load(
-    module: nn.Module, state: Mapping[str, Tensor], *,
-    source: str, ignore: Sequence[str], optional: Sequence[str], assign: bool,
-) -> LoadReport:
-    """Do what `load_weights` says: exchange tensors first, which can be undone, and copy them last."""
-    ignored = tuple(key for key in state if _matches(key, ignore))
-    wanted = OrderedDict((key, value) for key, value in state.items() if not _matches(key, ignore))
-    if hasattr(state, "_metadata"):
-        wanted._metadata = state._metadata  # versions, for the load hooks of layers
-    before = list(_slots(module))
-    try:
-        missing, left_over, errors = _exchange(module, wanted)
-        lacking = [key for key in missing if not _matches(key, optional)]
-        strange = [key for key in left_over if not _matches(key, optional)]
-        if lacking or strange or errors:
-            raise ValueError(_mismatch(type(module).__name__, source, lacking, strange, errors))
-    except BaseException:
-        for owner, name, tensor in before:
-            setattr(owner, name, tensor)
-        raise
-    _settle(before, assign)
-    loaded = len(wanted) - len(left_over)
-    return LoadReport(source, type(module).__name__, loaded, ignored, tuple(left_over), tuple(missing))
-
-
-def _slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Yield every place of a module tree that holds a parameter or buffer: owner, attribute, tensor."""
-    for owner in module.modules():
-        for name, tensor in owner.named_parameters(recurse=False, remove_duplicate=False):
-            yield owner, name, tensor
-        for name, tensor in owner.named_buffers(recurse=False, remove_duplicate=False):
-            yield owner, name, tensor
-
-
-def _exchange(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Put the tensors of `state` in place of the module's; return missing keys, left-over keys, errors.
-
-    load_state_dict itself compares the keys, since load hooks beside the layers may rename or drop some.
-    """
-    missing: list[str] = []
-    left_over: list[str] = []
-    errors: list[str] = []
-
-    def note(_module: nn.Module, keys: Any) -> None:
-        missing.extend(keys.missing_keys)
-        left_over.extend(keys.unexpected_keys)
-
-    handle = module.register_load_state_dict_post_hook(note)  # is called even if shapes are wrong
-    try:
-        module.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        first, *lines = str(error).splitlines()
-        if not first.startswith("Error(s) in loading state_dict"):
-            raise
-        errors.extend(line.strip() for line in lines)
-    finally:
-        handle.remove()
-    return missing, left_over, errors
-
-
-def _settle(before: Iterable[tuple[nn.Module, str, Tensor]], assign: bool) -> None:
-    """End an exchange: give the new tensors the old dtype, device and ties, or copy them into the old."""
-    final: dict[int, Tensor] = {}
-    for owner, name, old in before:
-        new = getattr(owner, name, old)
-        if new is old:
-            continue
-        if assign or old.is_meta:
-            value = new.detach().to(dtype=old.dtype, device=new.device if old.is_meta else old.device)
-            if isinstance(old, nn.Parameter):
-                value = nn.Parameter(value, requires_grad=old.requires_grad)
-            setattr(owner, name, final.setdefault(id(old), value))  # tied weights stay tied
-        else:
-            with torch.no_grad():
-                old.copy_(new)
-            setattr(owner, name, old)
-
-
-def _mismatch(module: str, source: str, missing: list[str], left_over: list[str], errors: list[str]) -> str:
-    pattern = r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
-    shapes = [re.search(pattern, line) for line in errors]
-    lists = {
-        "missing in the file": missing,
-        "left over in the file": left_over,
-        "misshapen": [f"{found[1]}: file ({found[2]}), model ({found[3]})" for found in shapes if found],
-        "other errors": [line for line, found in zip(errors, shapes, strict=True) if not found],
-    }
-    found = "\n".join(f"  {reason}: {_first(keys)}" for reason, keys in lists.items() if keys)
-    return (
-        f"the weights in {source} do not fit {module}; nothing was loaded:\n{found}\n"
-        "The file belongs to another model, or the config is not the one it was trained with: change either."
-    )
-
-
-def _matches(key: str, patterns: Sequence[str]) -> bool:
-    return any(key.startswith(pattern) or re.fullmatch(pattern, key) for pattern in patterns)
-
-
-def _first(keys: Iterable[Any], count: int = 5) -> str:
-    keys = [str(key) for key in keys]
-    return f"{len(keys)} ({'; '.join(keys[:count])}{'; ...' if len(keys) > count else ''})"
-
-
-def _build(config: DictConfig, state: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Build the model of a config and fill it from `state`, if possible without random numbers in between."""
-    section = without_ckpt_paths(config).model
-    options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
-    try:
-        with hollow_parameters():
-            model = instantiate_from_config(section)
-    except Exception as error:  # a constructor that computes with weights; a wrong config fails again below
-        logger.debug("building %s without weights failed: %s", section.get("target"), error)
-        model = None
-    report = _load(model, state, **options) if isinstance(model, nn.Module) else None
-    if report is None or not is_whole(model):
-        model = instantiate_from_config(section)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"target {section.get('target')} in the config of {source} is no torch module")
-        report = _load(model, state, **options)
-    logger.info("%s", report)
-    return model
 
 
 def without_ckpt_paths(config: Config) -> DictConfig:
