@@ -1,55 +1,142 @@
-"""Every shipped configuration builds at full size, on the meta device: no memory, no files, no network."""
+"""Every shipped configuration: it builds at full size on the meta device, and a small twin of it learns."""
 
+import math
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
-from taming.config import instantiate_from_config, load_config
+from taming.config import get_obj_from_str, instantiate_from_config, load_config
 from taming.train import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+each_config = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+CUSTOM = "custom"  # these need the user's own folders
+FREE = (".folder", ".n_classes", ".classes_from", ".data_path")
 
 
-def first_stage(path: Path) -> dict:
-    """What `train.fill_stages` would find in the checkpoint that a configuration's pattern names."""
-    name = "vqgan.yaml" if path.parent.name == "demo" else "custom_vqgan.yaml"
-    stage = load_config(path.with_name(name)).model
-    stage.params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
-    return stage
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_builds_at_full_size(path):
-    of_classes = "class" in path.name
-    config = load_config(path, ["model.params.cond_stage_config.params.n_classes=7"] if of_classes else [])
+def complete(path: Path, *overrides: str) -> OmegaConf:
+    """The config of a model, with its stages as `train.fill_stages` would find them in their checkpoints."""
+    config = load_config(path, overrides)
+    if "class_transformer" in path.name:
+        config.model.params.cond_stage_config.params.n_classes = 7
     for key in STAGES:
-        if isinstance(config.model.params.get(key), str) or key not in config.model.params:
+        stage = config.model.params.get(key)
+        if stage is None or isinstance(stage, str) or "target" in stage:
             continue
-        if "target" not in config.model.params[key]:
-            config.model.params[key] = first_stage(path)
+        name = stage.params.ckpt_path.removeprefix("logs/*_").removesuffix("*").removeprefix("demo_")
+        config.model.params[key] = load_config(path.with_name(f"{name}.yaml")).model
+        config.model.params[key].params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
+    return config
+
+
+def shrink(model: OmegaConf) -> None:
+    """Few channels, layers and pixels, in place; the code, the losses and the kinds of input stay."""
+    params = model.params
+    for key in STAGES:
+        if OmegaConf.is_dict(params.get(key)):
+            shrink(params[key])
+    if "ddconfig" in params:
+        side = params.ddconfig.resolution // 2 ** (len(params.ddconfig.ch_mult) - 1) // 4  # a quarter
+        factor = 2 ** (len(params.ddconfig.ch_mult) - 1)
+        params.ddconfig.update(ch=32, num_res_blocks=1, z_channels=32, resolution=side * factor)
+        params.ddconfig.attn_resolutions = [side] if params.ddconfig.attn_resolutions else []
+        params.embed_dim = 32
+        params.ddconfig.ch_mult = [1] * len(params.ddconfig.ch_mult)
+    loss = params.get("lossconfig", {}).get("params", {})
+    if "disc_start" in loss:
+        loss.update(disc_start=0, disc_ndf=8, disc_num_layers=2, perceptual_weight=0.0)
+    if "transformer_config" in params:
+        params.transformer_config.params.update(n_layer=1, n_head=2, n_embd=16)
+
+
+def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> dict:
+    """Random values under the keys that the model reads, of the shapes that the data sets give."""
+    params = config.params
+    stage = getattr(model, "first_stage_model", model)
+    side = stage.resolution
+    batch = {"image": torch.rand(size, side, side, 3) * 2 - 1}
+    keys = {params.get("image_key", "image"), params.get("cond_stage_key", "image")} - {"image"}
+    for key in keys:
+        if key == "depth":
+            batch[key] = torch.rand(size, side, side, 1) * 2 - 1
+        elif key == "coord":
+            batch[key] = torch.rand(size, side, side, 1)
+        elif key == "segmentation":
+            owner = getattr(model, "cond_stage_model", model)
+            labels = owner.encoder.conv_in.in_channels
+            batch[key] = torch.nn.functional.one_hot(torch.randint(labels, (size, side, side)), labels).float()
+        elif key == "class_label":
+            batch[key] = torch.randint(params.cond_stage_config.params.n_classes, (size,))
+        else:  # the tokens of a layout
+            batch[key] = torch.randint(params.transformer_config.params.vocab_size, (size, 92))
+    return batch
+
+
+@each_config
+def test_builds_at_full_size(path):
+    config = complete(path)
     with torch.device("meta"):
         model = instantiate_from_config(config.model)
     assert sum(p.numel() for p in model.parameters()) > 500_000
     assert all(p.is_meta for p in model.parameters())
-    assert model.monitor in ("val/rec_loss", "val/loss")
+    assert model.monitor in ("val/rec_loss", "val/loss", "val/total_loss")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+@each_config
+def test_a_small_twin_learns(path):
+    config = complete(path)
+    shrink(config.model)
+    model = instantiate_from_config(config.model)
+    model.learning_rate = 1e-3
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    data = DataLoader([batch_for(model, config.model) for _ in range(2)], batch_size=None)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, max_epochs=1,
+    )
+    trainer.fit(model, data, data)
+    assert math.isfinite(trainer.callback_metrics[model.monitor])
+    changed = [name for name, value in before.items() if not torch.equal(value, model.get_parameter(name))]
+    assert len(changed) > 0.9 * len(before)  # a code that no latent chose stays
+
+
+@each_config
+def test_the_data_sets_accept_their_arguments(path):
+    """Without the data they raise; but never because of a class or argument that does not exist."""
+    config = load_config(path)
+    for split in ("train", "validation"):
+        section = OmegaConf.to_container(config.data.params[split], throw_on_missing=False)
+        get_obj_from_str(section["target"])
+        missing = [key for key, value in section["params"].items() if value == "???"]
+        section["params"] |= dict.fromkeys(missing, "nowhere")
+        if path.parent.name == "demo":
+            continue
+        with pytest.raises((FileNotFoundError, ValueError)) as caught:
+            instantiate_from_config(section)
+        assert "argument" not in str(caught.value) and "unknown" not in str(caught.value), caught.value
+
+
+@each_config
 def test_sizes_of_data_and_model_agree(path):
     """The training crop is what the first stage was laid out for: the block size was computed from it."""
-    config = load_config(path)
-    stage = config.model if "ddconfig" in config.model.params else first_stage(path)
+    params = complete(path).model.params
+    stage = params if "ddconfig" in params else params.first_stage_config.params
     for split in ("train", "validation"):
-        params = config.data.params[split].params
-        assert params.get("crop_size", params.size) == stage.params.ddconfig.resolution
+        data = load_config(path).data.params[split].params
+        data = data.get("config", data)
+        sizes = [data[key] for key in ("crop_size", "size", "target_image_size") if key in data]
+        size = sizes[0] if isinstance(sizes[0], int) else sizes[0][0]
+        assert size == stage.ddconfig.resolution
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+@each_config
 def test_what_is_missing_is_marked(path):
     """Nothing but folders and class numbers is left to the user, and it is marked as missing, not made up."""
     missing = OmegaConf.missing_keys(load_config(path))
-    assert all(key.endswith((".folder", ".n_classes", ".classes_from")) for key in missing)
-    assert bool(missing) == (path.parent.name != "demo")
+    assert all(key.endswith(FREE) for key in missing)
+    assert bool(missing) == path.name.startswith(CUSTOM)
