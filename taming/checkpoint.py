@@ -105,6 +105,8 @@ def load_model(
     found = config_of(checkpoint, file, config)
     model = build_model(found, checkpoint["state_dict"], str(file))
     step = int(checkpoint.get("batches_seen") or checkpoint.get("global_step") or 0)
+    if hasattr(model, "batches_seen"):
+        model.batches_seen = step
     return model.to(device).eval(), found, step
 
 

@@ -61,7 +61,7 @@ def fill(
     module: nn.Module, state: Mapping[str, Tensor], *,
     source: str, ignore: Sequence[str], optional: Sequence[str], assign: bool,
 ) -> LoadReport:
-    """Do what `load_weights` says, unlogged: exchange tensors first, which can be undone, and copy them last."""
+    """Do what `load_weights` says, but log nothing: exchange tensors, which can be undone, then copy."""
     ignored = tuple(key for key in state if _matches(key, ignore))
     wanted = OrderedDict((key, value) for key, value in state.items() if not _matches(key, ignore))
     if hasattr(state, "_metadata"):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
+from taming.pretrained import Pretrained
 
 
 class NonFiniteLoss(RuntimeError):
@@ -21,8 +22,10 @@ class NonFiniteLoss(RuntimeError):
     on_all_ranks = True  # every process raises it, so that they can save together
 
 
-class ImageModel(pl.LightningModule):
+class ImageModel(Pretrained, pl.LightningModule):
     """A LightningModule that steps its optimizers by hand and counts the batches it has learnt from.
+
+    `save_pretrained(folder)` and `from_pretrained(folder)` are there for all models: see `Pretrained`.
 
     `trainer.global_step` rises once per optimizer, twice a batch for a GAN; `batches_seen` is what schedules,
     checkpoints and logs count. With accumulation it counts optimizer steps, as Lightning 1.0 did. It is kept
@@ -79,7 +82,7 @@ class ImageModel(pl.LightningModule):
         """Backpropagate one batch's loss; on the last of `accumulate_grad_batches`, clip, step and count.
 
         All losses come in one sum, and go through one backward pass: what plain `ddp` needs. Optimizers whose
-        parameters got no gradient are left alone.
+        parameters got no gradient are left alone. A parameter group's `lr_factor` multiplies its rate.
         """
         self.manual_backward(loss / self.accumulate_grad_batches)
         self._accumulated += 1
@@ -91,7 +94,7 @@ class ImageModel(pl.LightningModule):
             if not parameters:
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = self.base_learning_rate() * factor
+                group["lr"] = self.base_learning_rate() * factor * group.get("lr_factor", 1.0)
             if self.gradient_clip_val:
                 scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16 gradients
                 limit = self.gradient_clip_val * (scaler.get_scale() if scaler else 1.0)
