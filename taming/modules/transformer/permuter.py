@@ -71,7 +71,7 @@ class ZCurve(AbstractPermuter):
     def __init__(self, H: int, W: int):
         super().__init__()
         _raster(H, W)
-        codes = [_morton(i, j) for i in range(H) for j in range(W)]
+        codes = [mortonify(i, j) for i in range(H) for j in range(W)]
         self._set_order(np.argsort(codes))
 
 
@@ -116,7 +116,7 @@ def _raster(height: int, width: int) -> np.ndarray:
     return np.arange(height * width).reshape(height, width)
 
 
-def _morton(row: int, column: int) -> int:
+def mortonify(row: int, column: int) -> int:
     """Interleave the bits of row and column, the row's being the higher of each pair."""
     code = 0
     for bit in range(max(row, column).bit_length()):
