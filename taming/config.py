@@ -49,6 +49,17 @@ HISTORIC_TARGETS: tuple[tuple[str, str], ...] = (
     ("main.SetupCallback", "taming.callbacks.SetupCallback"),
     ("main.instantiate_from_config", "taming.config.instantiate_from_config"),
     ("main.get_obj_from_str", "taming.config.get_obj_from_str"),
+    # Latent diffusion's first stages are VQGANs; its YAML files name them so, and its copies of our parts.
+    ("ldm.models.autoencoder.VQModel", "taming.models.latent_diffusion.VQModel"),
+    ("ldm.models.autoencoder.VQModelInterface", "taming.models.latent_diffusion.VQModelInterface"),
+    (
+        "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+        "taming.modules.losses.latent_diffusion.VQLPIPSWithDiscriminator",
+    ),
+    ("ldm.modules.losses.vqperceptual.DummyLoss", "taming.modules.losses.vqperceptual.DummyLoss"),
+    ("ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "taming.lr_scheduler.LambdaWarmUpCosineScheduler"),
+    ("ldm.lr_scheduler.LambdaWarmUpCosineScheduler2", "taming.lr_scheduler.LambdaWarmUpCosineScheduler2"),
+    ("ldm.lr_scheduler.LambdaLinearScheduler", "taming.lr_scheduler.LambdaLinearScheduler"),
     # Lightning removed test-tube, the default logger of 2021; this one takes its save_dir, name and version.
     ("pytorch_lightning.loggers.TestTubeLogger", "pytorch_lightning.loggers.TensorBoardLogger"),
 )

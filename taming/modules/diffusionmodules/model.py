@@ -110,22 +110,29 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-def _level(channels: list[int], attend: bool, dropout: float, num_groups: int) -> nn.Module:
+def _attention(channels: int, num_groups: int, attn_type: str) -> nn.Module:
+    """Self-attention, or nothing in its place: `attn_type` "vanilla" or "none"."""
+    if attn_type not in ("vanilla", "none"):
+        raise ValueError(f'ddconfig.attn_type: {attn_type!r} is unknown; choose "vanilla" or "none"')
+    return AttnBlock(channels, num_groups) if attn_type == "vanilla" else nn.Identity()
+
+
+def _level(channels: list[int], attend: bool, dropout: float, num_groups: int, attn_type: str) -> nn.Module:
     """One resolution: residual blocks channels[0] -> channels[1] -> ..., each with attention if asked."""
     level = nn.Module()
     level.block = nn.ModuleList(
         ResnetBlock(in_channels=a, out_channels=b, dropout=dropout, num_groups=num_groups)
         for a, b in zip(channels, channels[1:], strict=False)
     )
-    level.attn = nn.ModuleList(AttnBlock(c, num_groups) for c in channels[1:] if attend)
+    level.attn = nn.ModuleList(_attention(c, num_groups, attn_type) for c in channels[1:] if attend)
     return level
 
 
-def _middle(channels: int, dropout: float, num_groups: int) -> nn.Module:
+def _middle(channels: int, dropout: float, num_groups: int, attn_type: str) -> nn.Module:
     """Residual block, attention, residual block at the lowest resolution."""
     middle = nn.Module()
     middle.block_1 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
-    middle.attn_1 = AttnBlock(channels, num_groups)
+    middle.attn_1 = _attention(channels, num_groups, attn_type)
     middle.block_2 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
     return middle
 
@@ -157,12 +164,15 @@ class Encoder(nn.Module):
         double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
         num_groups: groups of the normalisation, 32 in the paper. A group should hold several channels: alone
             in it, a channel loses its mean, and with it the picture's colour. Small nets want 8.
+        attn_type: "vanilla", or "none" to leave out all attention, that of the lowest resolution too, as
+            latent diffusion's vq-f4-noattn does.
     """
 
     def __init__(
         self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
         in_channels: int, resolution: int, z_channels: int, double_z: bool = True, num_groups: int = 32,
+        attn_type: str = "vanilla",
     ):
         super().__init__()
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
@@ -172,12 +182,12 @@ class Encoder(nn.Module):
         block_in = ch
         for i, mult in enumerate(ch_mult):
             attend = resolution // 2**i in attn_resolutions
-            level = _level([block_in] + [ch * mult] * num_res_blocks, attend, dropout, num_groups)
+            level = _level([block_in] + [ch * mult] * num_res_blocks, attend, dropout, num_groups, attn_type)
             block_in = ch * mult
             if i != len(ch_mult) - 1:
                 level.downsample = Downsample(block_in, resamp_with_conv)
             self.down.append(level)
-        self.mid = _middle(block_in, dropout, num_groups)
+        self.mid = _middle(block_in, dropout, num_groups, attn_type)
         self.norm_out = Normalize(block_in, num_groups)
         out_channels = 2 * z_channels if double_z else z_channels
         self.conv_out = nn.Conv2d(block_in, out_channels, kernel_size=3, padding=1)
@@ -208,7 +218,7 @@ class Decoder(nn.Module):
         self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
         in_channels: int, resolution: int, z_channels: int, give_pre_end: bool = False, double_z: bool = True,
-        num_groups: int = 32,
+        num_groups: int = 32, attn_type: str = "vanilla",
     ):
         super().__init__()
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
@@ -217,12 +227,12 @@ class Decoder(nn.Module):
         lowest = resolution // 2 ** (len(ch_mult) - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
         self.conv_in = nn.Conv2d(z_channels, block_in, kernel_size=3, padding=1)
-        self.mid = _middle(block_in, dropout, num_groups)
+        self.mid = _middle(block_in, dropout, num_groups, attn_type)
         levels = []
         for i in reversed(range(len(ch_mult))):
             attend = resolution // 2**i in attn_resolutions
             channels = [block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1)
-            level = _level(channels, attend, dropout, num_groups)
+            level = _level(channels, attend, dropout, num_groups, attn_type)
             block_in = ch * ch_mult[i]
             if i != 0:
                 level.upsample = Upsample(block_in, resamp_with_conv)

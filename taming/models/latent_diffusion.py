@@ -1,0 +1,145 @@
+"""First stages of latent diffusion (Rombach et al. 2022): VQGANs whose weights may be running averages.
+
+Configs of that project say `ldm.models.autoencoder`.
+B batch, C channels, H W pixels, h w latent grid (H/f, W/f).
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.models import vqgan
+
+logger = logging.getLogger(__name__)
+
+AVERAGES = "model_ema."  # beside each weight `a.b.weight` such a file may hold `model_ema.abweight`
+COUNTERS = ("decay", "num_updates")  # of the averaging; nothing to load
+
+
+class VQModel(vqgan.VQModel):
+    """A VQGAN with latent diffusion's arguments; it takes the running averages of a file that has them.
+
+    Args:
+        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels,
+            monitor, remap, sane_index_shape: see `taming.models.vqgan.VQModel`.
+        batch_resize_range: smallest and largest side in pixels to which training batches are resized, square,
+            in steps of 16; the first 5 batches get the largest, so that memory runs out early or not at all.
+        scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
+        lr_g_factor: multiplies the learning rate of all but the discriminator.
+        use_ema: whether averages were kept in training. A file that is loaded tells by itself; new ones are
+            not made here, but by Lightning's callback EMAWeightAveraging, as a warning says before training.
+    """
+
+    def __init__(
+        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int, ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (), image_key: str = "image", colorize_nlabels: int | None = None,
+        monitor: str | None = None, batch_resize_range: tuple[int, int] | None = None,
+        scheduler_config: dict | None = None, lr_g_factor: float = 1.0, remap: str | None = None,
+        sane_index_shape: bool = False, use_ema: bool = False,
+    ):
+        super().__init__(
+            ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
+            monitor=monitor, remap=remap, sane_index_shape=sane_index_shape,
+            scheduler_config=scheduler_config,
+        )
+        self.n_embed, self.embed_dim = n_embed, embed_dim
+        self.batch_resize_range, self.lr_g_factor, self.use_ema = batch_resize_range, lr_g_factor, use_ema
+        self.register_load_state_dict_pre_hook(_take_averages)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def forward(self, input: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) to (reconstructions, codebook loss), and the indices if asked for."""
+        quant, codebook_loss, (_, _, indices) = self.encode(input)
+        found = self.decode(quant), codebook_loss
+        return (*found, indices) if return_pred_indices else found
+
+    def get_input(self, batch: dict, key: str) -> Tensor:
+        """Entry `key` of a batch, resized in training where `batch_resize_range` says so."""
+        x = super().get_input(batch, key)
+        if self.batch_resize_range is None or not self.training or x.ndim != 4:
+            return x
+        lowest, highest = self.batch_resize_range
+        size = highest
+        if self.batches_seen > 4:
+            size = lowest + 16 * int(torch.randint((highest - lowest) // 16 + 1, ()))
+        return x if x.shape[2:] == (size, size) else F.interpolate(x, size=(size, size), mode="bicubic")
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        if isinstance(self.loss, nn.Identity):
+            raise ValueError(
+                "the model was built with torch.nn.Identity in place of a loss: name one in lossconfig, for "
+                "instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+            )
+        if self.use_ema:
+            logger.warning(
+                "use_ema: no running averages are kept by the model; add them with the callback "
+                "pytorch_lightning.callbacks.EMAWeightAveraging"
+            )
+        generator, *others = super().configure_optimizers()
+        generator.param_groups[0]["lr_factor"] = self.lr_g_factor
+        return [generator, *others]
+
+
+class VQModelInterface(VQModel):
+    """The same autoencoder as a diffusion model sees it: latents are quantized when they are decoded.
+
+    The arguments are `VQModel`'s, `embed_dim` first.
+    """
+
+    def __init__(self, embed_dim: int, *args, **kwargs):
+        super().__init__(*args, embed_dim=embed_dim, **kwargs)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to latents (B, embed_dim, h, w), not quantized."""
+        return self.encode_to_prequant(x)
+
+    def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """Latents (B, embed_dim, h, w), quantized unless `force_not_quantize`, to images (B, C, H, W)."""
+        return super().decode(h if force_not_quantize else self.quantize(h)[0])
+
+    def forward(self, input: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
+        """As `VQModel.forward`."""
+        quant, codebook_loss, (_, _, indices) = self.quantize(self.encode(input))
+        found = self.decode(quant, force_not_quantize=True), codebook_loss
+        return (*found, indices) if return_pred_indices else found
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        raise ValueError("VQModelInterface is for use, not for training: train it as VQModel, the keys agree")
+
+
+def _take_averages(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict, _strict: bool,
+    _missing: list[str], _unexpected: list[str], errors: list[str],
+) -> None:
+    """Put running averages in place of the weights that they belong to, in a state dict on its way in.
+
+    Their names have lost the dots, so they are found by the names of the file's weights and the module's.
+    One that belongs to nothing stays, and is reported as left over.
+    """
+    mark = prefix + AVERAGES
+    averages = {key.removeprefix(mark): key for key in state if key.startswith(mark)}
+    if not averages:
+        return
+    weights = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    parameters = {name for name, _ in module.named_parameters()}
+    by_short_name = defaultdict(set)
+    for name in weights | parameters:
+        if not name.startswith(AVERAGES):
+            by_short_name[name.replace(".", "")].add(name)
+    taken = set()
+    for short, key in averages.items():
+        found = by_short_name[short]
+        if short in COUNTERS:
+            del state[key]
+        elif len(found) == 1:
+            state[prefix + next(iter(found))] = state.pop(key)
+            taken |= found
+    lacking = sorted(name for name in parameters - taken if not name.startswith("loss."))
+    if lacking:
+        errors.append(f"model_ema has averages, but none of {', '.join(lacking[:5])}")
+    logger.info("%d weights are their running averages (model_ema)", len(taken))
