@@ -22,7 +22,10 @@ class CachedTransformer(Protocol):
     block_size: int
 
     def new_cache(self, batch_size: int, length: int) -> Any:
-        """Memory for the keys and values of `length` positions."""
+        """Memory for the keys and values of `length` positions; how many are filled is its `length`.
+
+        Set to 0, it forgets them all.
+        """
 
     def extend(self, idx: Tensor, cache: Any) -> Tensor:
         """Append tokens (B, T) to the cache; logits (B, V) of what follows the last."""
@@ -59,6 +62,12 @@ def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tenso
         raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one per row, or one")
     rows = [torch.rand(steps, dtype=torch.float64, generator=g, device=g.device) for g in generator]
     return torch.stack([row.cpu() for row in rows])
+
+
+def check_logits(logits: Tensor, step: int, last: bool) -> None:
+    """Raise ValueError if logits are NaN; looks at them every `CHECK_EVERY` steps and at the last."""
+    if (step % CHECK_EVERY == 0 or last) and logits.isnan().any():
+        raise ValueError(f"the logits of step {step} are NaN: the weights or the precision are broken")
 
 
 @torch.no_grad()  # not inference mode, whose tensors autograd refuses later
@@ -104,8 +113,7 @@ def sample_tokens(
     tokens = prefix
     for step in range(steps):
         logits = transformer.extend(tokens, cache)[:, :n_codes]  # (B, V)
-        if (step % CHECK_EVERY == 0 or step == steps - 1) and logits.isnan().any():
-            raise ValueError(f"the logits of step {step} are NaN: the weights or the precision are broken")
+        check_logits(logits, step, last=step == steps - 1)
         if greedy:
             drawn = logits.argmax(-1)
         else:
