@@ -4,29 +4,42 @@ H W pixels of the crop, h w pixels of the whole picture after resizing. Items ar
 in [-1, 1].
 """
 
+import bisect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
+from taming.data.paired import Box, PairedTransform, Placement, Size
 from taming.images import from_uint8
 
 logger = logging.getLogger(__name__)
 
-Size = int | Sequence[int] | None  # pixels: a side, or [height, width]
+Path = str | os.PathLike
+_ORIENTATION = 0x0112  # the EXIF tag
+_REDUCE_FROM = 2  # JPEGs are decoded small if that leaves this many times the pixels a side that are wanted
+_PROBES = 64  # files that a list is judged by
 
 
-class BadImage(ValueError):
+class BadSample(ValueError):
+    """One sample of a data set cannot be used; the message names the file and the reason."""
+
+
+class BadImage(BadSample):
     """A file cannot be read as an image; the message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+# ---- one file
+
+
+def read_image(path: Path) -> np.ndarray:
     """Read one image file of any mode that Pillow knows as RGB: uint8 (H, W, 3), 0..255, upright.
 
     EXIF orientation is applied; transparency is composited over white; 16-bit gray is scaled, not clipped, to
@@ -35,21 +48,64 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         BadImage: missing, truncated, not an image, or of a mode without a defined range (32-bit float).
     """
-    return np.asarray(_open_rgb(path))
+    with _names_file(path), Image.open(path) as image:
+        return np.asarray(_to_rgb(image))
 
 
-def _open_rgb(path: str | os.PathLike) -> Image.Image:
+def read_placed(
+    path: Path, transform: PairedTransform, file: IO[bytes] | None = None
+) -> tuple[np.ndarray, Placement]:
+    """Read one image file as `read_image` does, resized and cropped: uint8 (H, W, 3), and where that lies.
+
+    JPEGs of more than twice the wanted size are decoded at a half, a quarter or an eighth of their size.
+
+    Args:
+        path: the file, or what messages call it.
+        transform: says where to.
+        file: what to read instead.
+
+    Raises:
+        BadImage: as read_image.
+        ValueError: the picture is smaller than the crop.
+    """
+    with _names_file(path):
+        opened = Image.open(path if file is None else file)
+    with opened:
+        with _names_file(path):
+            # Only of an upright JPEG the size is known, and may be chosen, before it is decoded.
+            reducible = opened.format == "JPEG" and opened.getexif().get(_ORIENTATION, 1) == 1
+            picture = opened if reducible else _to_rgb(opened)
+        placement = transform.place(picture.height, picture.width, path)
+        with _names_file(path):
+            box = _reduce(picture, *placement.resized) if reducible else None
+            return placement.image(np.asarray(_to_rgb(picture)), box), placement
+
+
+@contextmanager
+def _names_file(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into a BadImage that names it."""
     try:
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))  # exif_transpose copies, so the file may be closed
-    except MemoryError:
+        yield
+    except (MemoryError, BadSample):
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
         message = f"cannot read image {os.fspath(path)}: {type(error).__name__}: {error}"
         raise BadImage(message) from error
 
 
+def _reduce(image: Image.Image, h: int, w: int) -> Box | None:
+    """Have a JPEG decoded small if more than twice (h, w) remains; return what of its pixels is the picture.
+
+    The decoder rounds sizes up, so that the last row and column can reach beyond the picture.
+    """
+    before = image.size
+    drafted = image.draft(None, (_REDUCE_FROM * w, _REDUCE_FROM * h))
+    return drafted[1] if drafted and image.size != before else None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # "I;16" and its byte orders (PNG, TIFF), "I" (PGM, TIFF)
         values = np.asarray(image).astype(np.int64)
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
@@ -63,66 +119,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-class ImagePaths(Dataset):
-    """Image files as items {"image": HWC float32 in [-1, 1], "file_path_": str, and one value per label}.
+# ---- many
 
-    An integer `size` resizes the smallest side to it and crops a square; `[height, width]` covers and crops
-    that rectangle; None leaves pictures as they are. Smaller pictures are enlarged, with one warning.
-    `crop_size` cuts less than `size`, or, without `size`, out of the picture at its own resolution, where a
-    picture that is too small is an error. Resizing is antialiased bicubic. Crops and flips draw from torch's
-    global generator.
 
-    An unreadable file is skipped with a warning: the next readable image, with its own labels, takes its
-    place. When more than `max_bad_fraction` of the files, and at least two, turn out unreadable, the data set
-    raises. Bad files are counted per copy of the data set, that is per loader process.
+class Samples(Dataset):
+    """A data set that goes on where single samples are bad; subclasses say how many there are, and load one.
+
+    A bad sample is skipped with a warning: the next good one takes its place. When more than
+    `max_bad_fraction` of them, and at least two, turn out bad, the data set raises. Bad samples are counted
+    per copy of the data set, that is per loader process.
 
     Args:
-        paths: image files.
-        size: pixels, see above.
-        random_crop: crop anywhere, else in the centre.
-        labels: lists as long as `paths`, by the key that items hold them under.
-        flip: mirror every second picture, drawn at random (the whole picture, before the crop).
-        crop_size: pixels, see above; `size` by default.
-        coord: add "coord", HW1 float32 in [0, 1): the row-major position i / (h * w) of each pixel in the
-            whole resized picture, of which the crop is a part (as FacesHQ did in 2021).
-        max_bad_fraction: share of unreadable files that is tolerated.
-
-    Raises:
-        ValueError: no paths, labels of another length, or a crop that is larger than `size`.
+        max_bad_fraction: share of bad samples that is tolerated.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str | os.PathLike],
-        size: Size = None,
-        random_crop: bool = False,
-        labels: Mapping[str, Sequence[Any]] | None = None,
-        *,
-        flip: bool = False,
-        crop_size: Size = None,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        self.paths = [os.fspath(path) for path in paths]
-        if not self.paths:
-            raise ValueError("the list of image paths is empty: give at least one image")
-        for key, values in (labels or {}).items():
-            if len(values) != len(self.paths):
-                raise ValueError(
-                    f"labels[{key!r}] has {len(values)} values for {len(self.paths)} images: give one each"
-                )
-        self.labels = {**(labels or {}), "file_path_": self.paths}
-        self.size = _check_size("size", size)
-        self.crop_size = _check_crop(_check_size("crop_size", crop_size), self.size)
-        self.random_crop = random_crop
-        self.flip = flip
-        self.coord = coord
+    def __init__(self, max_bad_fraction: float = 0.01) -> None:
         self.max_bad_fraction = max_bad_fraction
-        self._bad: dict[int, str] = {}  # index -> why it cannot be read
-        self._warned_of_enlarging = False
+        self._bad: dict[int, str] = {}  # index -> why it cannot be used
 
     def __len__(self) -> int:
-        return len(self.paths)
+        raise NotImplementedError
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        """Load one item, 0 <= index < len.
+
+        Raises:
+            BadSample: this one cannot be used, others may.
+        """
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
@@ -132,62 +156,12 @@ class ImagePaths(Dataset):
             if candidate in self._bad:
                 continue
             try:
-                item = self.load(self.paths[candidate])
-            except BadImage as error:
+                return self.load_sample(candidate)
+            except BadSample as error:
                 self._note_bad(candidate, error)
-                continue
-            return item | {key: values[candidate] for key, values in self.labels.items()}
         raise AssertionError("unreachable: a data set without any readable image has raised")
 
-    def preprocess_image(self, image_path: str | os.PathLike) -> np.ndarray:
-        """Read, resize, crop and flip one file: (H, W, 3) float32 in [-1, 1]."""
-        return self.load(image_path)["image"]
-
-    def load(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
-        """Read one file into "image" (H, W, 3), float32 in [-1, 1], and "coord" (H, W, 1) if asked for."""
-        picture = _open_rgb(path)
-        h, w = self._resized(path, *picture.size)
-        height, width = self.crop_size or (h, w)
-        if self.flip and torch.rand(()).item() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        top, left = self._corner(h - height, w - width)
-        picture = picture.resize((w, h), Image.Resampling.BICUBIC)  # antialiased; a copy if nothing changes
-        picture = picture.crop((left, top, left + width, top + height))
-        item = {"image": from_uint8(np.asarray(picture))}  # (H, W, 3)
-        if self.coord:
-            rows = np.arange(top, top + height)[:, None, None]
-            columns = np.arange(left, left + width)[None, :, None]
-            item["coord"] = ((rows * w + columns) / (h * w)).astype(np.float32)  # (H, W, 1)
-        return item
-
-    def _resized(self, path: str | os.PathLike, width: int, height: int) -> tuple[int, int]:
-        """Return height and width after resizing, and check that the crop fits."""
-        if self.size is None:
-            if self.crop_size and (height < self.crop_size[0] or width < self.crop_size[1]):
-                wanted = "x".join(map(str, self.crop_size))
-                raise ValueError(
-                    f"{os.fspath(path)} is {height}x{width} pixels (height x width), smaller than crop_size "
-                    f"{wanted}: "
-                    "give size as well, to enlarge such pictures, or choose a smaller crop_size, or remove "
-                    "the file"
-                )
-            return height, width
-        scale = max(self.size[0] / height, self.size[1] / width)
-        if scale > 1 and not self._warned_of_enlarging:
-            self._warned_of_enlarging = True
-            logger.warning(
-                "%s is %dx%d pixels (height x width), smaller than size %dx%d; such pictures are enlarged "
-                "and look soft "
-                "(said once)", os.fspath(path), height, width, *self.size,
-            )
-        return max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))
-
-    def _corner(self, free_rows: int, free_columns: int) -> tuple[int, int]:
-        if not self.random_crop:
-            return free_rows // 2, free_columns // 2
-        return tuple(torch.randint(free + 1, ()).item() for free in (free_rows, free_columns))
-
-    def _note_bad(self, index: int, error: BadImage) -> None:
+    def _note_bad(self, index: int, error: BadSample) -> None:
         self._bad[index] = str(error)
         count, total = len(self._bad), len(self)
         if count == total or (count >= 2 and count > self.max_bad_fraction * total):
@@ -200,24 +174,146 @@ class ImagePaths(Dataset):
         logger.warning("%s; the next image takes its place (%d of %d are bad so far)", error, count, total)
 
 
-def _check_size(name: str, size: Size) -> tuple[int, int] | None:
-    """Return (height, width) in pixels, or None for None and 0 (as in 2021)."""
-    if size is None or size == 0:
-        return None
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name} must be a positive number of pixels or [height, width], got {size!r}")
-    return sides
+class ImagePaths(Samples):
+    """Image files as items {"image": HWC float32 in [-1, 1], "file_path_": str, and one value per label}.
+
+    `size`, `crop_size`, `random_crop` and `flip` are those of PairedTransform; a picture smaller than a
+    `crop_size` without `size` is an error. An unreadable file is skipped as Samples says, with its labels.
+
+    Args:
+        paths: image files.
+        size: pixels of the smallest side, or [height, width]; None leaves pictures as they are.
+        random_crop: crop anywhere, else in the centre.
+        labels: lists as long as `paths`, by the key that items hold them under.
+        flip: mirror every second picture, drawn at random.
+        crop_size: pixels; `size` by default.
+        coord: add "coord", HW1 float32 in [0, 1): the row-major position i / (h * w) of each pixel in the
+            whole resized picture, of which the crop is a part (as FacesHQ did in 2021).
+        max_bad_fraction: share of unreadable files that is tolerated.
+
+    Raises:
+        ValueError: no paths, labels of another length, or a crop that is larger than `size`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: Size = None,
+        random_crop: bool = False,
+        labels: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        flip: bool = False,
+        crop_size: Size = None,
+        coord: bool = False,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__(max_bad_fraction)
+        self.paths = [os.fspath(path) for path in paths]
+        if not self.paths:
+            raise ValueError("the list of image paths is empty: give at least one image")
+        for key, values in (labels or {}).items():
+            if len(values) != len(self.paths):
+                raise ValueError(
+                    f"labels[{key!r}] has {len(values)} values for {len(self.paths)} images: give one each"
+                )
+        self.labels = {**(labels or {}), "file_path_": self.paths}
+        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.coord = coord
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that pictures are resized to cover, in pixels."""
+        return self.transform.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        return self.load(self.paths[index]) | self.labels_of(index)
+
+    def labels_of(self, index: int) -> dict[str, Any]:
+        """Return what an item holds besides the picture, without reading it."""
+        return {key: values[index] for key, values in self.labels.items()}
+
+    def preprocess_image(self, image_path: Path) -> np.ndarray:
+        """Read, resize, crop and flip one file: (H, W, 3) float32 in [-1, 1]."""
+        return self.load(image_path)["image"]
+
+    def load(self, path: Path) -> dict[str, np.ndarray]:
+        """Read one file into "image" (H, W, 3), float32 in [-1, 1], and "coord" (H, W, 1) if asked for."""
+        pixels, placement = self.read(path)
+        item = {"image": from_uint8(pixels)}  # (H, W, 3)
+        return item | ({"coord": placement.coord()} if self.coord else {})
+
+    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+        """Read one file, resized and cropped: uint8 (H, W, 3), and where that lies in the picture."""
+        return read_placed(path, self.transform)
 
 
-def _check_crop(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    if crop and size and (crop[0] > size[0] or crop[1] > size[1]):
-        raise ValueError(
-            f"crop_size {crop[0]}x{crop[1]} (height x width) is larger than size {size[0]}x{size[1]}, to "
-            "which pictures are "
-            f"resized first: raise size to at least {max(crop)}, or lower crop_size"
+class NumpyPaths(ImagePaths):
+    """Pictures saved by numpy, uint8 (1, 3, H, W) as CelebA-HQ was, (3, H, W) or (H, W, 3); else ImagePaths.
+
+    Files of other extensions than .npy are read as images.
+    """
+
+    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+        if not os.fspath(path).endswith(".npy"):
+            return super().read(path)
+        with _names_file(path):
+            pixels = np.load(path, allow_pickle=False)
+            pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+            pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 and pixels.shape[0] == 3 else pixels
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+                raise ValueError(f"{pixels.dtype} {pixels.shape}, but a picture is uint8 (1, 3, H, W)")
+        placement = self.transform.place(*pixels.shape[:2], path)
+        return placement.image(np.ascontiguousarray(pixels)), placement
+
+
+class ConcatDatasetWithIndex(ConcatDataset):
+    """Data sets one after the other; items are pairs (item, number of its data set)."""
+
+    def __getitem__(self, idx: int) -> tuple[Any, int]:
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f"index {idx} of {len(self)} images")
+        number = bisect.bisect_right(self.cumulative_sizes, idx % len(self))
+        first = self.cumulative_sizes[number - 1] if number else 0
+        return self.datasets[number][idx % len(self) - first], number
+
+
+# ---- lists of files
+
+
+def read_lines(list_file: Path, what: str) -> list[str]:
+    """Read the lines of a text file that are not blank; `what` says in messages what they are.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: there are none.
+    """
+    if not os.path.isfile(list_file):
+        raise FileNotFoundError(
+            f"{what} {os.fspath(list_file)} does not exist (working directory: {os.getcwd()}); write it, or "
+            "give the path of yours"
         )
-    return crop or size
+    with open(list_file, encoding="utf-8-sig") as file:
+        lines = [line.strip() for line in file]
+    if not any(lines):
+        raise ValueError(f"{what} {os.fspath(list_file)} is empty")
+    return [line for line in lines if line]
+
+
+def check_some_exist(paths: Sequence[str], source: Path) -> None:
+    """Look for a few of the files that a list names; single ones may be missing, but not all.
+
+    Raises:
+        FileNotFoundError: the list and the folder do not belong together.
+    """
+    probes = paths[::max(1, len(paths) // _PROBES)]
+    if not any(os.path.isfile(path) for path in probes):
+        raise FileNotFoundError(
+            f"none of {len(probes)} files that {os.fspath(source)} names exists, such as {probes[0]} "
+            f"(working directory: {os.getcwd()}): check the folder of the data"
+        )
 
 
 def image_batches(

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from taming.data.base import ImagePaths, Size
+from taming.data.base import ImagePaths
+from taming.data.paired import Size
 
 logger = logging.getLogger(__name__)
 
