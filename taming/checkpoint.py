@@ -23,9 +23,9 @@ from taming.legacy_pickle import read_pickled
 from taming.weights import LoadReport, fill, load_weights, some_of
 
 __all__ = [
-    "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "LoadReport", "build_model",
-    "config_of", "find_checkpoint", "load_model", "load_weights", "read_checkpoint", "save_exported",
-    "without_ckpt_paths", "write_checkpoint",
+    "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
+    "NoConfigError", "build_model", "config_of", "find_checkpoint", "load_model", "load_weights",
+    "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
 ]
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ PERCEPTUAL_WEIGHTS = (r"(.*\.)?loss\.perceptual_loss\..*",)
 LOSS_WEIGHTS = (r"(.*\.)?loss\..*",)
 
 Config = Mapping[str, Any] | DictConfig
+
+
+class NoConfigError(ValueError):
+    """Nothing says what the model of a checkpoint is; the message lists where was looked."""
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -116,7 +120,8 @@ def config_of(
     """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
 
     In this order: `config`; the checkpoint's key `config`; in a run directory its `configs/*.yaml`, merged in
-    the order of their names; beside the file `config.yaml`, or the file's own name with `.yaml`.
+    the order of their names; beside the file `config.yaml`, or the file's own name with `.yaml`. Raises
+    NoConfigError if there is none of these, and ValueError if it has no section `model`.
     """
     path = Path(path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -131,7 +136,7 @@ def config_of(
         found, origin = load_config(files), ", ".join(map(str, files))
     else:
         looked = ", ".join(map(str, (run / "configs" / "*.yaml", *beside)))
-        raise ValueError(
+        raise NoConfigError(
             f"no config for {path}: there is none inside it, and none of these exists: {looked}; "
             "name the YAML file that it was trained with: load_model(path, config=...)"
         )
