@@ -1,0 +1,165 @@
+"""Open Images with its boxes: the CSV files of versions 4 to 7, as they are published."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
+from taming.data.helper_types import Annotation, Category, MostFrequent, Skipped, usable_box
+
+logger = logging.getLogger(__name__)
+
+CLASS_FILES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
+ANNOTATION_FILES = {  # the newest first
+    "train": ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv"),
+    "validation": ("validation-annotations-bbox.csv",),
+    "test": ("test-annotations-bbox.csv",),
+}
+CORNERS = ("XMin", "XMax", "YMin", "YMax")  # shares of the sides, 0..1
+FLAGS = {  # column: field of Annotation; 1 yes, 0 no, -1 unknown
+    "IsGroupOf": "is_group_of", "IsOccluded": "is_occluded", "IsDepiction": "is_depiction",
+    "IsInside": "is_inside", "IsTruncated": "is_truncated",
+}
+
+
+class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
+    """Images of Open Images with their objects; items and arguments as AnnotatedObjectsDataset says.
+
+    data_path holds `class-descriptions-boxable.csv`, the annotations (`oidv6-train-annotations-bbox.csv`,
+    `validation-annotations-bbox.csv`, `test-annotations-bbox.csv`) and the folders of images `train`,
+    `validation` and `test`. An allow-list by frequency counts the training boxes, whatever the split, so that
+    categories have the same numbers in all of them.
+
+    Args:
+        use_additional_parameters: tell occluded, depicted and indoor objects from others in the layouts.
+    """
+
+    def __init__(self, use_additional_parameters: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_additional_parameters = use_additional_parameters
+        self.categories = load_categories(self.paths_of_data["class_descriptions"])
+        known = set(self.categories)
+        self.filter_categories()
+        self.setup_category_id_and_number()
+        self.set_annotations(load_annotations(
+            self.paths_of_data["annotations"], self.min_object_area, self.category_mapping,
+            self.category_number, known,
+        ))
+
+    def get_path_structure(self) -> dict[str, str]:
+        if self.split not in ANNOTATION_FILES:
+            known = ", ".join(ANNOTATION_FILES)
+            raise ValueError(f"split must be one of {known} for Open Images, got {self.split!r}")
+        return {
+            "class_descriptions": self._existing(CLASS_FILES),
+            "annotations": self._existing(ANNOTATION_FILES[self.split]),
+            "files": self.split,
+        }
+
+    def get_image_path(self, image_id: str) -> Path:
+        return self.paths_of_data["files"] / f"{image_id:0>16}.jpg"
+
+    def get_image_description(self, image_id: str) -> dict[str, Any]:
+        path = self.get_image_path(image_id)
+        return {"file_path": str(path), "file_name": path.name}
+
+    def description_keys(self) -> Sequence[str]:
+        return "file_path", "file_name"
+
+    def most_frequent_categories(self, wanted: MostFrequent) -> set[str]:
+        path = Path(self.data_path) / self._existing(ANNOTATION_FILES["train"])
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the {wanted.count} most frequent categories are counted in the training annotations, but "
+                f"{path} does not exist: put it there, or give category_allow_list_target a text file"
+            )
+        logger.info("counting the boxes of each category in %s", path)
+        counts: Counter[str] = Counter(
+            row[0] for _, row in read_rows(path, ("LabelName",)) if row[0] in self.categories
+        )
+        ranked = sorted(counts, key=lambda key: (-counts[key], key))[:wanted.count]
+        names = {category.name for category in self.categories.values()}
+        return {self.categories[key].name for key in ranked} | (set(wanted.plus) & names)
+
+    def _existing(self, names: Sequence[str]) -> str:
+        """Return the first of these files that exists, or the first of all."""
+        return next((name for name in names if (Path(self.data_path) / name).exists()), names[0])
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Read some columns of a CSV file with a header: (line number, values).
+
+    Raises:
+        ValueError: a column is missing, or a line is too short.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise ValueError(f"annotation file {path} has no column {', '.join(missing)}: download it again")
+        places = [header.index(name) for name in columns]
+        try:
+            for row in reader:
+                yield reader.line_num, [row[i] for i in places]
+        except (IndexError, csv.Error, UnicodeDecodeError) as error:
+            message = f"annotation file {path} is broken in line {reader.line_num}: download it again"
+            raise ValueError(message) from error
+
+
+def load_categories(path: Path) -> dict[str, Category]:
+    """Read the names of categories by id: lines `id,name`, with or without a header."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
+    short = next((row for row in rows if len(row) < 2), None)
+    if short is not None or not rows:
+        raise ValueError(f"class descriptions {path} must hold lines `id,name`, got {short or 'nothing'}")
+    return {row[0]: Category(id=row[0], super_category=None, name=row[1]) for row in rows}
+
+
+def load_annotations(
+    path: Path, min_object_area: float, category_mapping: Mapping[str, str],
+    category_number: Mapping[str, int], known: set[str],
+) -> dict[str, list[Annotation]]:
+    """Read the boxes of the categories that have a number, by image id.
+
+    Boxes are cut to their picture. Those that are empty or outside of it, and those of categories that are
+    not `known`, are left out, counted and reported; smaller ones than `min_object_area` are left out.
+
+    Raises:
+        ValueError: a column is missing, or a line cannot be read.
+    """
+    found: dict[str, list[Annotation]] = {}
+    skipped = Skipped()
+    columns = ("ImageID", "LabelName", *CORNERS, "Source", "Confidence", *FLAGS)
+    for number, (line, row) in enumerate(read_rows(path, columns)):
+        image_id, category_id, x0, x1, y0, y1, source, confidence, *flags = row
+        category_id = category_mapping.get(category_id, category_id)
+        category_no = category_number.get(category_id)
+        if category_no is None:
+            if category_id not in known:
+                skipped.add("boxes of unknown categories", f"line {line} ({category_id})")
+            continue
+        try:
+            left, top = float(x0), float(y0)
+            bbox, reason = usable_box((left, top, float(x1) - left, float(y1) - top))
+            trust = float(confidence)
+        except ValueError as error:
+            message = f"annotation file {path} is broken in line {line}: {error}"
+            raise ValueError(message) from error
+        if bbox is None:
+            skipped.add(reason, f"line {line}")
+            continue
+        area = bbox[2] * bbox[3]
+        if area < min_object_area:
+            continue
+        found.setdefault(image_id, []).append(Annotation(
+            area=area, image_id=image_id, bbox=bbox, category_no=category_no, category_id=category_id,
+            id=number, source=source, confidence=trust,
+            **{name: flag == "1" for name, flag in zip(FLAGS.values(), flags, strict=True)},
+        ))
+    skipped.report(path)
+    return found
