@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from taming.modules.vqvae.quantize import EMAVectorQuantizer
 from tests.tiny import write_transformer, write_vqgan
 
 pytestmark = pytest.mark.slow
@@ -51,3 +54,29 @@ def test_both_stages(tmp_path):
     folder.mkdir()
     yaml = write_transformer(folder, tmp_path / "logs" / "*_run2")
     assert_equal_on_both(run(yaml, folder, 2, "--max_steps", 2)[1])
+
+
+def learn(rank, folder, latents):
+    """One of two processes: half of each batch, and the codebook that follows."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    quantizer = running_means(latents.chunk(2, dim=1)[rank])
+    torch.save(quantizer.state_dict(), f"{folder}/codebook_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def running_means(latents):
+    torch.manual_seed(0)
+    quantizer = EMAVectorQuantizer(6, 4, beta=0.25, decay=0.8)
+    for batch in latents:
+        quantizer(batch)
+    return quantizer
+
+
+def test_running_means_follow_the_latents_of_all_processes(tmp_path):
+    latents = torch.randn(5, 4, 4, 3, 3)  # batches of 4 maps
+    mp.spawn(learn, (str(tmp_path), latents), nprocs=2)
+    want = running_means(latents).state_dict()
+    for rank in range(2):
+        got = torch.load(tmp_path / f"codebook_{rank}.pt", weights_only=True)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(want["embedding.weight"], running_means(latents[:1]).embedding.weight)
