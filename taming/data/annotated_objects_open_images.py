@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -156,9 +157,11 @@ def load_annotations(
         area = bbox[2] * bbox[3]
         if area < min_object_area:
             continue
+        # The same text again and again: one copy of each saves gigabytes.
+        image_id, category_id, source = map(sys.intern, (image_id, category_id, source))
         found.setdefault(image_id, []).append(Annotation(
             area=area, image_id=image_id, bbox=bbox, category_no=category_no, category_id=category_id,
-            id=number, source=source, confidence=trust,
+            id=number, source=source, confidence=1.0 if trust == 1 else trust,
             **{name: flag == "1" for name, flag in zip(FLAGS.values(), flags, strict=True)},
         ))
     skipped.report(path)
