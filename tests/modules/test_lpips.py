@@ -9,9 +9,11 @@ import warnings
 import lpips
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from taming.modules.losses.lpips import LPIPS, TRUNKS, normalize_tensor
+from taming.modules.losses.vqperceptual import VQLPIPS
 
 NETS = ["vgg", "alex", "squeeze"]
 
@@ -240,3 +242,45 @@ def test_wrong_trunk_files_are_named(tmp_path):
     (tmp_path / "part.pth").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="part.pth holds no features.0.bias"):
         LPIPS(trunk_path=tmp_path / "part.pth")(*pair)
+
+
+def first_stage_checkpoint(reference):
+    """What a first stage's file of 2021 held: the model, and the perceptual network inside its loss."""
+    network = {f"loss.perceptual_loss.{key}": value for key, value in reference.state_dict().items()
+               if not key.startswith("lins")}  # the package's second name for its heads
+    model = {"encoder.conv_in.weight": torch.zeros(3), "loss.discriminator.main.0.weight": torch.zeros(3)}
+    return {"state_dict": model | network, "epoch": 3, "hparams": OmegaConf.create({"n_embed": 4})}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_first_stage_of_2021_serves_as_the_file_of_the_network(references, tmp_path, monkeypatch, net):
+    reference = copy.deepcopy(references[net])
+    for head in reference.lins:
+        head.model[1].weight.mul_(1.5)  # other than the package's: these are what must be used
+    torch.save(first_stage_checkpoint(reference), tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch.hub, "urlopen", None)
+    loss = VQLPIPS(perceptual_net=net, perceptual_path=str(tmp_path / "last.ckpt"))
+    x, y = images(2, 3, 48, 64)
+    torch.testing.assert_close(loss.perceptual_loss(x, y), reference(x, y), rtol=1e-5, atol=1e-5)
+    assert loss(torch.zeros(()), x, y)[1]["train/p_loss"].item() > 0
+
+
+def test_a_checkpoint_without_the_network_says_so(tmp_path):
+    torch.save({"state_dict": {"encoder.conv_in.weight": torch.zeros(3)}}, tmp_path / "new.ckpt")
+    pair = images(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"new.ckpt holds no features\.\*.*loss\.perc.*perceptual_path"):
+        LPIPS(trunk_path=tmp_path / "new.ckpt")(*pair)
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list.pth holds no features"):
+        LPIPS(trunk_path=tmp_path / "list.pth")(*pair)
+
+
+def test_a_file_in_the_old_format_is_read_and_code_is_refused(references, tmp_path):
+    pair, state = images(1, 3, 32, 32), torchvision_names(references["squeeze"].state_dict())
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    loss = LPIPS("squeeze", trunk_path=tmp_path / "old.pth")
+    torch.testing.assert_close(loss(*pair), references["squeeze"](*pair), rtol=1e-5, atol=1e-5)
+    for new in (True, False):
+        torch.save({"x": print}, tmp_path / "code.pth", _use_new_zipfile_serialization=new)
+        with pytest.raises(ValueError, match="code.pth"):
+            LPIPS("squeeze", trunk_path=tmp_path / "code.pth")(*pair)

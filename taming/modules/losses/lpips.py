@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision import models as tv
+
+from taming.legacy_pickle import read_pickled
 
 logger = logging.getLogger(__name__)
 
@@ -150,17 +153,19 @@ class _FrozenNetwork(nn.Module):
 class LPIPS(nn.Module):
     """Perceptual distance of two batches of images; frozen, and invisible to its owner.
 
-    Nothing is read when it is built: trunk and heads are loaded by the first forward. The heads come with the
-    `lpips` package; the trunk comes from `trunk_path`, else from the torch hub cache, else torchvision's
-    server. The network is held outside of PyTorch's registry, so that no optimiser, no state dict and no
-    distributed wrapper sees it, and no cast reaches it: it always computes in float32, on the device of its
-    input, in evaluation mode. The weights that checkpoints of 2021 hold for it are passed over when such a
-    file is loaded; `load_trunk_state` takes them.
+    Nothing is read when it is built: trunk and heads are loaded by the first forward. The trunk comes from
+    `trunk_path`, else from the torch hub cache, else torchvision's server; the heads from the same file if it
+    holds them, as first-stage checkpoints of 2021 do, else from the `lpips` package. The network is held
+    outside of PyTorch's registry, so that no optimiser, no state dict and no distributed wrapper sees it, and
+    no cast reaches it: it always computes in float32, on the device of its input, in evaluation mode. The
+    weights that checkpoints of 2021 hold for it are passed over when such a file is loaded;
+    `load_trunk_state` takes them.
 
     Args:
         net: "vgg", "alex" or "squeeze".
         use_dropout: there for old configs; dropout never acts in evaluation mode.
-        trunk_path: file with the trunk's weights, in the names of torchvision or of 2021.
+        trunk_path: file with the trunk's weights, in the names of torchvision or of 2021; the checkpoint of a
+            first stage trained in 2021 will do: `loss.perceptual_loss.*` in it is this network.
         random_trunk: a random trunk, always the same, for tests; needs no file but the heads'.
     """
 
@@ -218,7 +223,7 @@ class LPIPS(nn.Module):
         with torch.inference_mode(False):
             network = self._loaded[0] if self._loaded else _FrozenNetwork(self.net_name, self.use_dropout)
             network.load_trunk(state, "the given state")
-            if any(_HEAD_KEY.search(key) for key in state):
+            if _has_heads(state):
                 network.load_heads(state, "the given state")
             elif not self._loaded:
                 network.load_heads(*_read_heads(self.net_name))
@@ -251,11 +256,13 @@ class LPIPS(nn.Module):
 
     def _load(self) -> _FrozenNetwork:
         network = _FrozenNetwork(self.net_name, self.use_dropout)
-        network.load_heads(*_read_heads(self.net_name))
+        state: Mapping[str, Tensor] = {}
         if self.random_trunk:
             network.randomize()
         else:
-            network.load_trunk(*_read_trunk(self.net_name, self.trunk_path))
+            state, source = _read_trunk(self.net_name, self.trunk_path)
+            network.load_trunk(state, source)
+        network.load_heads(*((state, source) if _has_heads(state) else _read_heads(self.net_name)))
         return network
 
     def _load_from_state_dict(
@@ -269,7 +276,16 @@ class LPIPS(nn.Module):
             unexpected_keys += [prefix + name for name in names if not historic.match(name)]
 
 
+def _has_heads(state: Mapping[str, Tensor]) -> bool:
+    return any(_HEAD_KEY.search(key) for key in state)
+
+
 def _copy_all(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, prefix: str) -> None:
+    if not found:
+        raise ValueError(
+            f"{source} holds no {prefix}*: it is no file of the network that LPIPS compares in, and no "
+            f"checkpoint of 2021 with loss.perceptual_loss.*: name another file as perceptual_path, {REMEDY}"
+        )
     for name, parameter in wanted.items():
         if name not in found:
             raise ValueError(f"{source} holds no {prefix}{name}: is it of another network?")
@@ -316,10 +332,15 @@ def _read_trunk(name: str, trunk_path: str | Path | None) -> tuple[dict[str, Ten
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} is no readable file of weights, perhaps an incomplete download: delete it"
-        ) from error
-    return state
+    """Read a state dict: a whole checkpoint's too, of which no more than what is asked for is loaded."""
+    if zipfile.is_zipfile(path):
+        content = read_pickled(path)
+    else:  # torchvision's own files are in the format of torch before 1.6
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} is no readable file of weights, perhaps an incomplete download: delete it"
+            ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
