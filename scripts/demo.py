@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import sample_fast
+from scripts import make_panorama, sample_fast
 from taming import train
 from taming.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+COAST_BY_DAY = "13"  # of the 16 classes of taming.data.landscapes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         "-r", str(stage_run(out, "transformer")), "-o", str(samples), "-n", "64", "--batch_size", "64",
         "--top_p", "0.95", "--seed", str(options.seed), "--grid", str(out / "samples.png"),
     ])
+    status = status or make_panorama.main([
+        "-r", str(stage_run(out, "transformer")), "-o", str(out / "panorama.png"), "--class", COAST_BY_DAY,
+        "--top_p", "0.95", "--stride", "4", "--seed", str(options.seed),
+    ])
     if status:
         return status
     vqgan = last_metrics(stage_run(out, "vqgan"))
@@ -48,6 +53,7 @@ stage 1   PSNR {vqgan["val/psnr"]:.1f} dB, SSIM {vqgan["val/ssim"]:.3f} on unsee
 {vqgan["val/codebook_usage_percent"]:.0f} % of the codes in use
 stage 2   {transformer["val/loss"]:.3f} nats per code on unseen scenes
 pictures  {out / "samples.png"}   64 samples, four of each biome and time of day
+          {out / "panorama.png"}   one scene, four times as wide as those it was trained on
           {newest(stage_run(out, "vqgan") / "images" / "val", "inputs")}   unseen scenes
           {newest(stage_run(out, "vqgan") / "images" / "val", "reconstructions")}   their reconstructions
           {samples}   the samples one by one

@@ -69,7 +69,8 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
         elif key == "segmentation":
             owner = getattr(model, "cond_stage_model", model)
             labels = owner.encoder.conv_in.in_channels
-            batch[key] = torch.nn.functional.one_hot(torch.randint(labels, (size, side, side)), labels).float()
+            ids = torch.randint(labels, (size, side, side))
+            batch[key] = torch.nn.functional.one_hot(ids, labels).float()
         elif key == "class_label":
             batch[key] = torch.randint(params.cond_stage_config.params.n_classes, (size,))
         else:  # the tokens of a layout

@@ -30,6 +30,7 @@ class WrappedDataset(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
+        self.collate_fn = getattr(dataset, "collate_fn", None)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -108,7 +109,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """Return the training loader: shuffled, sharded, continuing where the trainer's counters stand."""
         dataset = self._dataset("train")
         if isinstance(dataset, IterableDataset):
-            return DataLoader(dataset, self.batch_size, **self._loader_options())
+            return DataLoader(dataset, self.batch_size, **self._loader_options(dataset))
         rank, world_size = self._shard()
         stream = BatchStream(
             dataset, self.batch_size,
@@ -124,7 +125,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self._stream = stream
         self._match_restored_order()
         loader = StreamLoader(
-            SeededDataset(dataset, self.seed), batch_sampler=stream, **self._loader_options()
+            SeededDataset(dataset, self.seed), batch_sampler=stream, **self._loader_options(dataset)
         )
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             loader.plan = self._plan
@@ -204,11 +205,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
             return []
         dataset = self._dataset(split)
         if isinstance(dataset, IterableDataset):
-            return DataLoader(dataset, self.batch_size, **self._loader_options())
+            return DataLoader(dataset, self.batch_size, **self._loader_options(dataset))
         rank, world_size = self._shard()
         sampler = ShardedSampler(dataset, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
         seeded = SeededDataset(dataset, self.seed)
-        return DataLoader(seeded, self.batch_size, sampler=sampler, **self._loader_options())
+        return DataLoader(seeded, self.batch_size, sampler=sampler, **self._loader_options(dataset))
 
     def _dataset(self, split: str) -> Any:
         if split not in self.dataset_configs:
@@ -231,11 +232,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
             )
         return trainer.global_rank, trainer.world_size
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader_options(self, dataset: Any) -> dict[str, Any]:
         workers = self.num_workers
         if workers is None:
             workers = default_num_workers(self.trainer.num_devices if self.trainer is not None else 1)
         return {
+            "collate_fn": getattr(dataset, "collate_fn", None),  # lists of annotations stay lists
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -14,7 +14,7 @@ from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
-from taming.sampling import filter_logits, sample_tokens
+from taming.sampling import filter_logits, sample_tokens, sample_window
 
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 
@@ -208,15 +208,36 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def generate(
-        self, c_indices: Tensor, *, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, generator=None, callback: Callable[[int, Tensor], None] | None = None,
+        self, c_indices: Tensor, *, size: tuple[int, int] | None = None, stride: int = 1,
+        temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, generator=None,
+        callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Draw whole images (B, C, H, W) in [-1, 1], of the training size, given condition tokens (B, M)."""
-        h, w = self.latent_shape()
-        codes = sample_tokens(
-            self.transformer, c_indices, h * w, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=generator, callback=callback, n_codes=self.n_codes,
+        """Draw whole images (B, C, H, W) in [-1, 1] given condition tokens (B, M), or codes (B, h, w).
+
+        `size` is (H, W) in pixels, the training size when None. Larger pictures are drawn through a window of
+        the training size that moves every `stride` codes, see `taming.sampling.sample_window`.
+
+        Raises:
+            ValueError: a size that is no multiple of f, or below the training size; a permuter other than
+                raster order, where the window has to move.
+        """
+        window = self.latent_shape()
+        h, w = self.latent_shape(*size) if size else window
+        settings = dict(
+            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator, callback=callback,
+            n_codes=self.n_codes,
         )
+        if (h, w) == window:
+            codes = sample_tokens(self.transformer, c_indices.flatten(1), h * w, **settings)
+        elif isinstance(self.permuter, Identity):
+            codes = sample_window(
+                self.transformer, c_indices, shape=(h, w), window=window, stride=stride, **settings
+            ).flatten(1)
+        else:
+            raise ValueError(
+                f"the codes are in the order of {type(self.permuter).__name__}: a window can only slide over "
+                f"raster order; draw the training size, {window[0]}x{window[1]} codes"
+            )
         return self.decode_to_img(codes, (len(codes), -1, h, w)).clamp(-1.0, 1.0)
 
     @torch.no_grad()
@@ -235,10 +256,23 @@ class Net2NetTransformer(ImageModel):
             if c.shape[1] not in (1, 3):
                 c = self.cond_stage_model.to_rgb(c)
             pictures["conditioning"] = c
+        elif (layouts := self._draw_layouts(c, x)) is not None:
+            pictures["conditioning"] = layouts
         for name, given in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
             drawn = self.sample(given, condition, z.shape[1] - given.shape[1], sample=True, top_k=top_k)
             pictures[name] = self.decode_to_img(drawn, quant.shape)
         return pictures
+
+
+    def _draw_layouts(self, c: Tensor, x: Tensor) -> Tensor | None:
+        """Tokens (B, M) of object layouts as pictures as large as x, by the data set that made them."""
+        module = getattr(self._trainer, "datamodule", None)
+        for dataset in getattr(module, "datasets", {}).values():
+            dataset = getattr(dataset, "data", dataset)  # of a WrappedDataset
+            if self.cond_stage_key in getattr(dataset, "conditional_builders", {}):
+                height, width = x.shape[-2:]
+                return dataset.plot_conditionals(self.cond_stage_key, c, (width, height)).to(x)
+        return None
 
 
 def _frozen(stage: nn.Module) -> nn.Module:

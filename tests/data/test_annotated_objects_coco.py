@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config, load_config
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.datamodule import DataModuleFromConfig
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 THINGS = [
@@ -295,3 +296,19 @@ def test_the_shipped_configuration_loads_a_batch(coco):
     transformer = config.model.params.transformer_config.params
     assert transformer.block_size == 92 + 256
     assert batch["objects_bbox"].max() == transformer.vocab_size - 1  # the filler
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_annotations_pass_the_data_module_as_lists(coco, wrap):
+    params = dict(
+        data_path=str(coco), split="train", keys=["image", "annotations"], target_image_size=20,
+        min_object_area=0.001, min_objects_per_image=1, max_objects_per_image=5, crop_method="center",
+        random_flip=False, no_tokens=2_500, use_group_parameter=True, encode_crop=False,
+    )
+    split = {"target": "taming.data.annotated_objects_coco.AnnotatedObjectsCoco", "params": params}
+    module = DataModuleFromConfig(batch_size=2, num_workers=0, train=split, validation=split, wrap=wrap)
+    module.setup()
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        batch = next(iter(loader))
+        assert batch["image"].shape == (2, 20, 20, 3)
+        assert [type(annotations) for annotations in batch["annotations"]] == [list, list]

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
+from taming.data.datamodule import WrappedDataset
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import VQModel
-from taming.sampling import image_generators
+from taming.sampling import image_generators, sample_window
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 DDCONFIG = dict(
@@ -25,6 +28,7 @@ COORD = {"target": "taming.modules.misc.coord.CoordStage", "params": dict(n_embe
 CLASSES = {"target": "taming.modules.util.Labelator", "params": dict(n_classes=30)}
 SPIRAL = {"target": "taming.modules.transformer.permuter.SpiralOut", "params": dict(H=4, W=4)}
 UNCONDITIONAL = "__is_unconditional__"
+KEY = "objects_center_points"
 
 
 def gpt_config(vocab_size=30, block_size=31, **arguments):
@@ -344,3 +348,42 @@ def test_log_images_of_each_condition():
         assert all(picture.shape[0] == 2 and picture.shape[2:] == (16, 16) for picture in pictures.values())
         close(pictures["reconstructions"], model.first_stage_model(pictures["inputs"])[0])
     assert model.latent_shape() == (4, 4) and model.latent_shape(8, 20) == (2, 5)
+
+
+def test_layouts_are_drawn_by_the_data_set_that_made_them():
+    class Layouts:
+        """What the model uses of AnnotatedObjectsDataset."""
+
+        conditional_builders = {KEY: ObjectsCenterPointsConditionalBuilder(3, 2, 30, False, False, False)}
+
+        def plot_conditionals(self, key, tokens, size):
+            return self.conditional_builders[key].plot_batch(tokens, str, size)
+
+    stage = {"target": "taming.models.dummy_cond_stage.DummyCondStage", "params": {"conditional_key": KEY}}
+    model = make(stage, cond_stage_key=KEY).eval()
+    layouts = torch.tensor([[1, 7, 2, 20], [0, 3, 0, 29], [1, 1, 1, 1]])
+    batch = batches(1)[0] | {KEY: layouts}
+    assert "conditioning" not in model.log_images(batch, max_images=2)  # nobody there who could draw
+    for dataset in (Layouts(), WrappedDataset(Layouts())):
+        datasets = {"train": [], "validation": dataset}
+        model._trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=datasets))
+        drawn = model.log_images(batch, max_images=2)["conditioning"]
+        assert drawn.shape == (2, 3, 16, 16) and not torch.equal(drawn[0], drawn[1])
+        assert torch.equal(drawn, Layouts().plot_conditionals(KEY, layouts[:2], (16, 16)))
+
+
+def test_larger_pictures_come_through_the_window():
+    model = make(CLASSES, cond_stage_key="class_label").eval()
+    c = torch.tensor([[1], [2]])
+    images = model.generate(c, size=(16, 40), stride=2, generator=image_generators(0, range(2)))
+    codes = sample_window(
+        model.transformer, c, shape=(4, 10), window=(4, 4), stride=2, n_codes=24,
+        generator=image_generators(0, range(2)),
+    )
+    close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))
+    plain = model.generate(c, generator=image_generators(0, range(2)))
+    assert torch.equal(model.generate(c, size=(16, 16), generator=image_generators(0, range(2))), plain)
+    spatial = make(COORD, cond_stage_key="coord").eval()
+    assert spatial.generate(torch.randint(24, (1, 5, 7)), size=(20, 28)).shape == (1, 3, 20, 28)
+    with pytest.raises(ValueError, match="order of SpiralOut"):
+        make(permuter_config=SPIRAL).generate(c, size=(16, 40))
