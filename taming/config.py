@@ -175,7 +175,9 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
         raise ConfigError(_refusal(string, parts[0], f"{module_name} is not on the allowed list{near}"))
     module = _import(module_name, string, reload)
     if not hasattr(module, name):
-        near = _closest(name, (key for key, value in vars(module).items() if _is_callable(value)))
+        found = [key for key, value in vars(module).items() if _is_callable(value)]
+        own = [key for key in found if vars(module)[key].__module__ == module_name and key[0] != "_"]
+        near = _closest(name, found) or f"; it has: {_names(own)}"
         raise ConfigError(f"target {string!r}: the module {module_name} has no {name!r}{near}")
     obj = getattr(module, name)
     _check_object(string, obj)
@@ -331,7 +333,9 @@ def _closest_module(missing: str) -> str:
     except (ImportError, AttributeError):
         return ""
     names = [found.name for found in pkgutil.iter_modules(paths)]
-    return "" if name in names else _closest(name, names)
+    if name in names or not names:
+        return ""
+    return _closest(name, names) or f"; {parent} has: {_names(names)}"
 
 
 def _names(names: Iterable[str]) -> str:
