@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from taming.data.base import read_lines
+from taming.data.base import overridden, read_lines
 from taming.data.custom import find_images
 from taming.data.paired import PairedTransform, Size
 from taming.data.segmented import SegmentedImages
@@ -71,14 +71,9 @@ class ADE20kBase(SegmentedImages):
         max_bad_fraction: float = 0.01,
     ) -> None:
         self.split = self.get_split()
-        settings = {"size": size, "random_crop": random_crop, "interpolation": interpolation,
-                    "crop_size": crop_size}
-        if unknown := set(config or ()) - set(settings):
-            raise ValueError(
-                f"config of {type(self).__name__} has {', '.join(sorted(unknown))}; it may have "
-                f"{', '.join(settings)}"
-            )
-        settings |= dict(config or {})
+        settings = overridden(
+            self, config, size=size, random_crop=random_crop, interpolation=interpolation, crop_size=crop_size
+        )
         source, names = self._names(data_root, data_csv)
         masks = [os.path.splitext(name)[0] + ".png" for name in names]
         super().__init__(

@@ -280,7 +280,21 @@ class ConcatDatasetWithIndex(ConcatDataset):
         return self.datasets[number][idx % len(self) - first], number
 
 
-# ---- lists of files
+# ---- arguments, and lists of files
+
+
+def overridden(owner: object, config: Mapping[str, Any] | None, **settings: Any) -> dict[str, Any]:
+    """Return the settings, those of `config` instead where it has them; `owner` is named in messages.
+
+    Raises:
+        ValueError: `config` has others.
+    """
+    if unknown := set(config or ()) - set(settings):
+        raise ValueError(
+            f"config of {type(owner).__name__} has {', '.join(sorted(map(str, unknown)))}; it may have "
+            f"{', '.join(settings)}"
+        )
+    return settings | dict(config or {})
 
 
 def read_lines(list_file: Path, what: str) -> list[str]:

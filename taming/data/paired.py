@@ -65,13 +65,11 @@ class Placement:
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """Resize by nearest neighbour, mirror and crop ids (H, W) or colours (H, W, C): uint8, int32."""
-        if ids.ndim == 3:
-            return self._cut(self._resize(ids, "nearest"))
-        return self._cut(self._resize(ids[..., None], "nearest"))[..., 0]
+        return self._cut(self._resize(ids, "nearest"))
 
     def plane(self, values: np.ndarray) -> np.ndarray:
-        """Resize bilinearly, mirror and crop a map of floats (H, W), such as depth; antialiased."""
-        return self._cut(self._resize(values[..., None], "bilinear"))[..., 0]
+        """Resize bilinearly, mirror and crop floats (H, W) or (H, W, C), such as depth; antialiased."""
+        return self._cut(self._resize(values, "bilinear"))
 
     def points(self, points: np.ndarray, swap: Sequence[int] | None = None) -> np.ndarray:
         """Move joints (K, 3), rows of x, y in pixels and visibility, which becomes 0 outside of the crop.
@@ -111,9 +109,11 @@ class Placement:
         return ((rows * w + columns) / (h * w)).astype(np.float32)
 
     def _resize(self, values: np.ndarray, interpolation: str) -> np.ndarray:
-        """Resize (any height, any width, C) to (h, w, C); a view of the same if nothing changes."""
+        """Resize (any height, any width, ...) to (h, w, ...); the same array if nothing changes."""
         if values.shape[:2] == self.resized:
             return values
+        if values.ndim == 2:
+            return self._resize(values[..., None], interpolation)[..., 0]
         values = values if values.flags.writeable else values.copy()  # torch warns of what Pillow gives
         plane = torch.from_numpy(values).permute(2, 0, 1)
         plane = resize(plane, list(self.resized), _TORCH[interpolation], antialias=interpolation != "nearest")

@@ -1,0 +1,120 @@
+"""What belongs to an ImageNet folder: its list of files, the numbers of its synsets, and their names."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from taming.data.base import read_lines
+from taming.data.custom import find_images
+
+logger = logging.getLogger(__name__)
+
+IGNORED = {"n06596364_9591.JPEG"}  # left out of the training set in 2021 as well
+# The classes of the restricted ImageNet.
+RIN = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # animals
+
+
+def str_to_indices(string: str) -> list[int]:
+    """Read a list of class numbers, such as "30-32, 280": sorted; the end of a range does not belong to it.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    indices: list[int] = []
+    for part in str(string).split(","):
+        first, dash, last = part.partition("-")
+        try:
+            indices += range(int(first), int(last)) if dash else [int(first)]
+        except ValueError as error:
+            raise ValueError(
+                f"sub_indices {string!r} has the part {part!r}: write class numbers, and ranges without "
+                'their end, such as "30-32, 280"'
+            ) from error
+    return sorted(indices)
+
+
+def give_synsets_from_indices(
+    indices: Sequence[int], path_to_yaml: str | os.PathLike = "data/imagenet_idx_to_synset.yaml"
+) -> list[str]:
+    """Return the synsets, such as n01440764, with these class numbers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not map numbers to synsets, or lacks one.
+    """
+    if not os.path.isfile(path_to_yaml):
+        raise FileNotFoundError(
+            f"{path_to_yaml} does not exist: put a YAML file there, a line `number: synset` for each class"
+        )
+    with open(path_to_yaml, encoding="utf-8") as file:
+        known: Any = yaml.safe_load(file)
+    unknown = [index for index in indices if not isinstance(known, dict) or index not in known]
+    if unknown:
+        raise ValueError(f"{path_to_yaml} has no synset for class {unknown[0]}")
+    return [str(known[index]) for index in indices]
+
+
+def list_images(root: str, datadir: str) -> tuple[str, list[str]]:
+    """Return what names the images, and their paths relative to `datadir`, each in the folder of its synset.
+
+    That is `filelist.txt` in `root`, or else all images of the folder, sorted.
+
+    Raises:
+        ValueError: an image lies in no folder of a synset.
+    """
+    source = os.path.join(root, "filelist.txt")
+    if os.path.isfile(source):
+        names = read_lines(source, "file list")
+    else:
+        source, names = datadir, [os.path.relpath(path, datadir) for path in find_images(datadir)]
+    names = [name for name in names if os.path.basename(name) not in IGNORED]
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise ValueError(
+            f"{len(loose)} images of {source}, such as {loose[0]}, are in no folder of a synset: sort them "
+            "into folders such as n01440764"
+        )
+    return source, names
+
+
+def select(names: Sequence[str], sub_indices: str, root: str) -> list[str]:
+    """Keep the images of some classes; `index_synset.yaml` in `root` numbers them, else their sorted order.
+
+    Raises:
+        FileNotFoundError: that file is needed, since not all 1000 synsets are here.
+        ValueError: the classes are not here.
+    """
+    indices = str_to_indices(sub_indices)
+    file = os.path.join(root, "index_synset.yaml")
+    present = sorted({name.split("/")[0] for name in names})
+    if len(present) == 1000 and not os.path.isfile(file):
+        wanted = {present[index] for index in indices}
+    else:
+        wanted = set(give_synsets_from_indices(indices, file))
+    kept = [name for name in names if name.split("/")[0] in wanted]
+    if not kept:
+        raise ValueError(f"none of the {len(names)} images are of the classes {sub_indices}")
+    return kept
+
+
+def human_names(root: str, synsets: Sequence[str]) -> list[str]:
+    """Return the name of each image's class by `synset_human.txt` in `root`, lines `n01440764 tench, ...`.
+
+    Without that file the synsets stand for their names, and a warning says so.
+
+    Raises:
+        ValueError: the file lacks a synset.
+    """
+    file = os.path.join(root, "synset_human.txt")
+    if not os.path.isfile(file):
+        logger.warning("%s does not exist: human_label will be the synset, such as %s", file, synsets[0])
+        return list(synsets)
+    lines = read_lines(file, "names of synsets")
+    known = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    unknown = sorted(set(synsets) - set(known))
+    if unknown:
+        raise ValueError(f"{file} names {len(unknown)} synsets not, such as {unknown[0]}: add a line each")
+    return [known[synset] for synset in synsets]
