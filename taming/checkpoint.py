@@ -85,6 +85,7 @@ def read_checkpoint(
         return _read_safetensors(path, map_location)
     content = read_pickled(path, map_location, mmap)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        _check_entries(content["state_dict"], path)
         return content
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"state_dict": content}
@@ -108,7 +109,8 @@ def load_model(
     checkpoint = read_checkpoint(file)
     found = config_of(checkpoint, file, config)
     model = build_model(found, checkpoint["state_dict"], str(file))
-    step = int(checkpoint.get("batches_seen") or checkpoint.get("global_step") or 0)
+    counts = checkpoint.get("batches_seen"), checkpoint.get("global_step")
+    step = next((count for count in counts if isinstance(count, int) and count > 0), 0)
     if hasattr(model, "batches_seen"):
         model.batches_seen = step
     return model.to(device).eval(), found, step
@@ -211,6 +213,15 @@ def _appearing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_entries(state: Mapping[Any, Any], path: Path) -> None:
+    """Raise unless keys are names and tensors are ordinary ones, which a module can take over."""
+    for key, value in state.items():
+        unusual = isinstance(value, Tensor) and (value.is_meta or value.layout is not torch.strided)
+        if not isinstance(key, str) or unusual:
+            kind = "a tensor without data, or a sparse one" if unusual else "no name of a weight"
+            raise ValueError(f"{path} is not a checkpoint of weights: {key!r} in its state_dict is {kind}")
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:

@@ -88,3 +88,23 @@ def test_a_refused_file_leaves_a_model_as_it_was(tmp_path):
             model.init_from_ckpt(file)
         for key, value in model.state_dict().items():
             assert torch.equal(value, before[key]), (file, key)
+
+
+@pytest.mark.parametrize("state, message", [
+    ({"weight": "text", "bias": [1]}, "do not fit Linear; nothing was loaded"),
+    ({1: torch.ones(2, 3), "bias": torch.ones(2)}, "1 in its state_dict is no name"),
+    ({"weight": torch.ones(2, 3, device="meta"), "bias": torch.ones(2)}, "'weight' .* without data"),
+    ({"weight": torch.eye(2, 3).to_sparse(), "bias": torch.ones(2)}, "'weight' .* sparse"),
+    ({}, r"missing in the file: 2 \(weight; bias\)"),
+])
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_a_state_dict_of_other_things_is_refused(tmp_path, state, message):
+    torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(tmp_path / "x.ckpt")
+    assert "x.ckpt" in str(caught.value)
+
+
+def test_a_counter_that_is_none_counts_as_zero(tmp_path):
+    file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=CONFIG, batches_seen="many", global_step=-1)
+    assert load_model(file)[2] == 0
