@@ -91,12 +91,12 @@ class Pretrained:
         Raises:
             ValueError: the hub's client is not installed, or see `pretrained_config`.
         """
+        try:
+            api = _hub().HfApi()
+        except ModuleNotFoundError as error:
+            raise ValueError(f"push_to_hub needs the model hub's client: {_INSTALL}") from error
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            try:
-                api = _hub().HfApi()
-            except ModuleNotFoundError as error:
-                raise ValueError(f"push_to_hub needs the model hub's client: {_INSTALL}") from error
             address = api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder)
         return str(address)
