@@ -13,18 +13,17 @@ logger = logging.getLogger(__name__)
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def find_images(folder: str | os.PathLike) -> list[str]:
-    """Find the images below a folder, at any depth and through links, sorted; hidden files and folders are
-    left out.
+def find_images(folder: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Find the images below a folder, at any depth and through links, sorted; hidden ones are left out.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: it holds no image; the message lists the file name extensions that were looked for.
     """
     folder = _existing_folder(folder)
-    found = sorted(_walk(folder))
+    found = sorted(_walk(folder, extensions))
     if not found:
-        raise ValueError(f"folder {folder} and those below hold no images ({', '.join(EXTENSIONS)})")
+        raise ValueError(f"folder {folder} and those below hold no images ({', '.join(extensions)})")
     return found
 
 
@@ -240,7 +239,7 @@ def _existing_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, extensions: tuple[str, ...]) -> Iterator[str]:
     visited = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -250,7 +249,7 @@ def _walk(folder: Path) -> Iterator[str]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+            if not name.startswith(".") and name.lower().endswith(extensions):
                 yield os.path.join(parent, name)
 
 

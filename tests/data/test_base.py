@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from taming.data.base import BadImage, ImagePaths, image_batches, read_image
-from taming.images import to_uint8
+from taming.images import from_uint8, to_uint8
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -189,3 +189,30 @@ def test_batches_hold_neighbours_of_one_size_cropped_around_the_centre(tmp_path)
     assert [tuple(images.shape) for _, images in found] == [(2, 3, 8, 8), (1, 3, 8, 12), (1, 3, 8, 8)]
     assert np.array_equal(to_uint8(found[0][1][0]).permute(1, 2, 0), read_image(paths[0])[:, :8])
     assert len(bad) == 2 and "e.png is smaller than 4 pixels" in bad[0] and "bad.png" in bad[1]
+
+
+@pytest.mark.parametrize("height, width, size", [
+    (427, 640, 64), (480, 640, 32), (633, 421, 100), (431, 433, 53),
+])
+def test_jpegs_are_decoded_small_where_that_is_enough(tmp_path, height, width, size):
+    coarse = noise(height // 6, width // 6).resize((width, height), Image.Resampling.BICUBIC)
+    path = save(Image.blend(coarse, noise(height, width), 0.3), tmp_path / "x.jpg", quality=92)
+    small = ImagePaths([path], size)[0]["image"]
+    whole = Image.fromarray(read_image(path))
+    scale = size / min(height, width)
+    resized = whole.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.BICUBIC)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    expected = from_uint8(np.asarray(resized.crop((left, top, left + size, top + size))))
+    error = np.mean((small - expected) ** 2)
+    assert 10 * np.log10(4 / error) > 38  # dB
+
+
+def test_turned_jpegs_and_those_for_print(tmp_path):
+    image = Image.new("RGB", (400, 200), WHITE)
+    image.paste(RED, (0, 0, 200, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # red is to be on top
+    turned = ImagePaths([save(image, tmp_path / "x.jpg", exif=exif, quality=95)], [20, 10])[0]["image"]
+    assert np.abs(turned[:9] - np.array([1, -1, -1])).max() < 0.1 and turned[11:].min() > 0.9
+    cmyk = ImagePaths([save(image.convert("CMYK"), tmp_path / "y.jpg", quality=95)], [10, 20])[0]["image"]
+    assert np.abs(cmyk[:, :9] - np.array([1, -1, -1])).max() < 0.1 and cmyk[:, 11:].min() > 0.9

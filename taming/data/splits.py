@@ -1,0 +1,67 @@
+"""Training and validation images: by two lists, or, where there are none, by a fixed draw from the folder."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+from taming.data.base import check_some_exist, read_lines
+from taming.data.custom import EXTENSIONS, find_images
+
+Path = str | os.PathLike
+
+
+def split_by_name(names: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Part names into training and validation, about `share` of them, by a hash of each name alone.
+
+    The same name falls to the same side on every machine, whatever other names there are.
+    """
+    sides: tuple[list[str], list[str]] = [], []
+    for name in names:
+        digest = hashlib.sha256(name.replace(os.sep, "/").encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(name)
+    return sides
+
+
+def split_images(
+    root: Path,
+    split: str,
+    list_file: Path | None,
+    usual: dict[str, str],
+    share: float,
+    extensions: tuple[str, ...] = EXTENSIONS,
+) -> list[str]:
+    """Return the image files of a split.
+
+    Args:
+        root: folder of the images.
+        split: "train" or "validation".
+        list_file: text file with one path a line, relative to `root`; None for the usual list of the split,
+            or, if neither split has one, for a share of the folder.
+        usual: the usual list file of each split.
+        share: of the folder that is for validation.
+        extensions: of images.
+
+    Raises:
+        FileNotFoundError: the list, the folder or the files do not exist, or only the other split has a list.
+        ValueError: the list or the folder holds no image, or this split got none.
+    """
+    present = [name for name, file in usual.items() if os.path.isfile(file)]
+    if list_file is None and present:
+        list_file = usual[split]
+        if split not in present:
+            raise FileNotFoundError(
+                f"{usual[present[0]]} lists the images for {present[0]}, but {list_file}, for {split}, does "
+                "not exist: write it, or remove the other"
+            )
+    if list_file is not None:
+        paths = [os.path.join(root, name) for name in read_lines(list_file, "image list")]
+        check_some_exist(paths, list_file)
+        return paths
+    names = [os.path.relpath(path, root) for path in find_images(root, extensions)]
+    chosen = split_by_name(names, share)[split == "validation"]
+    if not chosen:
+        raise ValueError(
+            f"of {len(names)} images in {os.fspath(root)} none fell to {split}, which gets a share of "
+            f"{share if split == 'validation' else 1 - share:.2f}: add images, or give a list of them"
+        )
+    return [os.path.join(root, name) for name in chosen]
