@@ -91,7 +91,7 @@ def output_names(inputs: list[Path]) -> dict[str, Path]:
 @torch.inference_mode()
 def reconstruct(model: nn.Module, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
     """Images (B, C, H, W) to reconstructions on the CPU and what was measured of each; counts the codes."""
-    quant, _, (_, _, indices) = model.encode(x)
+    quant, _, (_, _, indices) = model.quantize(model.encode_to_prequant(x))
     reconstruction = model.decode(quant).float().clamp(-1.0, 1.0)
     usage.update(indices)
     codes = [len(row.unique()) for row in indices.view(len(x), -1)]
