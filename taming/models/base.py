@@ -54,8 +54,9 @@ class ImageModel(Pretrained, pl.LightningModule):
     def get_input(self, batch: dict, key: str) -> Tensor:
         """Entry `key` of a batch: images (B, H, W, C) or (B, H, W) become (B, C, H, W), others pass.
 
-        The result is float32, in channels-last memory: no copy is made. Integer labels (B,) stay integers.
-        The 2021 transformer took (key, batch); both orders work.
+        The result is float32, in channels-last memory: no copy is made. Integers that are no images stay as
+        they are: labels (B,), tokens (B, M), label maps (B, H, W). The 2021 transformer took (key, batch);
+        both orders work.
         """
         if isinstance(batch, str):
             batch, key = key, batch
@@ -64,7 +65,7 @@ class ImageModel(Pretrained, pl.LightningModule):
                 f"the batch has no {key!r}, only {sorted(batch)}: check the model's *_key and the dataset"
             )
         x = batch[key]
-        if x.ndim == 3:
+        if x.ndim == 3 and x.is_floating_point():
             x = x[..., None]
         return x.permute(0, 3, 1, 2).float() if x.ndim == 4 else x
 

@@ -301,6 +301,8 @@ class VQNoDiscModel(VQModel):
 class VQSegmentationModel(VQNoDiscModel):
     """A VQ autoencoder of label maps (B, n_labels, H, W), one-hot; decodes to a logit per label.
 
+    A batch may hold the ids themselves, (B, H, W): they become one-hot here, on the device.
+
     Args:
         n_labels: number of labels, the channels in and out of the networks.
         ddconfig, lossconfig, ...: see `VQModel`; the loss is `BCELossWithQuant`.
@@ -317,12 +319,29 @@ class VQSegmentationModel(VQNoDiscModel):
                 f"n_labels: {n_labels}, but ddconfig has in_channels: {found[0]} and out_ch: {found[1]}: "
                 "all three are the number of labels"
             )
+        self.n_labels = n_labels
         self.register_buffer("colorize", palette(n_labels))
+
+    def get_input(self, batch: dict, key: str) -> Tensor:
+        """Entry `key` of a batch as one-hot maps (B, n_labels, H, W), float32."""
+        x = super().get_input(batch, key)
+        return self.one_hot(x) if x.ndim == 3 else x
+
+    def one_hot(self, ids: Tensor) -> Tensor:
+        """Label ids (B, H, W) to maps (B, n_labels, H, W), float32, in channels-last memory.
+
+        Raises:
+            ValueError: an id that is no label.
+        """
+        lowest, highest = (int(bound) for bound in ids.aminmax())
+        if lowest < 0 or highest >= self.n_labels:
+            raise ValueError(f"label ids go from {lowest} to {highest}, but n_labels is {self.n_labels}")
+        return F.one_hot(ids.long(), self.n_labels).permute(0, 3, 1, 2).float()
 
     @torch.no_grad()
     def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:
         """The label maps, and the likeliest label of each pixel of their reconstructions, in colours."""
         x = self.get_input(batch, self.image_key).to(self.device)
         logits, _ = self(x)
-        likeliest = F.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+        likeliest = self.one_hot(logits.argmax(1))
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(likeliest)}

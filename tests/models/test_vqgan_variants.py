@@ -150,3 +150,13 @@ def test_label_maps_come_back_in_the_colours_of_their_labels():
 def test_the_number_of_labels_must_be_that_of_the_channels():
     with pytest.raises(ValueError, match="n_labels: 7.*in_channels: 5"):
         VQSegmentationModel(7, ddconfig(5), BCE, 16, 4)
+
+
+def test_ids_become_one_hot_on_the_device():
+    model, batch = BUILD["VQSegmentationModel"](), batches(1)[0]
+    ids = {"segmentation": batch["segmentation"].argmax(-1).to(torch.uint8)}
+    assert torch.equal(model.get_input(ids, "segmentation"), model.get_input(batch, "segmentation"))
+    fit(model, [ids, ids])
+    assert model.batches_seen == 2
+    with pytest.raises(ValueError, match="label ids go from 0 to 9, but n_labels is 5"):
+        model.get_input({"segmentation": torch.tensor([[[0, 9]]])}, "segmentation")
