@@ -145,8 +145,8 @@ class Net2NetTransformer(ImageModel):
 
     def get_xc(self, batch: dict, N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images and conditions of the first N items of a batch, as the stages take them."""
-        x, c = self.get_input(batch, self.first_stage_key), self.get_input(batch, self.cond_stage_key)
-        return x[:N], c[:N]
+        x, c = self.get_input(batch, self.first_stage_key)[:N], self.get_input(batch, self.cond_stage_key)[:N]
+        return x, self.cond_stage_model.one_hot(c) if c.ndim == 3 else c  # label ids
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         loss = self.shared_step(batch)

@@ -387,3 +387,18 @@ def test_larger_pictures_come_through_the_window():
     assert spatial.generate(torch.randint(24, (1, 5, 7)), size=(20, 28)).shape == (1, 3, 20, 28)
     with pytest.raises(ValueError, match="order of SpiralOut"):
         make(permuter_config=SPIRAL).generate(c, size=(16, 40))
+
+
+def test_a_segmentation_may_come_as_ids():
+    ddconfig = {**DDCONFIG, "in_channels": 5, "out_ch": 5}
+    params = dict(n_labels=5, ddconfig=ddconfig, lossconfig=DUMMY, n_embed=24, embed_dim=4)
+    stage = {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+    model = make(stage, cond_stage_key="segmentation").eval()
+    ids = torch.randint(5, (3, 16, 16), dtype=torch.uint8)
+    batch = batches(1)[0]
+    pictures = [
+        model.log_images(batch | {"segmentation": maps})["conditioning"]
+        for maps in (ids, F.one_hot(ids.long(), 5).float())
+    ]
+    assert torch.equal(*pictures) and pictures[0].shape == (3, 3, 16, 16)
+    assert fit(model, [batch | {"segmentation": ids}]).batches_seen == 1
