@@ -1,0 +1,152 @@
+"""LSUN churches and towers, from a folder of images or from the lmdb files as they are distributed.
+
+H W pixels of the crop. Reading lmdb files needs the package lmdb.
+"""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from taming.data.base import BadImage, ImagePaths, read_placed
+from taming.data.paired import Placement, Size
+from taming.data.splits import split_images
+
+Path = str | os.PathLike
+
+
+class LmdbImages(ImagePaths):
+    """The images of an LSUN lmdb file: items as ImagePaths; "file_path_" is the file's, then the image's key.
+
+    The file is opened once in each process, when its first image is wanted.
+
+    Args:
+        root: folder of `data.mdb`; the others are those of ImagePaths.
+
+    Raises:
+        ValueError: the package lmdb is missing, or the file is broken or empty.
+    """
+
+    def __init__(self, root: Path, size: Size = None, random_crop: bool = False, **options: Any) -> None:
+        self.root = os.path.realpath(root)
+        try:
+            with _environment(self.root).begin() as transaction:
+                keys = [bytes(key).decode("ascii") for key in transaction.cursor().iternext(values=False)]
+        except _lmdb().Error as error:
+            raise ValueError(f"{self.root} is no lmdb folder that can be read: {error}") from error
+        if not keys:
+            raise ValueError(f"{self.root} holds no images")
+        super().__init__([f"{self.root}/{key}" for key in keys], size, random_crop, **options)
+
+    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+        key = os.fspath(path).rsplit("/", 1)[-1]
+        with _environment(self.root).begin() as transaction:
+            data = transaction.get(key.encode("ascii"))
+        if data is None:
+            raise BadImage(f"{self.root} holds no image {key}")
+        return read_placed(path, self.transform, io.BytesIO(data))
+
+
+class LSUNBase(Dataset):
+    """A category of LSUN: items "image" (H, W, 3) float32 in [-1, 1] and "file_path_".
+
+    Args:
+        size: smallest side in pixels after resizing; the pictures of LSUN have 256 or more.
+        root: folder of images, or of an lmdb file `data.mdb`; by default the category's lmdb folder below
+            data/lsun if that exists, such as `church_outdoor_train_lmdb`, else its images, such as
+            `churches`.
+        list_file: text file with one path a line, relative to a folder of images; see `splits.py` for the
+            default.
+        crop_size: pixels; `size` by default.
+        random_crop: crop anywhere, else in the centre; by default for training.
+        flip: mirror every second picture, drawn at random; by default for training.
+        max_bad_fraction: share of unreadable images that is tolerated.
+    """
+
+    CATEGORY, FOLDER = "", ""  # as LSUN calls it, and the usual folder of its images
+    SPLIT = "train"
+    VALIDATION_SHARE = 0.01  # of a folder without lists
+
+    def __init__(
+        self,
+        size: Size = 256,
+        *,
+        root: Path | None = None,
+        list_file: Path | None = None,
+        crop_size: Size = None,
+        random_crop: bool | None = None,
+        flip: bool | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        training = self.SPLIT == "train"
+        options = {
+            "size": size, "crop_size": crop_size, "max_bad_fraction": max_bad_fraction,
+            "random_crop": training if random_crop is None else random_crop,
+            "flip": training if flip is None else flip,
+        }
+        names = {"train": f"{self.CATEGORY}_train", "validation": f"{self.CATEGORY}_val"}
+        if root is None:
+            usual = f"data/lsun/{names[self.SPLIT]}_lmdb"
+            root = usual if os.path.isdir(usual) else f"data/lsun/{self.FOLDER}"
+        if os.path.isfile(os.path.join(root, "data.mdb")):
+            self.data: ImagePaths = LmdbImages(root, **options)
+        else:
+            lists = {split: f"data/lsun/{name}.txt" for split, name in names.items()}
+            paths = split_images(root, self.SPLIT, list_file, lists, self.VALIDATION_SHARE)
+            self.data = ImagePaths(paths, **options)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.data[index]
+
+
+class LSUNChurchesTrain(LSUNBase):
+    """The training images of churches; see LSUNBase."""
+
+    CATEGORY, FOLDER = "church_outdoor", "churches"
+
+
+class LSUNChurchesValidation(LSUNChurchesTrain):
+    """The validation images of churches, cropped in the centre; see LSUNBase."""
+
+    SPLIT = "validation"
+
+
+class LSUNTowersTrain(LSUNBase):
+    """The training images of towers; see LSUNBase."""
+
+    CATEGORY, FOLDER = "tower", "towers"
+
+
+class LSUNTowersValidation(LSUNTowersTrain):
+    """The validation images of towers, cropped in the centre; see LSUNBase."""
+
+    SPLIT = "validation"
+
+
+_environments: dict[str, tuple[int, Any]] = {}  # folder -> process, open environment
+
+
+def _environment(root: str) -> Any:
+    """Open an lmdb folder once in each process; lmdb allows no second time, and no sharing."""
+    process, environment = _environments.get(root, (0, None))
+    if process != os.getpid():
+        if environment is not None:  # of the process that forked this one
+            environment.close()
+        environment = _lmdb().open(root, readonly=True, lock=False, readahead=False, meminit=False)
+        _environments[root] = os.getpid(), environment
+    return environment
+
+
+def _lmdb() -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ValueError(
+            "reading lmdb files needs the package lmdb: pip install lmdb, or unpack the images into a folder"
+        ) from error
+    return lmdb
