@@ -3,6 +3,7 @@
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from taming.models.base import ImageModel
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
 from taming.sampling import filter_logits, sample_tokens, sample_window
+from taming.sampling.filters import Number
+from taming.sampling.settings import Setting
+
+logger = logging.getLogger(__name__)
 
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 
@@ -37,9 +42,14 @@ class Net2NetTransformer(ImageModel):
         monitor: metric by which checkpoints are ranked.
         weight_decay: AdamW's, on the weights of linear layers only.
         scheduler_config: of a callable from batches seen to a factor on the learning rate (warm-up, cosine).
+        cond_dropout: probability that `null_token` replaces all condition tokens of an item in training; 0.1
+            is usual. Guidance (Ho and Salimans 2022) needs it.
+        null_token: the token that stands for no condition, which no condition uses: one more than there are
+            classes or codes, for instance; `vocab_size` must count it.
 
     Raises:
-        ValueError: a vocabulary smaller than the codebook or the condition, a block size below M + N - 1.
+        ValueError: a vocabulary smaller than the codebook or the condition, or without the null token; a
+            block size below M + N - 1.
         FileNotFoundError: no checkpoint of the first stage where `ckpt_path` says.
     """
 
@@ -48,10 +58,12 @@ class Net2NetTransformer(ImageModel):
         permuter_config: dict | None = None, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
         first_stage_key: str = "image", cond_stage_key: str = "depth", downsample_cond_size: int = -1,
         pkeep: float = 1.0, sos_token: int = 0, unconditional: bool = False, *, monitor: str | None = None,
-        weight_decay: float = 0.01, scheduler_config: dict | None = None,
+        weight_decay: float = 0.01, scheduler_config: dict | None = None, cond_dropout: float = 0.0,
+        null_token: int | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
+        self.cond_dropout, self.null_token = cond_dropout, null_token
         self.sos_token, self.pkeep, self.weight_decay = sos_token, pkeep, weight_decay
         self.first_stage_key = first_stage_key
         self.cond_stage_key = first_stage_key if self.be_unconditional else cond_stage_key
@@ -66,6 +78,7 @@ class Net2NetTransformer(ImageModel):
         self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
         self.transformer = instantiate_from_config(transformer_config)
         self._check_sizes()
+        self._check_null_token()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -91,6 +104,26 @@ class Net2NetTransformer(ImageModel):
                 f"{grid} image codes at {resolution} pixels: set transformer_config.params.block_size to at "
                 f"least {condition + grid - 1} (condition + codes - 1)"
             )
+
+    def _check_null_token(self) -> None:
+        """Errors of what was asked for, a warning where a condition could hold the null token."""
+        if not 0.0 <= self.cond_dropout <= 1.0:
+            raise ValueError(f"cond_dropout: {self.cond_dropout} is no probability, 0 to 1")
+        if self.cond_dropout > 0 and self.be_unconditional:
+            raise ValueError(f"cond_dropout: {self.cond_dropout}, but the model has no condition to drop")
+        token, vocabulary = self.null_token, self.transformer.config.vocab_size
+        if token is None:
+            if self.cond_dropout > 0:
+                raise ValueError(f"cond_dropout: {self.cond_dropout} needs null_token, a token not in use")
+            return
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                f"null_token: {token} is outside the transformer's vocab_size: {vocabulary}: set "
+                f"transformer_config.params.vocab_size to at least {token + 1}, or take another token"
+            )
+        used = getattr(self.cond_stage_model, "n_tokens", None)
+        if used is not None and token < used:
+            logger.warning("null_token: %d is one of the condition's %d tokens as well", token, used)
 
     def train(self, mode: bool = True) -> "Net2NetTransformer":
         """Switch the transformer; the stages are frozen and stay in eval mode."""
@@ -129,6 +162,9 @@ class Net2NetTransformer(ImageModel):
         """Images and conditions to (logits (B, N, V), the codes (B, N) they should predict)."""
         _, target = self.encode_to_z(x)
         _, condition = self.encode_to_c(c)
+        if self.training and self.cond_dropout > 0:
+            dropped = torch.rand(len(condition), 1, device=condition.device) < self.cond_dropout
+            condition = condition.masked_fill(dropped, self.null_token)
         codes = target
         if self.training and self.pkeep < 1.0:
             keep = torch.rand(codes.shape, device=codes.device) < self.pkeep
@@ -209,29 +245,37 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def generate(
         self, c_indices: Tensor, *, size: tuple[int, int] | None = None, stride: int = 1,
-        temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, generator=None,
-        callback: Callable[[int, Tensor], None] | None = None,
+        temperature: Setting = 1.0, top_k: Number | None = None, top_p: Number | None = None,
+        min_p: Number | None = None, guidance: Setting = 1.0, generator=None,
+        callback: Callable[[int, Tensor], object] | None = None,
     ) -> Tensor:
         """Draw whole images (B, C, H, W) in [-1, 1] given condition tokens (B, M), or codes (B, h, w).
 
         `size` is (H, W) in pixels, the training size when None. Larger pictures are drawn through a window of
-        the training size that moves every `stride` codes, see `taming.sampling.sample_window`.
+        the training size that moves every `stride` codes, see `taming.sampling.sample_window`; the settings
+        are those of `taming.sampling.sample_tokens`. Guidance other than 1 needs a model with a `null_token`.
 
         Raises:
             ValueError: a size that is no multiple of f, or below the training size; a permuter other than
-                raster order, where the window has to move.
+                raster order, where the window has to move; guidance without a null token.
+            taming.sampling.Cancelled: the callback returned False.
         """
         window = self.latent_shape()
         h, w = self.latent_shape(*size) if size else window
+        null = None if self.null_token is None else torch.full_like(c_indices, self.null_token)
         settings = dict(
-            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator, callback=callback,
-            n_codes=self.n_codes,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance,
+            generator=generator, callback=callback, n_codes=self.n_codes,
         )
         if (h, w) == window:
-            codes = sample_tokens(self.transformer, c_indices.flatten(1), h * w, **settings)
+            null = None if null is None else null.flatten(1)
+            codes = sample_tokens(
+                self.transformer, c_indices.flatten(1), h * w, null_prefix=null, **settings
+            )
         elif isinstance(self.permuter, Identity):
             codes = sample_window(
-                self.transformer, c_indices, shape=(h, w), window=window, stride=stride, **settings
+                self.transformer, c_indices, shape=(h, w), window=window, stride=stride, null_condition=null,
+                **settings,
             ).flatten(1)
         else:
             raise ValueError(
@@ -262,7 +306,6 @@ class Net2NetTransformer(ImageModel):
             drawn = self.sample(given, condition, z.shape[1] - given.shape[1], sample=True, top_k=top_k)
             pictures[name] = self.decode_to_img(drawn, quant.shape)
         return pictures
-
 
     def _draw_layouts(self, c: Tensor, x: Tensor) -> Tensor | None:
         """Tokens (B, M) of object layouts as pictures as large as x, by the data set that made them."""

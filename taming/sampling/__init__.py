@@ -1,7 +1,12 @@
 """Drawing codes from a transformer: pure functions of tensors, with the random numbers passed in."""
 
-from taming.sampling.decode import CachedTransformer, image_generators, sample_tokens
+from taming.sampling.choice import Cancelled, image_generators
+from taming.sampling.decode import CachedTransformer, sample_tokens
 from taming.sampling.filters import filter_logits
+from taming.sampling.settings import Interval, Linear, PowerCosine
 from taming.sampling.window import sample_window
 
-__all__ = ["CachedTransformer", "filter_logits", "image_generators", "sample_tokens", "sample_window"]
+__all__ = [
+    "CachedTransformer", "Cancelled", "Interval", "Linear", "PowerCosine", "filter_logits",
+    "image_generators", "sample_tokens", "sample_window",
+]

@@ -3,17 +3,16 @@
 B batch, T tokens, V vocabulary.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from taming.sampling.filters import draw, filter_logits
+from taming.sampling.choice import Callback, Chooser, Generators, check_logits, report
+from taming.sampling.filters import Number
+from taming.sampling.settings import Setting
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-CHECK_EVERY = 64  # steps; looking at logits makes an accelerator wait
+WORTH_A_CACHE = 64  # steps; a new cache reads all tokens so far once more
 
 
 class CachedTransformer(Protocol):
@@ -31,51 +30,12 @@ class CachedTransformer(Protocol):
         """Append tokens (B, T) to the cache; logits (B, V) of what follows the last."""
 
 
-def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """One generator per image, from (seed, number of the image) alone: image 7 is the same in any batch.
-
-    No two of the first 2**32 images of a seed share a stream.
-    """
-    keys = hashlib.sha256(str(int(seed)).encode()).digest()
-    return [torch.Generator().manual_seed(_shuffled(int(index), keys)) for index in indices]
-
-
-def _shuffled(index: int, keys: bytes) -> int:
-    """A permutation of the 32-bit numbers, chosen by the keys; torch's CPU generator heeds 32 bits only."""
-    for i in range(0, 32, 8):
-        index ^= int.from_bytes(keys[i : i + 4], "little")
-        index = index * (int.from_bytes(keys[i + 4 : i + 8], "little") | 1) & 0xFFFFFFFF  # odd: invertible
-        index ^= index >> 16
-    return index & 0xFFFFFFFF
-
-
-def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or from a seed of the only one.
-
-    They are drawn where each generator lives, so that they do not depend on the transformer's device.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        device = "cpu" if generator is None else generator.device
-        seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch_size)]
-        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if len(generator) != batch_size:
-        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one per row, or one")
-    rows = [torch.rand(steps, dtype=torch.float64, generator=g, device=g.device) for g in generator]
-    return torch.stack([row.cpu() for row in rows])
-
-
-def check_logits(logits: Tensor, step: int, last: bool) -> None:
-    """Raise ValueError if logits are NaN; looks at them every `CHECK_EVERY` steps and at the last."""
-    if (step % CHECK_EVERY == 0 or last) and logits.isnan().any():
-        raise ValueError(f"the logits of step {step} are NaN: the weights or the precision are broken")
-
-
 @torch.no_grad()  # not inference mode, whose tensors autograd refuses later
 def sample_tokens(
-    transformer: CachedTransformer, prefix: Tensor, steps: int, *, temperature: float = 1.0,
-    top_k: int | None = None, top_p: float | None = None, greedy: bool = False,
-    generator: Generators = None, callback: Callable[[int, Tensor], None] | None = None,
-    n_codes: int | None = None,
+    transformer: CachedTransformer, prefix: Tensor, steps: int, *, temperature: Setting = 1.0,
+    top_k: Number | None = None, top_p: Number | None = None, min_p: Number | None = None,
+    greedy: bool = False, guidance: Setting = 1.0, null_prefix: Tensor | None = None,
+    generator: Generators = None, callback: Callback | None = None, n_codes: int | None = None,
 ) -> Tensor:
     """Draw `steps` codes after a prefix, one at a time (ancestral sampling of eq. 9, Esser et al. 2021).
 
@@ -83,44 +43,74 @@ def sample_tokens(
         transformer: the network, in eval mode.
         prefix: codes (B, T), T >= 1: condition or start token, then image codes that are given.
         steps: how many codes to draw; T + steps - 1 must fit the transformer's block size.
-        temperature, top_k, top_p: see `filter_logits`.
+        temperature: a number, one per image (B,), or a schedule of these: see `taming.sampling.settings`.
+        top_k, top_p, min_p: a number, or one per image (B,): see `filter_logits`.
         greedy: take the most likely code each time; nothing is random then.
+        guidance: scale s of classifier-free guidance (Ho and Salimans 2022), as `temperature` is given: the
+            logits are null + s * (given - null). Both halves run in one batch, and no second half at all
+            where s is 1 at every step; a stretch of 64 steps or more at either end, too, does without.
+        null_prefix: the prefix with null tokens in place of the condition, (B, T) or (1, T).
         generator: one per row, so that a row does not depend on the batch it is in, or a single one, which
             seeds the rows in order; the global random numbers when None.
-        callback: called after each step with its number (from 0) and the codes so far (B, step + 1).
+        callback: called after each step with its number (from 0) and the codes so far (B, step + 1); if it
+            returns False, sampling stops there.
         n_codes: draw among the first so many tokens only, where the vocabulary is larger than the codebook.
 
     Returns:
         The new codes (B, steps), int64, without the prefix.
 
     Raises:
-        ValueError: an empty prefix, too long a sequence, bad sampling arguments, or logits that are not
-            numbers, which is looked for at the first step and every 64.
+        ValueError: an empty prefix, too long a sequence, bad sampling arguments, guidance without null
+            tokens, or logits that are not numbers, which is looked for at the first step and every 64.
+        Cancelled: by the callback; it holds the codes so far.
     """
     batch_size, length = prefix.shape
-    if length == 0:
-        raise ValueError("the prefix is empty: begin with a start token (SOSProvider) or a condition")
-    if length + steps - 1 > transformer.block_size:
-        raise ValueError(
-            f"{length} tokens given and {steps} to draw need a block size of {length + steps - 1}; "
-            f"the transformer's is {transformer.block_size}: draw fewer, or use the sliding window"
-        )
-    numbers = None if greedy else uniform_numbers(batch_size, steps, generator).to(prefix.device)
+    _check_lengths(prefix, null_prefix, steps, transformer.block_size)
     codes = torch.empty(batch_size, steps, dtype=torch.int64, device=prefix.device)
     if steps == 0:
         return codes
-    cache = transformer.new_cache(batch_size, length + steps - 1)
-    tokens = prefix
+    choose = Chooser(
+        batch_size, steps, prefix.device, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        greedy=greedy, guidance=guidance, has_null=null_prefix is not None, generator=generator,
+        n_codes=n_codes,
+    )
+    guided_steps, halves, cache = _guided_stretch(choose.guided), 0, None
     for step in range(steps):
-        logits = transformer.extend(tokens, cache)[:, :n_codes]  # (B, V)
+        if halves != 1 + (step in guided_steps):  # the first step, or one that begins or ends a stretch
+            halves = 1 + (step in guided_steps)
+            cache = transformer.new_cache(halves * batch_size, length + steps - 1)
+            prefixes = [prefix, null_prefix][:halves]
+            tokens = torch.cat([
+                torch.cat((part.expand(batch_size, -1), codes[:, :step]), dim=1) for part in prefixes
+            ])
+        logits = transformer.extend(tokens, cache)  # (B, V), or (2B, V)
         check_logits(logits, step, last=step == steps - 1)
-        if greedy:
-            drawn = logits.argmax(-1)
-        else:
-            filtered = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            drawn = draw(filtered, numbers[:, step])
-        codes[:, step] = drawn
-        tokens = drawn[:, None]
-        if callback is not None:
-            callback(step, codes[:, : step + 1])
+        codes[:, step] = choose(logits[:, None], slice(step, step + 1))[:, 0]
+        tokens = codes[:, step, None].repeat(halves, 1)
+        report(callback, step, codes[:, : step + 1])
     return codes
+
+
+def _check_lengths(prefix: Tensor, null_prefix: Tensor | None, steps: int, block_size: int) -> None:
+    batch_size, length = prefix.shape
+    if length == 0:
+        raise ValueError("the prefix is empty: begin with a start token (SOSProvider) or a condition")
+    if length + steps - 1 > block_size:
+        raise ValueError(
+            f"{length} tokens given and {steps} to draw need a block size of {length + steps - 1}; "
+            f"the transformer's is {block_size}: draw fewer, or use the sliding window"
+        )
+    if null_prefix is not None and tuple(null_prefix.shape) not in ((batch_size, length), (1, length)):
+        raise ValueError(
+            f"null_prefix {tuple(null_prefix.shape)} does not fit the prefix {(batch_size, length)}: give "
+            "null tokens in place of the condition, and the same codes behind them"
+        )
+
+
+def _guided_stretch(guided: list[bool]) -> range:
+    """From the first to the last guided step, or to an end that is too near for a cache of its own."""
+    steps = len(guided)
+    if not any(guided):
+        return range(0)
+    first, end = guided.index(True), steps - guided[::-1].index(True)
+    return range(first if first >= WORTH_A_CACHE else 0, end if steps - end >= WORTH_A_CACHE else steps)

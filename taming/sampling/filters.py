@@ -1,44 +1,98 @@
 """Reshape a distribution over codes, and draw from it.
 
-B batch, V vocabulary.
+B batch, V vocabulary; ... stands for any axes before it.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Number = float | Tensor  # one for all, or one per image (B,)
+
 
 def filter_logits(
-    logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor, *, temperature: Number = 1.0, top_k: Number | None = None, top_p: Number | None = None,
+    min_p: Number | None = None,
 ) -> Tensor:
-    """Scale logits (..., V) by 1/temperature, then set those outside top-k and top-p to -inf, in float32.
+    """Scale logits (..., V) by 1/temperature, then set those outside top-k, top-p or min-p to -inf.
 
-    Top-k keeps the k most likely codes and all that tie with the last of them; top-p (nucleus, Holtzman et
-    al. 2020) keeps the smallest set of the most likely codes whose probability reaches p, at least one. Top-p
-    looks at what top-k has left.
+    Top-k keeps the k most likely codes and all that tie with the last of them. Top-p (nucleus, Holtzman et
+    al. 2020) keeps the smallest set of the most likely codes whose probability reaches p, at least one, of
+    codes that tie the first ones; it looks at what top-k has left. Min-p (Nguyen et al. 2024) keeps the codes
+    with at least that share of the probability of the most likely one, which the other two do not change.
+
+    Each setting is a number, or a tensor of one for each row of the logits' first axes: (B,) for one per
+    image. In a tensor V, 1 and 0 are the top_k, top_p and min_p that keep all. An accelerator need not be
+    waited for when such tensors are on the CPU. The result is in float32.
 
     Raises:
-        ValueError: temperature <= 0, top_k outside 1..V, top_p outside (0, 1].
+        ValueError: temperature <= 0, top_k outside 1..V, top_p outside (0, 1], min_p outside [0, 1], or a
+            tensor of another shape.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}: greedy=True takes the best code")
-    logits = logits.float() / temperature
     vocabulary = logits.shape[-1]
+    _check("temperature", temperature, logits, lambda t: t > 0,
+           "must be above 0, not {}: greedy=True takes the best code")
+    _check("top_k", top_k, logits, lambda k: (1 <= k) & (k <= vocabulary),
+           f"= {{}} is outside 1..{vocabulary}, the vocabulary: None keeps all")
+    _check("top_p", top_p, logits, lambda p: (0 < p) & (p <= 1), "= {} is outside (0, 1]: None keeps all")
+    _check("min_p", min_p, logits, lambda p: (0 <= p) & (p <= 1), "= {} is outside [0, 1]: None keeps all")
+    logits = logits.float() / _rows(temperature, logits)
     if top_k is not None:
-        if not 1 <= top_k <= vocabulary:
-            raise ValueError(f"top_k = {top_k} is outside 1..{vocabulary}, the vocabulary: None keeps all")
-        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p = {top_p} is outside (0, 1]: None keeps all")
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        # in float64: summed in float32, a long tail reaches p too early or too late
-        reached = ordered.double().softmax(-1).cumsum(-1)[..., :-1] >= top_p
-        # a code stays while the more likely ones before it have not yet reached p
-        drop = F.pad(reached, (1, 0))
-        logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+        logits = logits.masked_fill(logits < _kth_best(logits, top_k), -torch.inf)
+    if top_p is not None and (top_p.min() if torch.is_tensor(top_p) else top_p) < 1:
+        logits = _nucleus(logits, _rows(top_p, logits))
+    if min_p is not None:
+        share = _rows(min_p, logits)
+        share = share.log() if torch.is_tensor(share) else math.log(share) if share else -torch.inf
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + share, -torch.inf)
     return logits
+
+
+def _kth_best(logits: Tensor, k: Number) -> Tensor:
+    """The k-th largest logit of each row, (..., 1)."""
+    if not torch.is_tensor(k):
+        return logits.topk(k, dim=-1).values[..., -1:]
+    best = logits.topk(int(k.max()), dim=-1).values
+    return best.gather(-1, _rows(k, logits).long().expand(*logits.shape[:-1], 1) - 1)
+
+
+def _nucleus(logits: Tensor, p: Number) -> Tensor:
+    """Top-p, of p or of a tensor (..., 1) of them, where 1 keeps all codes."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    # in float64: summed in float32, a long tail reaches p too early or too late
+    reached = ordered.double().softmax(-1).cumsum(-1)[..., :-1] >= p
+    if torch.is_tensor(p):
+        reached &= p < 1
+    # a code stays while the more likely ones before it have not yet reached p
+    drop = F.pad(reached, (1, 0))
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+
+
+def _check(name: str, value: Number | None, logits: Tensor, valid: Callable, message: str) -> None:
+    """Raise ValueError naming the first value that is not valid, or a shape that does not fit."""
+    if value is None:
+        return
+    good = valid(value)
+    if torch.is_tensor(value):
+        if value.shape != logits.shape[:-1][: value.ndim]:
+            raise ValueError(
+                f"{name} {tuple(value.shape)} does not fit logits {tuple(logits.shape)}: give a number, or "
+                f"{len(logits)}, one for each image"
+            )
+        value = None if good.all() else value[~good][0].item()
+        good = value is None
+    if not good:
+        raise ValueError(f"{name} {message.format(value)}")
+
+
+def _rows(value: Number, logits: Tensor) -> Number:
+    """A number as it is; a tensor in float32, with as many axes as the logits, on their device."""
+    if not torch.is_tensor(value):
+        return value
+    return value.reshape(*value.shape, *[1] * (logits.ndim - value.ndim)).to(logits.device, torch.float32)
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -6,12 +6,15 @@ them, Q positions of a step, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from taming.sampling.decode import CachedTransformer, Generators, check_logits, uniform_numbers
-from taming.sampling.filters import draw, filter_logits
+from taming.sampling.choice import Callback, Chooser, Generators, check_logits, report
+from taming.sampling.decode import CachedTransformer
+from taming.sampling.filters import Number
+from taming.sampling.settings import Setting
 
 Position = tuple[int, int]  # row, column
 
@@ -21,8 +24,9 @@ def sample_window(
     transformer: CachedTransformer, condition: Tensor, *, shape: tuple[int, int] | None = None,
     window: int | tuple[int, int] = 16, stride: int = 1, start: Position | None = None,
     known: Tensor | None = None, mask: Tensor | None = None, wavefront: bool = False,
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, greedy: bool = False,
-    generator: Generators = None, callback: Callable[[int, Tensor], None] | None = None,
+    temperature: Setting = 1.0, top_k: Number | None = None, top_p: Number | None = None,
+    min_p: Number | None = None, greedy: bool = False, guidance: Setting = 1.0,
+    null_condition: Tensor | None = None, generator: Generators = None, callback: Callback | None = None,
     n_codes: int | None = None,
 ) -> Tensor:
     """Draw a grid of codes (B, H, W), each given the codes before it in a window that holds it.
@@ -43,17 +47,22 @@ def sample_window(
         mask: True where known codes stay, (H, W) or (B, H, W).
         wavefront: draw in one batch all positions that do not see each other: the same codes in fewer steps,
             each of them a whole forward. For stride 1.
-        temperature, top_k, top_p, greedy, n_codes: see `sample_tokens`.
+        temperature, top_k, top_p, min_p, greedy, guidance, n_codes: see `sample_tokens`. Schedules are asked
+            for the position in raster order, row * W + column.
+        null_condition: null tokens in place of the condition, of its shape or with a batch of 1.
         generator: one per image or a single one, see `sample_tokens`; a position's random number does not
             depend on the stride, the mask or the wavefront.
-        callback: called after each step with its number (from 0) and the grid so far (B, H, W).
+        callback: called after each step with its number (from 0) and the grid so far (B, H, W); if it returns
+            False, sampling stops there.
 
     Raises:
         ValueError: a grid smaller than the window, a window longer than the transformer's block, a condition
-            or known codes of another size, nothing left to draw, or logits that are not numbers.
+            or known codes of another size, nothing left to draw, guidance without null tokens, or logits that
+            are not numbers.
+        Cancelled: by the callback; it holds the grid so far.
     """
-    wh, ww = (window, window) if isinstance(window, int) else window
-    height, width = _grid_shape(condition, shape, (wh, ww), stride, transformer.block_size)
+    sides = (window, window) if isinstance(window, int) else window
+    height, width = _grid_shape(condition, null_condition, shape, sides, stride, transformer.block_size)
     if wavefront and stride != 1:
         raise ValueError(f"wavefront draws with stride 1, not {stride}")
     batch_size, device = len(condition), condition.device
@@ -61,69 +70,75 @@ def sample_window(
     codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
     if known is not None:
         codes = torch.where(kept, known.to(device), codes)
-    numbers = torch.zeros(batch_size, height * width, dtype=torch.float64)
-    if not greedy:
-        numbers = uniform_numbers(batch_size, height * width, generator)
-    numbers = numbers.to(device).view(batch_size, height, width)
+    choose = Chooser(
+        batch_size, height * width, device, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        greedy=greedy, guidance=guidance, has_null=null_condition is not None, generator=generator,
+        n_codes=n_codes,
+    )
 
-    def put(logits: Tensor, i: Tensor, j: Tensor) -> None:
-        """Draw the codes of a step, from logits (B, Q, V) at the Q positions i, j (Q,)."""
-        if greedy:
-            drawn = logits.argmax(-1)
-        else:
-            logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            drawn = draw(logits.flatten(0, 1), numbers[:, i, j].flatten()).view(logits.shape[:2])
-        codes[:, i, j] = torch.where(kept[:, i, j], codes[:, i, j], drawn)
+    def read(origin: Position, guided: bool) -> tuple[Tensor, int]:
+        """What the transformer reads at a window, (B, M + N) or (2B, M + N), and M."""
+        rows, columns = (slice(first, first + side) for first, side in zip(origin, sides, strict=True))
+        parts = (condition, null_condition)[: 1 + guided]
+        parts = [part[:, rows, columns].flatten(1) if part.ndim == 3 else part for part in parts]
+        inside = codes[:, rows, columns].flatten(1)
+        parts = [torch.cat((part.expand(batch_size, -1), inside), dim=1) for part in parts]
+        return torch.cat(parts), parts[0].shape[1] - inside.shape[1]
 
     todo = (~kept.all(0)).tolist()  # a position is drawn unless it is known in all images
-    origins = _origins(height, width, (wh, ww), stride)
-    steps = _waves if wavefront else _one_by_one
-    for step, (logits, positions) in enumerate(steps(transformer, condition, codes, todo, origins, (wh, ww))):
+    origins = _origins(height, width, sides, stride)
+    take_turns = _waves if wavefront else _one_by_one
+    turns = take_turns(transformer, read, choose.guided, todo, origins, sides)
+    for step, (logits, positions) in enumerate(turns):
         check_logits(logits, step, last=False)
         i, j = torch.tensor(positions, device=device).T
-        put(logits[..., :n_codes], i, j)
-        if callback is not None:
-            callback(step, codes)
+        drawn = choose(logits, [row * width + column for row, column in positions])
+        codes[:, i, j] = torch.where(kept[:, i, j], codes[:, i, j], drawn)
+        report(callback, step, codes)
     return codes
 
 
-Step = tuple[Tensor, list[Position]]  # logits (B, Q, V), and the Q positions that they belong to
+Turn = tuple[Tensor, list[Position]]  # logits (B or 2B, Q, V), and the Q positions that they belong to
+Read = Callable[[Position, bool], tuple[Tensor, int]]
 
 
-def _one_by_one(transformer, condition, codes, todo, origins, window) -> Iterator[Step]:
+def _one_by_one(
+    transformer: CachedTransformer, read: Read, guided: list[bool], todo: list[list[bool]],
+    origins: list[list[Position]], window: Position,
+) -> Iterator[Turn]:
     """Logits (B, 1, V) of one position after the other, over the cache while the window stays."""
-    (wh, ww), current, cache = window, None, None
+    wh, ww = window
+    caches: dict[bool, Any] = {}  # one for each number of halves
+    current = None
     for i, row in enumerate(todo):
         for j in (j for j, wanted in enumerate(row) if wanted):
-            top, left = origins[i][j]
-            sequence, length = _sequence(condition, codes, (top, left), window)
+            both, (top, left) = guided[i * len(row) + j], origins[i][j]
+            sequence, length = read((top, left), both)
             end = length + (i - top) * ww + j - left
-            if cache is None:
-                cache = transformer.new_cache(len(codes), length + wh * ww - 1)
-            if (top, left) != current:
-                current, cache.length = (top, left), 0
+            if both not in caches:
+                caches[both] = transformer.new_cache(len(sequence), length + wh * ww - 1)
+            cache = caches[both]
+            if (top, left, both) != current:
+                current, cache.length = (top, left, both), 0
             yield transformer.extend(sequence[:, cache.length : end], cache)[:, None], [(i, j)]
 
 
-def _waves(transformer, condition, codes, todo, origins, window) -> Iterator[Step]:
+def _waves(
+    transformer: CachedTransformer, read: Read, guided: list[bool], todo: list[list[bool]],
+    origins: list[list[Position]], window: Position,
+) -> Iterator[Turn]:
     """Logits (B, Q, V) of all Q positions whose windows are complete, by a forward over padded sequences."""
     for positions in _levels(todo, origins, window):
+        both = any(guided[i * len(todo[0]) + j] for i, j in positions)
         parts, ends = [], []
         for i, j in positions:
             top, left = origins[i][j]
-            sequence, length = _sequence(condition, codes, (top, left), window)
+            sequence, length = read((top, left), both)
             parts.append(sequence)
             ends.append(length + (i - top) * window[1] + j - left)
         tokens = torch.stack(parts, dim=1)[:, :, : max(ends)]  # (B, Q, T); none sees those after it
         logits = transformer(tokens.flatten(0, 1))[0].view(*tokens.shape, -1)
         yield logits[:, range(len(ends)), [end - 1 for end in ends]], positions
-
-
-def _sequence(condition: Tensor, codes: Tensor, origin: Position, window: Position) -> tuple[Tensor, int]:
-    """What the transformer reads at a window: condition and codes (B, M + N), and M."""
-    rows, columns = (slice(first, first + side) for first, side in zip(origin, window, strict=True))
-    prefix = condition[:, rows, columns].flatten(1) if condition.ndim == 3 else condition
-    return torch.cat((prefix, codes[:, rows, columns].flatten(1)), dim=1), prefix.shape[1]
 
 
 def _origins(height: int, width: int, window: Position, stride: int) -> list[list[Position]]:
@@ -153,9 +168,14 @@ def _levels(todo: list[list[bool]], origins: list[list[Position]], window: Posit
 
 
 def _grid_shape(
-    condition: Tensor, shape: Position | None, window: Position, stride: int, block_size: int
+    condition: Tensor, null: Tensor | None, shape: Position | None, window: Position, stride: int,
+    block_size: int,
 ) -> Position:
     """Check sizes and return (H, W)."""
+    if null is not None and tuple(null.shape) not in (tuple(condition.shape), (1, *condition.shape[1:])):
+        raise ValueError(
+            f"null_condition {tuple(null.shape)} does not fit the condition {tuple(condition.shape)}"
+        )
     grid = tuple(condition.shape[1:]) if condition.ndim == 3 else None
     if grid is None and shape is None:
         raise ValueError("shape=(H, W), in codes, is needed where the condition is no grid")

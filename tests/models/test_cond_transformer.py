@@ -15,7 +15,7 @@ from taming.data.conditional_builder.objects_center_points import ObjectsCenterP
 from taming.data.datamodule import WrappedDataset
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import VQModel
-from taming.sampling import image_generators, sample_window
+from taming.sampling import Cancelled, image_generators, sample_window
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 DDCONFIG = dict(
@@ -137,6 +137,21 @@ def test_pkeep_replaces_inputs_in_training_only_and_never_targets():
     assert noisy.max() >= 24  # replacements come from the whole vocabulary
 
 
+def test_null_tokens_replace_whole_conditions_in_training_only():
+    model = make(COORD, cond_stage_key="coord", cond_dropout=0.25, null_token=29)
+    x, c = model.get_xc(batches(1, size=200)[0])
+    seen = inputs_of(model)
+    with torch.no_grad():
+        target = model.train()(x, c)[1]
+        model.eval()(x, c)
+    tokens, clean = seen
+    dropped = (tokens[:, :16] == 29).all(1)
+    assert 0.15 < dropped.float().mean() < 0.35
+    assert torch.equal(tokens[~dropped], clean[~dropped]) and (clean[:, :16] < 29).all()
+    assert torch.equal(tokens[:, 16:], clean[:, 16:]) and torch.equal(target[:, :-1], clean[:, 16:])
+    assert not any("null" in key for key in model.state_dict())
+
+
 def test_encoding_runs_in_float32_under_autocast():
     model = make(VQ, cond_stage_key="image").eval()
     x = torch.rand(4, 3, 16, 16) * 2 - 1
@@ -241,6 +256,25 @@ def test_validation_gives_loss_and_perplexity_of_the_whole_set():
 def test_sizes_that_do_not_fit_are_both_named(cond, gpt, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         make(cond, gpt=gpt)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (dict(null_token=30, cond_dropout=0.1), "null_token: 30 is outside .* vocab_size: 30: .* at least 31"),
+    (dict(null_token=-1), "null_token: -1 is outside"),
+    (dict(cond_dropout=0.1), "cond_dropout: 0.1 needs null_token"),
+    (dict(cond_dropout=1.1, null_token=2), "cond_dropout: 1.1 is no probability"),
+    (dict(cond=UNCONDITIONAL, cond_dropout=0.1, null_token=29), "no condition to drop"),
+])
+def test_a_null_token_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{"cond": COORD, **arguments})
+
+
+def test_a_null_token_that_the_condition_uses_is_warned_of(caplog):
+    make(COORD, null_token=24)
+    assert not caplog.records
+    make(COORD, null_token=23)
+    assert "null_token: 23 is one of the condition's 24 tokens" in caplog.text
 
 
 def test_the_smallest_sizes_that_fit():
@@ -402,3 +436,25 @@ def test_a_segmentation_may_come_as_ids():
     ]
     assert torch.equal(*pictures) and pictures[0].shape == (3, 3, 16, 16)
     assert fit(model, [batch | {"segmentation": ids}]).batches_seen == 1
+
+
+def test_pictures_may_be_guided():
+    model = make(CLASSES, gpt=gpt_config(vocab_size=31), cond_stage_key="class_label", null_token=30).eval()
+    c, null = torch.tensor([[1], [2]]), torch.tensor([[30]])
+    for size, shape in (((16, 16), (4, 4)), ((20, 24), (5, 6))):
+        images = model.generate(c, size=size, guidance=3.0, generator=image_generators(0, range(2)))
+        codes = sample_window(
+            model.transformer, c, shape=shape, window=4, n_codes=24, guidance=3.0, null_condition=null,
+            generator=image_generators(0, range(2)),
+        )
+        close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))
+        plain = model.generate(c, size=size, generator=image_generators(0, range(2)))
+        assert (images - plain).abs().max() > 0.01
+    spatial = make(COORD, cond_stage_key="coord", null_token=29).eval()
+    for shape in ((4, 4), (4, 6)):
+        codes, size = torch.randint(24, (1, *shape)), (4 * shape[0], 4 * shape[1])
+        assert spatial.generate(codes, size=size, guidance=2.0).shape == (1, 3, *size)
+    with pytest.raises(ValueError, match="guidance of 3 needs null tokens"):
+        make(CLASSES, cond_stage_key="class_label").eval().generate(c, guidance=3.0)
+    with pytest.raises(Cancelled):
+        model.generate(c, callback=lambda step, codes: False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from taming.modules.transformer.mingpt import GPT, sample_with_past
-from taming.sampling import filter_logits, image_generators, sample_tokens
+from taming.sampling import Cancelled, filter_logits, image_generators, sample_tokens
 from taming.sampling.filters import draw
 
 V, BLOCK = 23, 16
@@ -125,6 +125,43 @@ def test_callback_sees_every_step(gpt):
     assert all(torch.equal(so_far, codes[:, : step + 1]) for step, so_far in seen)
 
 
+def test_a_callback_that_returns_false_stops_it(gpt):
+    prefix = torch.zeros(2, 3, dtype=torch.int64)
+    whole = sample_tokens(gpt, prefix, 8, generator=image_generators(0, range(2)))
+    calls = []
+
+    def stop(step, codes):
+        calls.append(step)
+        return step < 4
+
+    with pytest.raises(Cancelled, match="cancelled after step 4") as stopped:
+        sample_tokens(gpt, prefix, 8, generator=image_generators(0, range(2)), callback=stop)
+    assert calls == [0, 1, 2, 3, 4] and stopped.value.step == 4
+    assert torch.equal(stopped.value.codes, whole[:, :5])
+    for nothing in (None, 0, ""):  # only False itself
+        got = sample_tokens(
+            gpt, prefix, 8, generator=image_generators(0, range(2)), callback=lambda *_, x=nothing: x
+        )
+        assert torch.equal(got, whole)
+
+
+def test_settings_may_change_from_step_to_step_and_image_to_image(gpt):
+    prefix, steps = torch.randint(V, (3, 2)), 10
+    temperatures = torch.rand(steps, 3) + 0.5
+    numbers = [torch.rand(steps, dtype=torch.float64, generator=g) for g in image_generators(7, range(3))]
+    numbers, min_p, tokens = torch.stack(numbers), torch.tensor([0.0, 0.1, 0.9]), prefix
+    for step in range(steps):
+        with torch.no_grad():
+            logits = gpt(tokens)[0][:, -1] / temperatures[step, :, None]
+        drawn = draw(filter_logits(logits, min_p=min_p), numbers[:, step])
+        tokens = torch.cat((tokens, drawn[:, None]), dim=1)
+    got = sample_tokens(
+        gpt, prefix, steps, temperature=lambda step: temperatures[step], min_p=min_p,
+        generator=image_generators(7, range(3)),
+    )
+    assert torch.equal(got, tokens[:, 2:])
+
+
 def test_codes_can_be_used_where_gradients_flow(gpt):
     codes = sample_tokens(gpt, torch.zeros(1, 1, dtype=torch.int64), 3)
     embedding = torch.nn.Embedding(V, 2)
@@ -143,6 +180,8 @@ def test_no_steps_give_no_codes(gpt):
         (5, {"steps": 13}, "5 tokens given and 13 to draw need a block size of 17; the transformer's is 16"),
         (1, {"top_k": 24}, r"top_k = 24 is outside 1\.\.23"),
         (1, {"temperature": 0}, "temperature must be above 0"),
+        (1, {"temperature": lambda step: 3 - step}, "temperature must be above 0, not 0"),
+        (1, {"temperature": torch.ones(3)}, r"temperature \(3,\): give a number, or 2"),
         (1, {"generator": image_generators(0, range(3))}, "3 generators for a batch of 2"),
     ],
 )

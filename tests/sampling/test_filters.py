@@ -56,6 +56,46 @@ def test_top_p_looks_at_what_top_k_left():
     assert kept(logits, top_p=0.55) == [True, True, False, False]
 
 
+def test_min_p_keeps_a_share_of_the_most_likely():
+    logits = torch.tensor([0.5, 0.26, 0.14, 0.06, 0.04]).log()
+    assert kept(logits, min_p=0.2) == [True, True, True, False, False]  # from 0.1 up
+    assert kept(logits + 7.0, min_p=0.5) == [True, True, False, False, False]
+    assert all(kept(torch.tensor([0.0, -900.0]), min_p=0.0))
+    assert kept(torch.tensor([2.0, 3.0, 3.0]), min_p=1.0) == [False, True, True]  # ties stay together
+    # a temperature of 2 takes roots: 0.26 / 0.5 becomes 0.72, 0.14 / 0.5 0.53
+    assert kept(logits, min_p=0.6, temperature=2.0) == [True, True, False, False, False]
+
+
+def test_filters_together_keep_what_each_keeps():
+    logits = torch.randn(50, 30) * 2
+    got = filter_logits(logits, top_k=10, min_p=0.1)
+    both = filter_logits(logits, top_k=10).isfinite() & filter_logits(logits, min_p=0.1).isfinite()
+    assert torch.equal(got.isfinite(), both) and 0 < both.float().mean() < 0.3
+    got = filter_logits(logits, top_k=10, top_p=0.8, min_p=0.1)
+    both &= filter_logits(logits, top_k=10, top_p=0.8).isfinite()
+    assert torch.equal(got.isfinite(), both)
+    assert torch.equal(got[both], logits[both])
+
+
+def test_each_image_may_have_its_own_settings():
+    logits = torch.randn(4, 20) * 2
+    logits[1, :5] = logits[1].max()  # ties
+    settings = dict(
+        temperature=torch.tensor([1.0, 0.7, 2.0, 1.3]), top_k=torch.tensor([20, 3, 7, 1]),
+        top_p=torch.tensor([1.0, 0.9, 0.5, 0.3]), min_p=torch.tensor([0.0, 0.3, 0.05, 1.0]),
+    )
+    for names in (["temperature"], ["top_k"], ["top_p"], ["min_p"], list(settings)):
+        chosen = {name: settings[name] for name in names}
+        alone = [
+            filter_logits(row, **{name: values[i].item() for name, values in chosen.items()})
+            for i, row in enumerate(logits)
+        ]
+        assert torch.equal(filter_logits(logits, **chosen), torch.stack(alone))
+    # with several positions of each image, the settings are still the image's
+    several = filter_logits(logits[:, None].expand(-1, 3, -1), **settings)
+    assert torch.equal(several, filter_logits(logits, **settings)[:, None].expand(-1, 3, -1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +105,10 @@ def test_top_p_looks_at_what_top_k_left():
         ({"top_k": 0}, "top_k = 0 is outside"),
         ({"top_p": 0.0}, r"top_p = 0\.0 is outside"),
         ({"top_p": 1.5}, r"top_p = 1\.5 is outside"),
+        ({"min_p": -0.1}, r"min_p = -0\.1 is outside \[0, 1\]"),
+        ({"top_k": torch.tensor([3, 6])}, r"top_k = 6 is outside 1\.\.5"),
+        ({"temperature": torch.tensor([1.0, 0.0])}, r"temperature must be above 0, not 0\.0"),
+        ({"top_p": torch.ones(3)}, r"top_p \(3,\) does not fit logits \(2, 5\): give a number, or 2"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
