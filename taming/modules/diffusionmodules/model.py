@@ -105,6 +105,8 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (rearrange(part(h), "b c h w -> b 1 (h w) c") for part in (self.q, self.k, self.v))
+        # strided ones miss torch's fused kernel on a CPU, and the (h*w)**2 scores are kept
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h*w, C), scaled by C ** -0.5
         h = rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2])
         return x + self.proj_out(h)
