@@ -85,7 +85,8 @@ def conifer(
         * canvas.edge((1.0 - along) * height)
     )
     shine = smoothstep(-0.7, 0.9, across * scene.side / wide + 0.55 * (tooth - 0.5))
-    canvas.paint(window, cover, scene.far(scene.lit(colour, 0.15 + 0.75 * shine), depth), label, depth)
+    with canvas.thing("spruce"):
+        canvas.paint(window, cover, scene.far(scene.lit(colour, 0.15 + 0.75 * shine), depth), label, depth)
 
 
 def cactus(
@@ -113,7 +114,8 @@ def cactus(
         depth = thick * height - away
         inside = depth if inside is None else np.maximum(inside, depth)
     shine = smoothstep(-0.25, 0.35, px * scene.side / (0.3 * height))
-    canvas.paint(window, canvas.edge(inside), scene.lit(colour, 0.1 + 0.7 * shine), label, NEAR)
+    with canvas.thing("cactus"):
+        canvas.paint(window, canvas.edge(inside), scene.lit(colour, 0.1 + 0.7 * shine), label, NEAR)
 
 
 def palm(
@@ -132,7 +134,7 @@ def palm(
     up = np.clip((foot - py) / height, 0.0, 1.0)
     trunk = canvas.edge(height * (0.034 - 0.014 * up) - np.abs(px - x - bend * up * up))
     trunk = trunk * canvas.edge(foot - py) * canvas.edge(py - top)
-    canvas.paint(window, trunk, scene.lit((0.46, 0.34, 0.24), 0.45), label, NEAR)
+    wood = scene.lit((0.46, 0.34, 0.24), 0.45)
     crown = None
     for k, (length, lift) in enumerate(fronds):
         side = 1.0 if k % 2 else -1.0
@@ -145,4 +147,6 @@ def palm(
         leaf = canvas.edge(thick * steep - np.abs(py - spine), steep) * ((t > -0.03) & (t < 1.0))
         crown = leaf if crown is None else np.maximum(crown, leaf)
     shine = smoothstep(-1.0, 1.0, (px - x - bend) * scene.side / span) * np.ones_like(py)
-    canvas.paint(window, crown, scene.lit(colour, 0.25 + 0.5 * shine), label, NEAR)
+    with canvas.thing("palm"):
+        canvas.paint(window, trunk, wood, label, NEAR)
+        canvas.paint(window, crown, scene.lit(colour, 0.25 + 0.5 * shine), label, NEAR)

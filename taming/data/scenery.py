@@ -246,8 +246,11 @@ HORIZONS = {"mountains": 0.62, "desert": 0.66, "forest": 0.50, "coast": 0.54}
 CLOUDS = {"mountains": 0.62, "desert": 0.40, "forest": 0.45, "coast": 0.72}
 
 
-def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> None:
-    """Paint one scene: which one is the generator's choice, where it is shown from the canvas's."""
+def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> Scene:
+    """Paint one scene: which one is the generator's choice, where it is shown from the canvas's.
+
+    Returns what further things can be painted into.
+    """
     light = LIGHTS[time]
     half = 0.40 * min(1.0, canvas.width / canvas.height)  # a portrait keeps the sun in view
     low, high = light.height
@@ -265,3 +268,4 @@ def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> None:
     paint_sky(scene, CLOUDS[biome] * (0.35 + 0.65 * cloudy), moonlit=light.starry)
     PAINTERS[biome](scene)
     np.clip(canvas.rgb, 0.0, 1.0, out=canvas.rgb)
+    return scene

@@ -145,7 +145,8 @@ def paint_sky(scene: Scene, clouds: float, moonlit: bool) -> None:
         shadow = np.sqrt((canvas.x - scene.sun[0] + bite) ** 2 + (canvas.y - scene.sun[1] + 0.3 * bite) ** 2)
         disc = disc * (1.0 - canvas.edge(light.radius - shadow))
     everywhere = (slice(None), slice(None))
-    canvas.paint(everywhere, disc, rgb(light.orb), SUN, 1.0)
+    with canvas.thing("moon" if moonlit else "sun"):
+        canvas.paint(everywhere, disc, rgb(light.orb), SUN, 1.0)
     rows = canvas.window(0, 0, 0, scene.horizon)[0]
     y = canvas.y[rows]
     puffs = field(rng, (canvas.y[rows, 0] - 0.9) ** 2 * -0.9, canvas.x, (8.0, 2.4), octaves=4, gain=0.45)

@@ -7,6 +7,9 @@ Edges are antialiased by their analytic coverage of a pixel, which costs far les
 H W pixels, h w a window of them, O octaves, K stars.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 Array = np.ndarray
@@ -103,6 +106,8 @@ class Canvas:
         rgb: (3, H, W) float32 in [0, 1].
         label: (H, W) uint8, index of the topmost thing; None unless `extras`.
         depth: (H, W) float32, 0 near to 1 far; None unless `extras`.
+        owner: (H, W) int16, which of `things`, counted from 1, is topmost, or 0; None unless `extras`.
+        things: kinds of the single things painted so far, such as "palm".
         y: (H, 1) and x: (W,), centres of the pixels in image heights.
     """
 
@@ -119,10 +124,21 @@ class Canvas:
         self.rgb = np.zeros((3, height, width), np.float32)
         self.label = np.zeros((height, width), np.uint8) if extras else None
         self.depth = np.ones((height, width), np.float32) if extras else None
+        self.owner = np.zeros((height, width), np.int16) if extras else None
+        self.things: list[str] = []
+        self._thing = 0  # what is being painted
 
     def line(self, rng: Generator, frequency: float, **kwargs) -> Array:
         """Draw `fractal` octaves for this canvas, margins included: (O, W + 2 margins)."""
         return fractal(rng, self.wide, frequency, finest=self.finest, **kwargs)
+
+    @contextmanager
+    def thing(self, kind: str) -> Iterator[None]:
+        """Take what is painted meanwhile for one thing of a kind."""
+        self.things.append(kind)
+        self._thing = len(self.things)
+        yield
+        self._thing = 0
 
     def window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
         """Give the pixels that a box, in image heights, can touch: (rows, columns), perhaps empty."""
@@ -165,7 +181,9 @@ class Canvas:
         target += cover * (colour - target)
         if self.label is None or label is None:
             return
-        self.label[rows, columns] = np.where(cover > 0.5, label, self.label[rows, columns])
+        covered = cover > 0.5
+        self.label[rows, columns] = np.where(covered, label, self.label[rows, columns])
+        self.owner[rows, columns] = np.where(covered, self._thing, self.owner[rows, columns])
         if depth is not None:
             far = self.depth[rows, columns]
             far += cover * (depth - far)

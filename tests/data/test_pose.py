@@ -39,7 +39,7 @@ def test_a_limb_runs_from_joint_to_joint_in_its_colour():
     drawn = limb_map(alone((13, 10, 10), (15, 10, 50)), SIZE)
     assert drawn.shape == (64, 48, 3) and drawn.dtype == np.uint8
     colour = next(colour for first, second, colour in LIMBS if (first, second) == (13, 15))
-    assert drawn[30].sum(0) == pytest.approx(2 * np.array(colour), rel=0.15)  # 2 pixels thick
+    assert drawn[30].sum(0) == pytest.approx(1.5 * np.array(colour), rel=0.15)  # 1.5 pixels thick
     assert drawn[30, 9:11].sum() > 0.8 * drawn[30].sum()
     painted = np.argwhere(drawn.any(-1))
     assert painted.min(0).tolist() == pytest.approx([9, 9], abs=1)
@@ -67,7 +67,7 @@ def test_a_map_of_a_mirrored_pose_is_its_mirror_image_but_for_the_colours_of_the
     mirrored = limb_map(place.points(points, MIRRORED), SIZE)
     drawn = limb_map(points, SIZE)[:, ::-1]
     assert ((mirrored.max(-1) > 128) != (drawn.max(-1) > 128)).mean() < 0.05
-    assert ((drawn.max(-1) > 128) != (drawn[:, ::-1].max(-1) > 128)).mean() > 0.3
+    assert ((drawn.max(-1) > 128) != (drawn[:, ::-1].max(-1) > 128)).mean() > 0.2
 
 
 def test_joints_outside_the_frame_count_as_not_given():
