@@ -15,6 +15,7 @@ from taming.train import STAGES
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 each_config = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+BUILT_IN = ("demo", "landscapes")  # folders of those that need no data
 CUSTOM = "custom"  # these need the user's own folders
 FREE = (".folder", ".n_classes", ".classes_from", ".data_path")
 
@@ -22,7 +23,7 @@ FREE = (".folder", ".n_classes", ".classes_from", ".data_path")
 def complete(path: Path, *overrides: str) -> OmegaConf:
     """The config of a model, with its stages as `train.fill_stages` would find them in their checkpoints."""
     config = load_config(path, overrides)
-    if "class_transformer" in path.name:
+    if path.name == "custom_class_transformer.yaml":
         config.model.params.cond_stage_config.params.n_classes = 7
     for key in STAGES:
         stage = config.model.params.get(key)
@@ -66,6 +67,11 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
             batch[key] = torch.rand(size, side, side, 1) * 2 - 1
         elif key == "coord":
             batch[key] = torch.rand(size, side, side, 1)
+        elif key == "edges":
+            batch[key] = torch.randint(2, (size, side, side, 1)).float() * 2 - 1
+        elif key in ("pose", "lr_image", "upper_half"):
+            height, width = {"pose": (1, 1), "lr_image": (4, 4), "upper_half": (2, 1)}[key]
+            batch[key] = torch.rand(size, side // height, side // width, 3) * 2 - 1
         elif key == "segmentation":
             owner = getattr(model, "cond_stage_model", model)
             labels = owner.encoder.conv_in.in_channels
@@ -73,8 +79,9 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
             batch[key] = torch.nn.functional.one_hot(ids, labels).float()
         elif key == "class_label":
             batch[key] = torch.randint(params.cond_stage_config.params.n_classes, (size,))
-        else:  # the tokens of a layout
-            batch[key] = torch.randint(params.transformer_config.params.vocab_size, (size, 92))
+        else:  # the tokens of a layout or a pose, beside 256 codes
+            gpt = params.transformer_config.params
+            batch[key] = torch.randint(gpt.vocab_size, (size, gpt.block_size + 1 - 256))
     return batch
 
 
@@ -115,11 +122,31 @@ def test_the_data_sets_accept_their_arguments(path):
         get_obj_from_str(section["target"])
         missing = [key for key, value in section["params"].items() if value == "???"]
         section["params"] |= dict.fromkeys(missing, "nowhere")
-        if path.parent.name == "demo":
+        if path.parent.name in BUILT_IN:
+            held = instantiate_from_config(section)[0]
+            keys = {config.model.params.get(key, "image") for key in ("image_key", "cond_stage_key")}
+            assert keys <= {"image", *held}
             continue
         with pytest.raises((FileNotFoundError, ValueError)) as caught:
             instantiate_from_config(section)
         assert "argument" not in str(caught.value) and "unknown" not in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in BUILT_IN], ids=lambda p: p.stem)
+def test_real_items_fit_the_model(path):
+    config = complete(path)
+    dataset = instantiate_from_config(config.data.params.validation)
+    batch = dataset.collate_fn([dataset[i] for i in range(2)])
+    torch.manual_seed(0)
+    model = instantiate_from_config(config.model).eval()
+    with torch.no_grad():
+        if "transformer_config" in config.model.params:
+            logits, target = model(*model.get_xc(batch))
+            assert logits.shape == (2, 256, config.model.params.transformer_config.params.vocab_size)
+            assert target.shape == (2, 256)
+        else:
+            x = model.get_input(batch, model.image_key)
+            assert model(x)[0].shape == x.shape and x.shape[2:] == (64, 64)
 
 
 @each_config
