@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
+from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.metrics import CodebookUsage, psnr, ssim
@@ -91,8 +92,8 @@ class VQModel(ImageModel):
             return self.quant_conv(self.encoder(x))
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W)."""
-        return self.decoder(self.post_quant_conv(quant))
+        """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W); in use, large ones in tiles."""
+        return tiled.decode(self.decoder, self.post_quant_conv(quant))
 
     def decode_code(self, code_b: Tensor) -> Tensor:
         """Codebook indices (B, h, w), or (B, N) of a square grid, to images (B, C, H, W)."""
