@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_tokens, sample_window
 from taming.sampling.filters import draw, filter_logits
+from taming.sampling.window import _levels, _origins
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sliding_window_greedy.safetensors"
 V, WINDOW = 13, 4
@@ -115,6 +116,19 @@ def test_a_longer_stride_computes_fewer_tokens_and_a_wavefront_fewer_steps(gpt):
     )
     # row i + 1 begins when the window over its first position is complete: 4 steps a row, then 20 columns
     assert watched.calls == len(seen) == 3 * 4 + 20
+
+
+def test_no_order_of_the_rule_of_2021_takes_fewer_than_304_steps_for_16x64():
+    """(i, 0) sees (i - 1, 0..15): each row begins 16 steps after the one above."""
+    origins = _origins(16, 64, (16, 16), 1)
+    waves = _levels([[True] * 64 for _ in range(16)], origins, (16, 16))
+    assert len(waves) == 15 * 16 + 64 == 304
+    assert sorted(place for wave in waves for place in wave) == [(i, j) for i in range(16) for j in range(64)]
+    # a chain of that length: along each row to column 15, down to the next, and the last row to its end
+    chain = [(i, j) for i in range(15) for j in range(16)] + [(15, j) for j in range(64)]
+    for (i, j), (row, column) in zip(chain[1:], chain, strict=False):
+        top, left = origins[i][j]
+        assert top <= row < top + 16 and left <= column < left + 16 and (row, column) < (i, j)
 
 
 def test_an_image_does_not_depend_on_its_batch(gpt):
