@@ -6,7 +6,6 @@
 
 What is compared runs in turn, in one process and over the same weights, and medians are shown, since other
 work on the machine disturbs single runs. README.md in this folder says what each number means.
-B batch, T tokens, D channels, V vocabulary.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 import warnings
@@ -26,14 +26,14 @@ from statistics import median
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
+from sampler_2021 import sample_2021, window_2021
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import taming
 from taming.config import instantiate_from_config, load_config
 from taming.modules.transformer.mingpt import GPT
-from taming.sampling import sample_tokens
+from taming.sampling import image_generators, sample_tokens, sample_window
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LOSS = {"target": "taming.modules.losses.DummyLoss"}
@@ -42,52 +42,6 @@ F16 = {  # the published f = 16 VQGAN, 256 pixels to 16 x 16 codes
     "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
 }
 Row = dict[str, object]
-
-
-# ---- the 2021 sampler, over the modules of today's GPT
-
-
-def forward_2021(gpt: GPT, idx: Tensor, past: list[Tensor] | None, position: int) -> tuple[Tensor, Tensor]:
-    """2021's `forward_with_past`: logits (B, T, V) of the given tokens, and their keys and values.
-
-    The past is concatenated anew in every call, stacked over the layers, and once more in each of these.
-    """
-    x = gpt.tok_emb(idx)  # (B, T, D)
-    whole = torch.cat(past, dim=-2) if past else None  # (layers, 2, B, heads, P, D / heads)
-    x = x + (gpt.pos_emb[:, : x.shape[1]] if whole is None else gpt.pos_emb[:, position])
-    presents = []
-    for i, block in enumerate(gpt.blocks):
-        y, attention = block.ln1(x), block.attn
-        batch, length, channels = y.shape
-        shape = batch, length, attention.n_head, channels // attention.n_head
-        k = attention.key(y).view(shape).transpose(1, 2)
-        q = attention.query(y).view(shape).transpose(1, 2)
-        v = attention.value(y).view(shape).transpose(1, 2)
-        presents.append(torch.stack((k, v)))
-        if whole is not None:
-            k, v = torch.cat((whole[i, 0], k), dim=-2), torch.cat((whole[i, 1], v), dim=-2)
-        weights = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.shape[-1]))
-        if whole is None:
-            weights = weights.masked_fill(torch.ones(length, length).tril() == 0, -math.inf)
-        y = (F.softmax(weights, dim=-1) @ v).transpose(1, 2).contiguous().view(batch, length, channels)
-        x = x + attention.proj(y)
-        x = x + block.mlp(block.ln2(x))
-    return gpt.head(gpt.ln_f(x)), torch.stack(presents)
-
-
-@torch.no_grad()
-def sample_2021(gpt: GPT, x: Tensor, steps: int, top_k: int, greedy: bool = False) -> Tensor:
-    """Continue tokens x (B, T) as `sample_with_past` did in 2021: the new tokens (B, steps)."""
-    given, drawn, past = x.shape[1], [], []
-    for step in range(steps):
-        logits, present = forward_2021(gpt, x, past, given + step - 1)
-        past.append(present)
-        logits = logits[:, -1, :]
-        logits[logits < logits.topk(top_k)[0][..., -1, None]] = -math.inf
-        probabilities = F.softmax(logits, dim=-1)
-        x = probabilities.topk(1)[1] if greedy else torch.multinomial(probabilities, num_samples=1)
-        drawn.append(x)
-    return torch.cat(drawn, dim=1)
 
 
 # ---- measuring
@@ -160,6 +114,119 @@ def decode(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def window(options: argparse.Namespace) -> list[Row]:
+    """Codes in the middle of a 16x64 grid, window 16x16, top-k 100, batch 1: 2021's way and today's."""
+    (layers, heads, channels), count = ((2, 4, 128), 8) if options.quick else ((12, 12, 768), 16)
+    torch.manual_seed(0)
+    gpt = GPT(vocab_size=1024, block_size=512, n_layer=layers, n_head=heads, n_embd=channels).eval()
+    half, columns = deepcopy(gpt).bfloat16(), range(16, 16 + count)
+    c, known = torch.randint(1024, (2, 1, 16, 64))
+    mask = torch.ones(16, 64, dtype=torch.bool)
+    mask[8, columns.start : columns.stop] = False
+
+    def today(model: GPT, **settings: object) -> Tensor:
+        return sample_window(model, c, known=known, mask=mask, **settings)
+
+    old, new = window_2021(gpt, c, known, columns[:4], 100, greedy=True), today(gpt, greedy=True)
+    assert torch.equal(old[:, 8, 16:20], new[:, 8, 16:20]), "the samplers disagree"
+    seconds = in_turn(options.repeats, {
+        "2021 float32": lambda: window_2021(gpt, c, known, columns, 100),
+        "float32": lambda: today(gpt, top_k=100), "bfloat16": lambda: today(half, top_k=100),
+        "float32, stride 8": lambda: today(gpt, top_k=100, stride=8),
+        "bfloat16, stride 8": lambda: today(half, top_k=100, stride=8),
+    }, warm_up=False)
+    before = seconds["2021 float32"]
+    return [
+        row(
+            f"{count} codes in a window, {name}", taken, s_per_token=median(taken) / count,
+            speedup=median(old / new for old, new in zip(before, taken, strict=True)),
+        )
+        for name, taken in seconds.items()
+    ]
+
+
+def wavefront(options: argparse.Namespace) -> list[Row]:
+    """A whole 16x64 grid through a small GPT, one code after the other and all that can be drawn at once."""
+    width = 24 if options.quick else 64
+    torch.manual_seed(0)
+    gpt = GPT(vocab_size=1024, block_size=512, n_layer=2, n_head=2, n_embd=64).eval()
+    c, steps, codes = torch.randint(1024, (1, 16, width)), {}, {}
+
+    def run(waves: bool) -> None:
+        def count(step: int, _: Tensor) -> None:
+            steps[waves] = step + 1
+
+        one = image_generators(0, [0])
+        codes[waves] = sample_window(gpt, c, wavefront=waves, generator=one, callback=count)
+
+    seconds = in_turn(options.repeats, {"in turn": lambda: run(False), "wavefront": lambda: run(True)}, False)
+    assert torch.equal(codes[False], codes[True]), "the two draw different codes"
+    return [
+        row(f"16x{width} codes, {name}", taken, steps=steps[name == "wavefront"])
+        for name, taken in seconds.items()
+    ]
+
+
+def guidance(options: argparse.Namespace) -> list[Row]:
+    """Tokens after a class, top-k 100, float32: without guidance, at scale 1 and at scale 2."""
+    steps, layers, heads, channels = (32, 2, 4, 128) if options.quick else (256, 12, 12, 768)
+    torch.manual_seed(0)
+    gpt = GPT(vocab_size=1024, block_size=512, n_layer=layers, n_head=heads, n_embd=channels).eval()
+    rows: list[Row] = []
+    for batch in (8, 1):
+        prefix, null = torch.zeros(batch, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64)
+
+        def draw(prefix: Tensor = prefix, **settings: object) -> Tensor:
+            return sample_tokens(gpt, prefix, steps, top_k=100, **settings)
+
+        seconds = in_turn(options.repeats, {
+            "no guidance": draw,
+            "scale 1": lambda draw=draw, null=null: draw(guidance=1.0, null_prefix=null),
+            "scale 2": lambda draw=draw, null=null: draw(guidance=2.0, null_prefix=null),
+        }, warm_up=False)
+        plain = seconds["no guidance"]
+        rows += [
+            row(
+                f"{steps} tokens, batch {batch}, {name}", taken,
+                times_plain=median(new / old for old, new in zip(plain, taken, strict=True)),
+            )
+            for name, taken in seconds.items()
+        ]
+    return rows
+
+
+TILES = """
+import sys, time
+from pathlib import Path
+import torch
+from taming.config import instantiate_from_config
+from taming.modules.diffusionmodules.tiled import decode
+torch.set_num_threads(int(sys.argv[5]))
+params = {"ddconfig": eval(sys.argv[1]), "n_embed": 1024, "embed_dim": 256, "lossconfig": eval(sys.argv[2])}
+model = instantiate_from_config({"target": "taming.models.vqgan.VQModel", "params": params}).eval()
+codes = torch.randint(1024, (1, int(sys.argv[3]) // 16, int(sys.argv[4]) // 16))
+start = time.perf_counter()
+with torch.no_grad():
+    model.decode_code(codes)
+seconds = time.perf_counter() - start
+peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+print(seconds, int(peak.split()[1]) * 1024 / 1e9)
+"""
+
+
+def tiles(options: argparse.Namespace) -> list[Row]:
+    """A large picture through the f = 16 VQGAN in a process of its own, once: time and its highest memory."""
+    sizes = [(256, 256)] if options.quick else [(512, 1024), (1024, 4096)]
+    rows = []
+    for height, width in sizes:
+        arguments = repr(F16), repr(NO_LOSS), str(height), str(width), str(torch.get_num_threads())
+        command = [sys.executable, "-c", TILES, *arguments]
+        found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
+        what = f"decode {width}x{height} pixels"
+        rows.append(row(what, [float(found[0])], peak_gb=float(found[1])))
+    return rows
+
+
 @torch.no_grad()
 def autoencoder(options: argparse.Namespace) -> list[Row]:
     """Pictures to codes and back through the f = 16 VQGAN with 128 channels, float32."""
@@ -218,7 +285,10 @@ def training(options: argparse.Namespace) -> list[Row]:
 
 # ---- the command
 
-PARTS = {"floors": floors, "decode": decode, "autoencoder": autoencoder, "training": training}
+PARTS = {
+    "floors": floors, "decode": decode, "window": window, "wavefront": wavefront, "guidance": guidance,
+    "autoencoder": autoencoder, "tiles": tiles, "training": training,
+}
 
 
 def machine() -> Row:
