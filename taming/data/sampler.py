@@ -64,7 +64,8 @@ class BatchStream(Sampler[list[Pair]]):
     batches with number b together are a slice of it. With `drop_last` (the default) the images that do not
     fill a batch on every process are left out of that epoch; otherwise the last batch is smaller, and where W
     does not divide the images, a few from the permutation's start are repeated, since processes must run
-    equally many batches.
+    equally many batches. A data set may draw the permutation itself, `permutation(rng)`, to be read in an
+    order that suits its files.
 
     Iterating yields the batches from `start` to before `stop`, as lists of (epoch, index) pairs; `len` is N.
     """
@@ -80,6 +81,7 @@ class BatchStream(Sampler[list[Pair]]):
         world_size: int = 1,
     ) -> None:
         self.samples = len(dataset)
+        self._permutation = getattr(dataset, "permutation", None)
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
@@ -103,7 +105,8 @@ class BatchStream(Sampler[list[Pair]]):
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return this process's share of the epoch's permutation."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+        rng = np.random.default_rng((self.seed, epoch))
+        order = self._permutation(rng) if self._permutation else rng.permutation(self.samples)
         return order[_share(self.samples, self.rank, self.world_size, pad=not self.drop_last)]
 
 

@@ -1,0 +1,276 @@
+"""Data sets in tar shards: few large files instead of millions of small ones, on disk or behind http(s).
+
+A sample is what has one name up to the first dot: `a/0001.jpg`, `a/0001.cls`, `a/0001.txt`, as in the
+webdataset format. Shards are read in place, at any position, so that orders, sharding over
+processes and resuming are those of every other data set (`BatchStream`): nothing is read twice or left out.
+Nothing is executed or unpickled: members of other kinds than those below are left alone.
+
+N samples, H W pixels of the crop, L labels.
+"""
+
+import io
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taming.data.base import BadSample, Samples, read_placed
+from taming.data.custom import EXTENSIONS
+from taming.data.depth import read_depth
+from taming.data.paired import PairedTransform, Placement, Size
+from taming.data.segmented import check_same_size, read_ids
+from taming.data.shard_index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
+from taming.images import from_uint8
+
+logger = logging.getLogger(__name__)
+
+IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
+# What a sample can hold beside its image, by the key of items: the ending of the member.
+PARTS = {"class_label": "cls", "caption": "txt", "segmentation": "seg.png", "depth": "depth.png"}
+_OPEN = 64  # shards that a process keeps open
+
+
+class TarShards(Samples):
+    """Images in tar shards: items {"image": (H, W, 3) float32 in [-1, 1], "file_path_": str}, and as found
+
+        class_label: int, of `.cls`, a number in a text file; with names also "human_label", str.
+        caption: str, of `.txt`.
+        segmentation: ids (H, W) of `.seg.png`, or with `n_labels` one-hot (H, W, L) float32.
+        depth: (H, W, 1) float32 in [-1, 1], of `.depth.png`, packed as in `taming.data.depth`.
+        coord: if asked for, as ImagePaths gives it.
+
+    `scripts/make_shards.py` packs a folder. An index beside each shard (`x.tar.json`, which that command
+    writes) spares the search through it; one that does not fit its shard is not used.
+
+    Args:
+        shards: a folder, a file, an http(s) address, or a list of these; files and addresses may have
+            number ranges, `train-{000..146}.tar`, and files wildcards.
+        size, random_crop, crop_size, flip, coord: as ImagePaths.
+        keys: what items hold besides the image, of class_label, caption, segmentation and depth; by default
+            all that every sample has.
+        n_labels: number of labels: ids are checked, and become one-hot vectors.
+        classes_from: text file with a class name a line; by default `classes.txt` beside the first shard.
+        mixed_shards: how many shards are shuffled together and read at a time, for slow disks and for
+            addresses; by default all, the best mixture.
+        cache_dir: where shards are put that come from addresses: each as a whole, when it is first needed.
+        max_bad_fraction: share of bad samples that is tolerated.
+
+    Raises:
+        FileNotFoundError: no such shard.
+        ValueError: a broken shard, an address without cache_dir, no images, a key that some sample lacks.
+    """
+
+    def __init__(
+        self,
+        shards: str | os.PathLike | Sequence[str | os.PathLike],
+        size: Size = None,
+        random_crop: bool = False,
+        *,
+        crop_size: Size = None,
+        flip: bool = False,
+        coord: bool = False,
+        keys: Sequence[str] | None = None,
+        n_labels: int | None = None,
+        classes_from: str | os.PathLike | None = None,
+        mixed_shards: int | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__(max_bad_fraction)
+        self.shards = expand(shards)
+        if cache_dir is None and any(map(is_address, self.shards)):
+            raise ValueError(f"{self.shards[0]} is an address: set cache_dir to a folder for the shards")
+        if mixed_shards is not None and mixed_shards < 1:
+            raise ValueError(f"mixed_shards is {mixed_shards}; give at least 1, or null for all")
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.coord, self.n_labels, self.mixed_shards = coord, n_labels, mixed_shards
+        self._sizes: list[int] = []  # bytes, of each shard
+        self._names: np.ndarray  # (N,) the samples, utf-8
+        self._shard: np.ndarray  # (N,) the number of each one's shard
+        self._where: dict[str, np.ndarray]  # (N, 2) offset and size of a part in bytes; size -1: none
+        self._image: np.ndarray  # (N,) number of the image's ending in IMAGES
+        self._collect()
+        self.keys = self._chosen(keys)
+        self.class_names = _class_names(classes_from, self.shards[0])
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the last used last
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}  # another process opens its own
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw the order of an epoch, (N,); of `mixed_shards` shards, drawn at random, at a time."""
+        if self.mixed_shards is None:
+            return rng.permutation(len(self))
+        order = rng.permutation(len(self.shards))
+        windows = [order[i:i + self.mixed_shards] for i in range(0, len(order), self.mixed_shards)]
+        members = [np.flatnonzero(np.isin(self._shard, window)) for window in windows]
+        return np.concatenate([rng.permutation(indices) for indices in members])
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        name = self._names[index].decode()
+        ending = IMAGES[self._image[index]]
+        path = f"{self.shards[self._shard[index]]}/{name}.{ending}"
+        pixels, placement = read_placed(path, self.transform, self._part(index, "image", path))
+        item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": path}  # (H, W, 3)
+        if self.coord:
+            item["coord"] = placement.coord()
+        for key in self.keys:
+            part = self._part(index, key, f"{self.shards[self._shard[index]]}/{name}.{PARTS[key]}")
+            item |= self._decode(key, part, placement)
+        return item
+
+    def _decode(self, key: str, part: "_Member", placement: Placement) -> dict[str, Any]:
+        """Turn the bytes of a part into what items hold."""
+        if key == "depth":
+            plane = read_depth(part)
+            check_same_size("depth", str(part), plane, placement)
+            return {"depth": placement.plane(plane)[..., None]}
+        if key == "segmentation":
+            ids = read_ids(part)
+            check_same_size("segmentation", str(part), ids, placement)
+            return {"segmentation": self._encode(placement.mask(ids), part)}
+        try:
+            text = part.getvalue().decode().strip()
+            if key == "caption":
+                return {"caption": text}
+            number = int(text)
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise BadSample(f"{part} holds no {'number' if key == 'class_label' else 'text'}") from error
+        if not self.class_names:
+            return {"class_label": number}
+        if not 0 <= number < len(self.class_names):
+            raise BadSample(f"{part} says class {number}, but there are {len(self.class_names)} class names")
+        return {"class_label": number, "human_label": self.class_names[number]}
+
+    def _encode(self, ids: np.ndarray, part: "_Member") -> np.ndarray:
+        if self.n_labels is None:
+            return ids
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.n_labels:
+            raise BadSample(
+                f"{part} holds label ids from {ids.min()} to {ids.max()}, but n_labels={self.n_labels} "
+                f"allows 0 to {self.n_labels - 1}: raise n_labels"
+            )
+        return np.eye(self.n_labels, dtype=np.float32)[ids]  # (H, W, L)
+
+    # ---- bytes
+
+    def _part(self, index: int, key: str, name: str) -> "_Member":
+        """Read a part of a sample."""
+        number = int(self._shard[index])
+        offset, size = map(int, self._where[key][index])
+        data = os.pread(self._file(number), size, offset)
+        if len(data) < size:
+            raise BadSample(f"{name}: the shard ends early; fetch or pack it again")
+        return _Member(data, name)
+
+    def _file(self, number: int) -> int:
+        """Open a shard, which is fetched if it is an address; return its descriptor."""
+        if number in self._files:
+            self._files.move_to_end(number)
+            return self._files[number]
+        path = self.shards[number]
+        if is_address(path):
+            path = fetch(path, self.cache_dir, self._sizes[number])
+        self._files[number] = os.open(path, os.O_RDONLY)
+        if len(self._files) > _OPEN:
+            os.close(self._files.popitem(last=False)[1])
+        return self._files[number]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    # ---- the index
+
+    def _collect(self) -> None:
+        """Look into every shard, or its index."""
+        names: list[bytes] = []
+        shard, image = [], []
+        where: dict[str, list[tuple[int, int]]] = {key: [] for key in ("image", *PARTS)}
+        left_alone: set[str] = set()
+        for number, path in enumerate(self.shards):
+            index = index_of(path, self.cache_dir)
+            self._sizes.append(index.size)
+            samples = _samples_of(index, path)
+            for name, parts in samples.items():
+                ending = next((ending for ending in parts if ending in IMAGES), None)
+                left_alone |= set(parts) - {*PARTS.values(), ending}
+                if ending is None:
+                    continue
+                names.append(name.encode())
+                shard.append(number)
+                image.append(IMAGES.index(ending))
+                where["image"].append(parts[ending])
+                for key, part in PARTS.items():
+                    where[key].append(parts.get(part, (0, -1)))
+        if not names:
+            more = " ..." if len(self.shards) > 1 else ""
+            raise ValueError(f"{self.shards[0]}{more} holds no images ({', '.join(IMAGES)})")
+        if left_alone:
+            logger.info("members of %s are not read: .%s", self.shards[0], ", .".join(sorted(left_alone)))
+        self._names, self._shard = np.array(names), np.array(shard, np.int32)
+        self._image = np.array(image, np.int8)
+        self._where = {key: np.array(places, np.int64) for key, places in where.items()}
+
+    def _chosen(self, keys: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the keys asked for, which every sample must have, or else all that every sample has."""
+        missing = {key: np.flatnonzero(self._where[key][:, 1] < 0) for key in PARTS}
+        if keys is None:
+            return tuple(key for key in PARTS if not len(missing[key]))
+        for key in keys:
+            if key not in PARTS:
+                raise ValueError(f"keys name {key!r}; choose from {', '.join(PARTS)}")
+            if len(missing[key]):
+                first = missing[key][0]
+                raise ValueError(
+                    f"{len(missing[key])} of {len(self)} samples have no .{PARTS[key]} for the key {key}, "
+                    f"such as {self._names[first].decode()} in {self.shards[self._shard[first]]}"
+                )
+        return tuple(keys)
+
+
+class _Member(io.BytesIO):
+    """The bytes of a member of a shard; messages name it."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def _samples_of(index: Index, shard: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Group the members of a shard: {name of the sample: {ending: (offset, size)}}."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for member, offset, size in index.members:
+        folder, _, base = member.rpartition("/")
+        stem, dot, ending = base.partition(".")
+        if not stem or not dot:  # hidden files, and files without an ending
+            continue
+        parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        if parts.setdefault(ending.lower(), (offset, size)) != (offset, size):
+            raise ShardError(f"shard {shard} is broken: it holds {member} twice; pack it again")
+    return samples
+
+
+def _class_names(classes_from: str | os.PathLike | None, first_shard: str) -> list[str]:
+    """Read the names of the classes; none where there is no file."""
+    if classes_from is None:
+        if is_address(first_shard):
+            return []
+        classes_from = Path(local_copy(first_shard)).with_name("classes.txt")
+        if not classes_from.is_file():
+            return []
+    path = Path(classes_from)
+    if not path.is_file():
+        raise FileNotFoundError(f"class name file {path} does not exist")
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
