@@ -49,6 +49,8 @@ class VQModel(ImageModel):
         betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
+        # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
+        self.decode_memory: int | None = None
         if ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
         self.image_key, self.betas = image_key, tuple(betas)
@@ -92,8 +94,11 @@ class VQModel(ImageModel):
             return self.quant_conv(self.encoder(x))
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W); in use, large ones in tiles."""
-        return tiled.decode(self.decoder, self.post_quant_conv(quant))
+        """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W).
+
+        Without gradients, in eval mode, large ones are decoded in tiles: see `decode_memory`.
+        """
+        return tiled.decode(self.decoder, self.post_quant_conv(quant), self.decode_memory)
 
     def decode_code(self, code_b: Tensor) -> Tensor:
         """Codebook indices (B, h, w), or (B, N) of a square grid, to images (B, C, H, W)."""
@@ -313,7 +318,7 @@ class VQSegmentationModel(VQNoDiscModel):
     """
 
     def __init__(self, n_labels: int, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"colorize_nlabels": n_labels, **kwargs})
         found = self.encoder.conv_in.in_channels, self.decoder.conv_out.out_channels
         if found != (n_labels, n_labels):
             raise ValueError(
@@ -321,7 +326,6 @@ class VQSegmentationModel(VQNoDiscModel):
                 "all three are the number of labels"
             )
         self.n_labels = n_labels
-        self.register_buffer("colorize", palette(n_labels))
 
     def get_input(self, batch: dict, key: str) -> Tensor:
         """Entry `key` of a batch as one-hot maps (B, n_labels, H, W), float32."""

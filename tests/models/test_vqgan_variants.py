@@ -35,11 +35,11 @@ def gumbel(**arguments):
 
 
 BUILD = {
-    "EMAVQ": lambda: EMAVQ(ddconfig(), DISC, 16, 4),
+    "EMAVQ": lambda **more: EMAVQ(ddconfig(), DISC, 16, 4, **more),
     "GumbelVQ": gumbel,
-    "VQNoDiscModel": lambda: VQNoDiscModel(ddconfig(), PLAIN, 16, 4),
-    "VQSegmentationModel": lambda: VQSegmentationModel(
-        5, ddconfig(5), BCE, 16, 4, image_key="segmentation"
+    "VQNoDiscModel": lambda **more: VQNoDiscModel(ddconfig(), PLAIN, 16, 4, **more),
+    "VQSegmentationModel": lambda **more: VQSegmentationModel(
+        5, ddconfig(5), BCE, 16, 4, image_key="segmentation", **more
     ),
 }
 
@@ -83,8 +83,7 @@ def test_it_trains_validates_and_its_codes_decode_to_what_decode_gives(name, tmp
     torch.testing.assert_close(decoded, want, rtol=1e-4, atol=1e-4)
 
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    copy = BUILD[name]()
-    copy.init_from_ckpt(tmp_path / "last.ckpt")
+    copy = BUILD[name](ckpt_path=str(tmp_path / "last.ckpt"))
     with torch.no_grad():
         torch.testing.assert_close(copy.eval().encode(x)[0], quant)
 
