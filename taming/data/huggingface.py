@@ -1,0 +1,173 @@
+"""Data sets of the Hugging Face library: local parquet files, or a name on the hub. H W pixels."""
+
+import glob
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from taming.data.base import BadSample, Samples, read_placed
+from taming.data.paired import PairedTransform, Size
+from taming.images import from_uint8
+
+PARQUET = ".parquet"
+
+
+class HuggingFaceImages(Samples):
+    """Images of a table: items {"image": (H, W, 3) float32 in [-1, 1], "file_path_": str}, and as asked for
+
+        class_label: int; "human_label", str, where the table names its classes.
+        caption: str; of a list of captions the first.
+
+    Rows are read at any position, so orders, sharding over processes and resuming are those of every other
+    data set. Needs the package `datasets`, the extra `data`.
+
+    Args:
+        path: a parquet file, a folder of these, a pattern, or a name on the hub, such as "cifar10"; what
+            exists here is never looked for there.
+        split: of a name on the hub, "train" or "validation[:10%]" for instance; of files too, if they are
+            named like train-00000-of-00010.parquet.
+        size, random_crop, crop_size, flip, coord: as ImagePaths.
+        image_column, label_column, caption_column: where the table has these; no label and no caption if
+            None.
+        name: configuration of the data set on the hub.
+        revision: of the data set on the hub: a branch, tag or commit.
+        cache_dir: where the library puts what it downloads and converts.
+        max_bad_fraction: share of bad samples that is tolerated.
+
+    Raises:
+        FileNotFoundError: no such files, and no such name.
+        ValueError: the package is not installed; a column that the table lacks, or that holds something else.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        split: str = "train",
+        size: Size = None,
+        random_crop: bool = False,
+        *,
+        crop_size: Size = None,
+        flip: bool = False,
+        coord: bool = False,
+        image_column: str = "image",
+        label_column: str | None = None,
+        caption_column: str | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__(max_bad_fraction)
+        self.source = f"{os.fspath(path)}[{split}]"
+        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.coord = coord
+        self.columns = {"image": image_column, "class_label": label_column, "caption": caption_column}
+        table = _load(os.fspath(path), split, name, revision, cache_dir)
+        wanted = [column for column in self.columns.values() if column is not None]
+        missing = [column for column in wanted if column not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"{self.source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}: "
+                "set image_column, label_column or caption_column"
+            )
+        self.class_names = list(getattr(table.features.get(label_column), "names", None) or [])
+        self.table = _undecoded(table.select_columns(wanted), image_column, self.source)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        row = self.table[index]
+        cell = row[self.columns["image"]]
+        place = f"{self.source}, row {index}"
+        if not cell or not (cell.get("bytes") or cell.get("path")):
+            raise BadSample(f"{place} holds no image")
+        data = cell.get("bytes")
+        file = io.BytesIO(data) if data else open(cell["path"], "rb")
+        with file:
+            pixels, placement = read_placed(place, self.transform, file)
+        item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": place}  # (H, W, 3)
+        if self.coord:
+            item["coord"] = placement.coord()
+        return item | self._words(row, place)
+
+    def _words(self, row: dict[str, Any], place: str) -> dict[str, Any]:
+        """Label and caption of a row, as asked for."""
+        words: dict[str, Any] = {}
+        if label := self.columns["class_label"]:
+            if not isinstance(row[label], int | np.integer) or row[label] < 0:
+                raise BadSample(f"{place} has the label {row[label]!r}, which is no class number")
+            words["class_label"] = int(row[label])
+            if self.class_names:
+                words["human_label"] = self.class_names[row[label]]
+        if caption := self.columns["caption"]:
+            text = row[caption]
+            text = text[0] if isinstance(text, Sequence) and not isinstance(text, str) and text else text
+            if not isinstance(text, str):
+                raise BadSample(f"{place} has no caption in {caption}")
+            words["caption"] = text
+        return words
+
+
+def _load(
+    path: str, split: str, name: str | None, revision: str | None, cache_dir: str | os.PathLike | None
+) -> Any:
+    """Open the table: of local files without the network, else of the hub."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("HuggingFaceImages needs the package datasets: pip install datasets") from error
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    files = _parquet_files(path)
+    if files:
+        chosen = _files_of_split(files, split)
+        return datasets.load_dataset("parquet", data_files={"train": chosen}, split="train", cache_dir=cache)
+    try:
+        return datasets.load_dataset(path, name, split=split, revision=revision, cache_dir=cache)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no parquet file {path} is here (working directory: {os.getcwd()}), and the hub cannot be asked "
+            f"for a data set of that name, or has none: {error}"
+        ) from error
+
+
+def _parquet_files(path: str) -> list[str]:
+    """List the parquet files that a path stands for, sorted; none if it is a name on the hub."""
+    if os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "**", f"*{PARQUET}"), recursive=True))
+        if not found:
+            raise FileNotFoundError(f"folder {path} holds no {PARQUET} files")
+        return found
+    found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    if not found and path.endswith(PARQUET):
+        raise FileNotFoundError(f"parquet file {path} does not exist (working directory: {os.getcwd()})")
+    return found
+
+
+def _files_of_split(files: list[str], split: str) -> list[str]:
+    """Choose those named after a split, `train-00000-of-00010.parquet`; all if none is named after any."""
+    names = {file: os.path.basename(file).removesuffix(PARQUET).split("-")[0] for file in files}
+    chosen = [file for file in files if names[file] == split]
+    if chosen or not set(names.values()) & {"train", "validation", "test"}:
+        return chosen or files
+    raise ValueError(
+        f"none of {len(files)} parquet files is of the split {split!r}; there are: "
+        f"{', '.join(sorted(set(names.values())))}"
+    )
+
+
+def _undecoded(table: Any, column: str, source: str) -> Any:
+    """Have the library give the bytes of images: they are decoded here, once it is known how large."""
+    import datasets
+
+    feature = table.features[column]
+    if isinstance(feature, datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    if isinstance(feature, dict) and {"bytes", "path"} & set(feature):
+        return table
+    if str(getattr(feature, "dtype", "")) in ("binary", "large_binary"):
+        return table.cast_column(column, datasets.Image(decode=False))
+    raise ValueError(f"column {column} of {source} holds {feature}, not images")
