@@ -120,6 +120,8 @@ def test_the_vqgan_decodes_large_grids_in_tiles(monkeypatch):
     got = model.decode_code(codes)
     assert [tuple(z.shape) for z in seen] == [(1, 8, 7, 17)]
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    model.decode_memory = 2**30
+    assert torch.equal(model.decode_code(codes), want) and len(seen) == 1
 
 
 MEASURE = """
