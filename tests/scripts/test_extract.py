@@ -51,7 +51,8 @@ def test_label_maps(photos, tmp_path, monkeypatch, capsys):
     arguments = [str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
     assert extract_segmentation.main(arguments) == 0
     assert "3 label maps made" in (printed := capsys.readouterr().out) and "n_labels: 2" in printed
-    assert [np.unique(Image.open(tmp_path / "out" / f"{i}.png")).tolist() for i in range(3)] == [[0], [0], [1]]
+    values = [np.unique(Image.open(tmp_path / "out" / f"{i}.png")).tolist() for i in range(3)]
+    assert values == [[0], [0], [1]]
     assert (tmp_path / "out" / "labels.txt").read_text() == "dark\nbright\n"
 
 
