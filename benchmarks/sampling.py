@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast it samples, codes pictures and trains, beside the 2021 sampler and beside what the machine can do.
 
-    python benchmarks/sampling.py                       all parts, some minutes on two cores
+    python benchmarks/sampling.py                       all parts, half an hour on two cores
     python benchmarks/sampling.py --quick floors decode   small sizes, two parts
 
 What is compared runs in turn, in one process and over the same weights, and medians are shown, since other
