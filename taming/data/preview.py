@@ -141,7 +141,7 @@ def _names_of_labels(key: str, values: np.ndarray, dataset: Any) -> list[str]:
     names = getattr(dataset, "labels", None)
     names = names if isinstance(names, tuple | list) and len(names) >= len(share) else range(len(share))
     largest = [number for number in np.argsort(-share, kind="stable")[:_NAMES] if share[number] > 0]
-    return [f"{key}: " + ", ".join(f"{names[number]} {100 * share[number]:.0f} %" for number in largest)]
+    return [f"{key}: " + ", ".join(f"{names[number]} ({100 * share[number]:.0f} %)" for number in largest)]
 
 
 def _draw_boxes(

@@ -42,7 +42,7 @@ def test_ids_texts_and_paths():
     assert list(pictures) == ["image", "segmentation"]
     assert len(np.unique(pixels(pictures["segmentation"]).reshape(-1, 3), axis=0)) == 2
     assert lines == [
-        "segmentation: 0 50 %, 3 50 %", "file_path_: c/d.png", "caption: two trees",
+        "segmentation: 0 (50 %), 3 (50 %)", "file_path_: c/d.png", "caption: two trees",
         "tokens: 0 1 2 3 4 5 ... (int64 40)",
     ]
 
