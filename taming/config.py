@@ -69,7 +69,9 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("torchmetrics", "eval"),
     ("torch_fidelity", "eval"),
     ("gradio", "demo"),
-    ("webdataset", "data"),
+    ("datasets", "data"),
+    ("lmdb", "data"),
+    ("transformers", "extract"),
     ("huggingface_hub", "hub"),
 )
 
