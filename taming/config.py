@@ -71,7 +71,7 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("gradio", "demo"),
     ("datasets", "data"),
     ("lmdb", "data"),
-    ("transformers", "extract"),
+    ("transformers", "data"),
     ("huggingface_hub", "hub"),
 )
 
