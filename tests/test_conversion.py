@@ -65,7 +65,7 @@ def assert_equal(one, other):
 def test_a_file_of_2021_to_a_folder_and_back(tmp_path, caplog):
     config = OmegaConf.create({"model": LEGACY_MODEL, "data": {"target": "gone.Data"}})
     OmegaConf.save(config, tmp_path / "x.yaml")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="taming.checkpoint"):
         written = convert(LEGACY, tmp_path / "vqgan", tmp_path / "x.yaml")
     assert written == [tmp_path / "vqgan/model.safetensors", tmp_path / "vqgan/config.yaml"]
     assert "ignored" in caplog.text and "loss.perceptual_loss" in caplog.text
