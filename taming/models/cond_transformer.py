@@ -3,9 +3,7 @@
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
 """
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +11,22 @@ from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
+from taming.models.stages import (
+    UNCONDITIONAL,
+    Size,
+    build_cond_stage,
+    build_first_stage,
+    check_null_token,
+    check_sizes,
+    condition_sizes,
+    is_list,
+)
 from taming.modules.transformer.permuter import Identity
-from taming.modules.util import SOSProvider
 from taming.sampling import filter_logits, sample_tokens, sample_window
 from taming.sampling.filters import Number
 from taming.sampling.settings import Setting
 
-logger = logging.getLogger(__name__)
-
-UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+Condition = Tensor | Sequence[Tensor | None]
 
 
 class Net2NetTransformer(ImageModel):
@@ -31,10 +36,11 @@ class Net2NetTransformer(ImageModel):
         transformer_config: `{target, params}` of the network, `GPT`.
         first_stage_config: of the VQGAN whose codes are modelled; its `ckpt_path` says where its weights are.
         cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token
-            alone, "__is_first_stage__" for the first stage itself.
+            alone, "__is_first_stage__" for the first stage itself; a list of these for several conditions at
+            once, whose tokens then stand one after the other.
         permuter_config: of the order of the codes; raster when None.
         ckpt_path: checkpoint of this whole model to start from, but for keys that begin with `ignore_keys`.
-        first_stage_key, cond_stage_key: entries of the batch.
+        first_stage_key, cond_stage_key: entries of the batch; as many of the latter as there are conditions.
         downsample_cond_size: side in pixels to which the condition is shrunk before it is encoded, or -1.
         pkeep: probability that an input code is kept in training; the others are replaced by random ones.
         sos_token: the start token of an unconditional model.
@@ -43,9 +49,11 @@ class Net2NetTransformer(ImageModel):
         weight_decay: AdamW's, on the weights of linear layers only.
         scheduler_config: of a callable from batches seen to a factor on the learning rate (warm-up, cosine).
         cond_dropout: probability that `null_token` replaces all condition tokens of an item in training; 0.1
-            is usual. Guidance (Ho and Salimans 2022) needs it.
+            is usual. Guidance (Ho and Salimans 2022) needs it. A list drops each condition on its own.
         null_token: the token that stands for no condition, which no condition uses: one more than there are
             classes or codes, for instance; `vocab_size` must count it.
+        cond_size: side, or [height, width], in pixels of a condition that is no picture of the image's size,
+            beside an image of the training size; a list where there are several conditions.
 
     Raises:
         ValueError: a vocabulary smaller than the codebook or the condition, or without the null token; a
@@ -54,12 +62,14 @@ class Net2NetTransformer(ImageModel):
     """
 
     def __init__(
-        self, transformer_config: dict, first_stage_config: dict, cond_stage_config: dict | str,
+        self, transformer_config: dict, first_stage_config: dict, cond_stage_config: dict | str | Sequence,
         permuter_config: dict | None = None, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
-        first_stage_key: str = "image", cond_stage_key: str = "depth", downsample_cond_size: int = -1,
+        first_stage_key: str = "image", cond_stage_key: str | Sequence[str] = "depth",
+        downsample_cond_size: int = -1,
         pkeep: float = 1.0, sos_token: int = 0, unconditional: bool = False, *, monitor: str | None = None,
-        weight_decay: float = 0.01, scheduler_config: dict | None = None, cond_dropout: float = 0.0,
-        null_token: int | None = None,
+        weight_decay: float = 0.01, scheduler_config: dict | None = None,
+        cond_dropout: float | Sequence[float] = 0.0, null_token: int | None = None,
+        cond_size: int | Sequence | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
@@ -68,62 +78,35 @@ class Net2NetTransformer(ImageModel):
         self.first_stage_key = first_stage_key
         self.cond_stage_key = first_stage_key if self.be_unconditional else cond_stage_key
         self.downsample_cond_size = downsample_cond_size
-        self.first_stage_model = _frozen(_build_stage(first_stage_config, "first_stage_config"))
-        if self.be_unconditional:
-            self.cond_stage_model = SOSProvider(sos_token)
-        elif cond_stage_config == FIRST_STAGE:
-            self.cond_stage_model = self.first_stage_model
-        else:
-            self.cond_stage_model = _frozen(_build_stage(cond_stage_config, "cond_stage_config"))
+        self.first_stage_model = build_first_stage(first_stage_config)
+        cond_stage_config = UNCONDITIONAL if self.be_unconditional else cond_stage_config
+        self.cond_stage_model = build_cond_stage(cond_stage_config, self.first_stage_model, sos_token)
         self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
         self.transformer = instantiate_from_config(transformer_config)
-        self._check_sizes()
-        self._check_null_token()
+        stages, several = self.cond_stages, isinstance(self.cond_stage_model, nn.ModuleList)
+        if is_list(self.cond_stage_key) != several or (several and len(self.cond_stage_key) != len(stages)):
+            raise ValueError(
+                f"cond_stage_key: {self.cond_stage_key}, but {len(stages)} condition stages: a list of "
+                "stages needs a list of as many keys"
+            )
+        resolution = getattr(self.first_stage_model, "resolution", None)
+        self.cond_sizes = condition_sizes(cond_size, downsample_cond_size, resolution, len(stages))
+        config = self.transformer.config
+        check_sizes(config, self.first_stage_model, stages, self.cond_sizes)
+        check_null_token(null_token, cond_dropout, config.vocab_size, stages)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def _check_sizes(self) -> None:
-        """Both numbers and the fix, where vocabulary or block size cannot hold what the stages give."""
-        vocabulary, block = self.transformer.config.vocab_size, self.transformer.config.block_size
-        for stage, what in ((self.first_stage_model, "first stage"), (self.cond_stage_model, "condition")):
-            tokens = getattr(stage, "n_tokens", None)
-            if tokens is not None and tokens > vocabulary:
-                raise ValueError(
-                    f"vocab_size: {vocabulary} of the transformer is smaller than the {what}'s {tokens} "
-                    f"tokens: set transformer_config.params.vocab_size to at least {tokens}"
-                )
-        resolution = getattr(self.first_stage_model, "resolution", None)
-        if resolution is None or not hasattr(self.cond_stage_model, "token_count"):
-            return
-        grid = self.first_stage_model.token_count(resolution, resolution)
-        seen = self.downsample_cond_size if self.downsample_cond_size > -1 else resolution
-        condition = self.cond_stage_model.token_count(seen, seen)
-        if block < condition + grid - 1:
-            raise ValueError(
-                f"block_size: {block} of the transformer is too short for {condition} condition tokens and "
-                f"{grid} image codes at {resolution} pixels: set transformer_config.params.block_size to at "
-                f"least {condition + grid - 1} (condition + codes - 1)"
-            )
+    @property
+    def cond_stages(self) -> list[nn.Module]:
+        """The condition stages, one or several."""
+        stage = self.cond_stage_model
+        return list(stage) if isinstance(stage, nn.ModuleList) else [stage]
 
-    def _check_null_token(self) -> None:
-        """Errors of what was asked for, a warning where a condition could hold the null token."""
-        if not 0.0 <= self.cond_dropout <= 1.0:
-            raise ValueError(f"cond_dropout: {self.cond_dropout} is no probability, 0 to 1")
-        if self.cond_dropout > 0 and self.be_unconditional:
-            raise ValueError(f"cond_dropout: {self.cond_dropout}, but the model has no condition to drop")
-        token, vocabulary = self.null_token, self.transformer.config.vocab_size
-        if token is None:
-            if self.cond_dropout > 0:
-                raise ValueError(f"cond_dropout: {self.cond_dropout} needs null_token, a token not in use")
-            return
-        if not 0 <= token < vocabulary:
-            raise ValueError(
-                f"null_token: {token} is outside the transformer's vocab_size: {vocabulary}: set "
-                f"transformer_config.params.vocab_size to at least {token + 1}, or take another token"
-            )
-        used = getattr(self.cond_stage_model, "n_tokens", None)
-        if used is not None and token < used:
-            logger.warning("null_token: %d is one of the condition's %d tokens as well", token, used)
+    @property
+    def cond_keys(self) -> list[str]:
+        """The entry of the batch of each condition stage."""
+        return list(self.cond_stage_key) if is_list(self.cond_stage_key) else [self.cond_stage_key]
 
     def train(self, mode: bool = True) -> "Net2NetTransformer":
         """Switch the transformer; the stages are frozen and stay in eval mode."""
@@ -142,13 +125,55 @@ class Net2NetTransformer(ImageModel):
         return quant, self.permuter(info[2].view(x.shape[0], -1))
 
     @torch.no_grad()
-    def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The condition, as the batch has it, to (quant, tokens (B, M))."""
-        if self.downsample_cond_size > -1:
-            c = F.interpolate(c, size=(self.downsample_cond_size, self.downsample_cond_size))
-        with torch.autocast(c.device.type, enabled=False):
-            quant, _, info = self.cond_stage_model.encode(c)
-        return quant, info[2].view(c.shape[0], -1)
+    def encode_to_c(self, c: Condition) -> tuple[Tensor | list[Tensor], Tensor]:
+        """The condition, as the batch has it, to (quant, tokens (B, M)); of several, a list of quants."""
+        encoded = self._encode_each(c)
+        quants = [quant for quant, _ in encoded]
+        tokens = torch.cat([tokens.flatten(1) for _, tokens in encoded], dim=1)
+        return quants if isinstance(self.cond_stage_model, nn.ModuleList) else quants[0], tokens
+
+    @torch.no_grad()
+    def encode_conditions(self, c: Condition, size: Size | None = None) -> list[Tensor]:
+        """Each condition as `generate` takes it: codes (B, h, w) of pictures, else tokens (B, M).
+
+        Of several conditions, those that are None become null tokens, for an image of `size` (H, W) pixels.
+
+        Raises:
+            ValueError: a None, but the model has no null token; all are None.
+        """
+        return [tokens for _, tokens in self._encode_each(c, size)]
+
+    def _encode_each(self, c: Condition, size: Size | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Quant and tokens, (B, h, w) or (B, M), of each condition."""
+        values = [c] if torch.is_tensor(c) else list(c)
+        given = [value for value in values if value is not None]
+        if len(values) != len(self.cond_stages) or not given:
+            raise ValueError(f"{len(given)} conditions are given, but the model has {len(self.cond_stages)}")
+        encoded = []
+        for value, stage, trained in zip(values, self.cond_stages, self.cond_sizes, strict=True):
+            if value is None:
+                encoded.append((None, self._null_tokens(stage, trained, size, given[0])))
+                continue
+            if self.downsample_cond_size > -1:
+                value = F.interpolate(value, size=(self.downsample_cond_size, self.downsample_cond_size))
+            with torch.autocast(value.device.type, enabled=False):
+                quant, _, info = stage.encode(value)
+            shape = quant.shape[2:] if quant.ndim == 4 else (-1,)
+            encoded.append((quant, info[2].view(len(value), *shape)))
+        return encoded
+
+    def _null_tokens(self, stage: nn.Module, trained: Size, size: Size | None, like: Tensor) -> Tensor:
+        """Null tokens in place of a condition, (B, h, w) or (B, M)."""
+        if self.null_token is None or not hasattr(stage, "token_count"):
+            raise ValueError(
+                f"a condition ({type(stage).__name__}) is missing, and the model has no token for none: "
+                "train it with cond_dropout and null_token"
+            )
+        side = self.first_stage_model.resolution
+        height, width = (n * own // side for n, own in zip(size or (side, side), trained, strict=True))
+        factor = getattr(stage, "factor", None)
+        shape = (stage.token_count(height, width),) if factor is None else (height // factor, width // factor)
+        return torch.full((len(like), *shape), self.null_token, device=like.device)
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: tuple[int, int, int, int]) -> Tensor:
@@ -158,13 +183,13 @@ class Net2NetTransformer(ImageModel):
 
     # ---- training
 
-    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
         """Images and conditions to (logits (B, N, V), the codes (B, N) they should predict)."""
         _, target = self.encode_to_z(x)
-        _, condition = self.encode_to_c(c)
-        if self.training and self.cond_dropout > 0:
-            dropped = torch.rand(len(condition), 1, device=condition.device) < self.cond_dropout
-            condition = condition.masked_fill(dropped, self.null_token)
+        parts = [tokens.flatten(1) for tokens in self.encode_conditions(c)]
+        if self.training and self.null_token is not None:
+            parts = self._dropped(parts)
+        condition = torch.cat(parts, dim=1)
         codes = target
         if self.training and self.pkeep < 1.0:
             keep = torch.rand(codes.shape, device=codes.device) < self.pkeep
@@ -173,16 +198,31 @@ class Net2NetTransformer(ImageModel):
         logits, _ = self.transformer(tokens[:, :-1])
         return logits[:, condition.shape[1] - 1:], target  # the last condition token predicts the first code
 
+    def _dropped(self, parts: list[Tensor]) -> list[Tensor]:
+        """Condition tokens, (B, M) each, with null tokens in some rows: in all parts, or each on its own."""
+        each = is_list(self.cond_dropout)
+        rates = list(self.cond_dropout) if each else [self.cond_dropout]
+        numbers = torch.rand(len(parts[0]), len(rates), device=parts[0].device)  # (B, 1 or parts)
+        dropped = numbers < torch.tensor(rates, device=numbers.device)
+        return [
+            part.masked_fill(dropped[:, i : i + 1] if each else dropped, self.null_token)
+            for i, part in enumerate(parts)
+        ]
+
     def shared_step(self, batch: dict) -> Tensor:
         """Mean negative log-likelihood per code, in nats."""
         x, c = self.get_xc(batch)
         logits, target = self(x, c)
         return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
 
-    def get_xc(self, batch: dict, N: int | None = None) -> tuple[Tensor, Tensor]:
+    def get_xc(self, batch: dict, N: int | None = None) -> tuple[Tensor, Tensor | list[Tensor]]:
         """Images and conditions of the first N items of a batch, as the stages take them."""
-        x, c = self.get_input(batch, self.first_stage_key)[:N], self.get_input(batch, self.cond_stage_key)[:N]
-        return x, self.cond_stage_model.one_hot(c) if c.ndim == 3 else c  # label ids
+        x = self.get_input(batch, self.first_stage_key)[:N]
+        c = []
+        for key, stage in zip(self.cond_keys, self.cond_stages, strict=True):
+            value = self.get_input(batch, key)[:N]
+            c.append(stage.one_hot(value) if value.ndim == 3 else value)  # label ids
+        return x, c if is_list(self.cond_stage_key) else c[0]
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         loss = self.shared_step(batch)
@@ -244,45 +284,71 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def generate(
-        self, c_indices: Tensor, *, size: tuple[int, int] | None = None, stride: int = 1,
+        self, c_indices: Tensor | Sequence[Tensor], *, size: Size | None = None, stride: int = 1,
+        known: Tensor | None = None, mask: Tensor | None = None, wavefront: bool = False,
         temperature: Setting = 1.0, top_k: Number | None = None, top_p: Number | None = None,
         min_p: Number | None = None, guidance: Setting = 1.0, generator=None,
         callback: Callable[[int, Tensor], object] | None = None,
     ) -> Tensor:
-        """Draw whole images (B, C, H, W) in [-1, 1] given condition tokens (B, M), or codes (B, h, w).
+        """Draw whole images (B, C, H, W) in [-1, 1] given what `encode_conditions` gave, or tokens (B, M).
 
         `size` is (H, W) in pixels, the training size when None. Larger pictures are drawn through a window of
-        the training size that moves every `stride` codes, see `taming.sampling.sample_window`; the settings
-        are those of `taming.sampling.sample_tokens`. Guidance other than 1 needs a model with a `null_token`.
+        the training size that moves every `stride` codes, and so are pictures of which codes `known`
+        (B, h, w), in raster order, stay where `mask` (B, h, w) or (h, w) is True; see
+        `taming.sampling.sample_window`. The settings are those of `taming.sampling.sample_tokens`. Guidance
+        other than 1 needs a model with a `null_token`.
 
         Raises:
             ValueError: a size that is no multiple of f, or below the training size; a permuter other than
                 raster order, where the window has to move; guidance without a null token.
             taming.sampling.Cancelled: the callback returned False.
         """
-        window = self.latent_shape()
-        h, w = self.latent_shape(*size) if size else window
-        null = None if self.null_token is None else torch.full_like(c_indices, self.null_token)
-        settings = dict(
+        codes = self.draw_codes(
+            c_indices, size=size, stride=stride, known=known, mask=mask, wavefront=wavefront,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance,
-            generator=generator, callback=callback, n_codes=self.n_codes,
+            generator=generator, callback=callback,
         )
-        if (h, w) == window:
-            null = None if null is None else null.flatten(1)
-            codes = sample_tokens(
-                self.transformer, c_indices.flatten(1), h * w, null_prefix=null, **settings
+        return self.first_stage_model.decode_code(codes).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def draw_codes(
+        self, c_indices: Tensor | Sequence[Tensor], *, size: Size | None = None, stride: int = 1,
+        known: Tensor | None = None, mask: Tensor | None = None, wavefront: bool = False, **settings,
+    ) -> Tensor:
+        """The codes (B, h, w), in raster order, of the images that `generate` would draw."""
+        parts = [c_indices] if torch.is_tensor(c_indices) else list(c_indices)
+        window = self.latent_shape()
+        shape = self.latent_shape(*size) if size else window
+        null = None if self.null_token is None else [torch.full_like(part, self.null_token) for part in parts]
+        settings["n_codes"] = self.n_codes
+        if shape == window and known is None and not wavefront:
+            prefix, null = (
+                None if each is None else torch.cat([part.flatten(1) for part in each], dim=1)
+                for each in (parts, null)
             )
-        elif isinstance(self.permuter, Identity):
-            codes = sample_window(
-                self.transformer, c_indices, shape=(h, w), window=window, stride=stride, null_condition=null,
-                **settings,
-            ).flatten(1)
-        else:
+            steps = shape[0] * shape[1]
+            codes = sample_tokens(self.transformer, prefix, steps, null_prefix=null, **settings)
+            return self.permuter(codes, reverse=True).view(-1, *shape)
+        if not isinstance(self.permuter, Identity):
             raise ValueError(
                 f"the codes are in the order of {type(self.permuter).__name__}: a window can only slide over "
                 f"raster order; draw the training size, {window[0]}x{window[1]} codes"
             )
-        return self.decode_to_img(codes, (len(codes), -1, h, w)).clamp(-1.0, 1.0)
+        return sample_window(
+            self.transformer, parts, shape=shape, window=window, stride=stride, known=known, mask=mask,
+            wavefront=wavefront, null_condition=null, condition_windows=self._condition_windows(parts),
+            **settings,
+        )
+
+    def _condition_windows(self, parts: list[Tensor]) -> list[Size | None]:
+        """The training size in the grid of each condition; None for tokens."""
+        if len(parts) != len(self.cond_stages):
+            return [None] * len(parts)  # tokens of all conditions in one
+        factors = [getattr(stage, "factor", None) for stage in self.cond_stages]
+        return [
+            None if part.ndim == 2 or factor is None else (size[0] // factor, size[1] // factor)
+            for part, factor, size in zip(parts, factors, self.cond_sizes, strict=True)
+        ]
 
     @torch.no_grad()
     def log_images(
@@ -290,44 +356,37 @@ class Net2NetTransformer(ImageModel):
     ) -> dict[str, Tensor]:
         """The pictures worth looking at: inputs, reconstructions, samples from half the codes or none."""
         x, c = self.get_xc(batch, max_images)
-        x, c = x.to(self.device), c.to(self.device)
+        x, c = x.to(self.device), c.to(self.device) if torch.is_tensor(c) else [v.to(self.device) for v in c]
         quant, z = self.encode_to_z(x)
         _, condition = self.encode_to_c(c)
         half = z.shape[1] // 2
         top_k = None if top_k is None else min(top_k, self.n_codes or self.transformer.config.vocab_size)
         pictures = {"inputs": x, "reconstructions": self.decode_to_img(z, quant.shape)}
-        if c.ndim == 4 and self.cond_stage_key != self.first_stage_key:
-            if c.shape[1] not in (1, 3):
-                c = self.cond_stage_model.to_rgb(c)
-            pictures["conditioning"] = c
-        elif (layouts := self._draw_layouts(c, x)) is not None:
-            pictures["conditioning"] = layouts
+        for key, drawn in self.draw_conditions(c, x).items():
+            pictures["conditioning" if len(self.cond_keys) == 1 else f"conditioning_{key}"] = drawn
         for name, given in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
             drawn = self.sample(given, condition, z.shape[1] - given.shape[1], sample=True, top_k=top_k)
             pictures[name] = self.decode_to_img(drawn, quant.shape)
         return pictures
 
-    def _draw_layouts(self, c: Tensor, x: Tensor) -> Tensor | None:
+    def draw_conditions(self, c: Condition, x: Tensor) -> dict[str, Tensor]:
+        """Those conditions that can be drawn, by their keys, as pictures (B, 1 or 3, H, W) in [-1, 1]."""
+        values, drawn = [c] if torch.is_tensor(c) else c, {}
+        for key, stage, value in zip(self.cond_keys, self.cond_stages, values, strict=True):
+            if value is None or key == self.first_stage_key:
+                continue
+            if value.ndim == 4:
+                drawn[key] = value if value.shape[1] in (1, 3) else stage.to_rgb(value)
+            elif (layouts := self._draw_layouts(key, value, x)) is not None:
+                drawn[key] = layouts
+        return drawn
+
+    def _draw_layouts(self, key: str, c: Tensor, x: Tensor) -> Tensor | None:
         """Tokens (B, M) of object layouts as pictures as large as x, by the data set that made them."""
         module = getattr(self._trainer, "datamodule", None)
         for dataset in getattr(module, "datasets", {}).values():
             dataset = getattr(dataset, "data", dataset)  # of a WrappedDataset
-            if self.cond_stage_key in getattr(dataset, "conditional_builders", {}):
+            if key in getattr(dataset, "conditional_builders", {}):
                 height, width = x.shape[-2:]
-                return dataset.plot_conditionals(self.cond_stage_key, c, (width, height)).to(x)
+                return dataset.plot_conditionals(key, c, (width, height)).to(x)
         return None
-
-
-def _frozen(stage: nn.Module) -> nn.Module:
-    return stage.eval().requires_grad_(False)
-
-
-def _build_stage(config: dict, name: str) -> nn.Module:
-    """A first or condition stage; its checkpoint, where it names one, must be there."""
-    path = (config.get("params") or {}).get("ckpt_path")
-    if path is not None and not Path(path).exists():
-        raise FileNotFoundError(
-            f"{name}.params.ckpt_path: {path} does not exist. Train that stage first (for instance "
-            "python main.py --base configs/custom_vqgan.yaml -t), or name its checkpoint or run directory"
-        )
-    return instantiate_from_config(config)

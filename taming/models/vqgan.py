@@ -6,13 +6,13 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
 from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.label_maps import colored, one_hot_maps, palette
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.metrics import CodebookUsage, psnr, ssim
 from taming.modules.vqvae.quantize import Codebook, EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
@@ -205,14 +205,7 @@ class VQModel(ImageModel):
     def to_rgb(self, x: Tensor) -> Tensor:
         """Label maps (B, L, H, W) in arbitrary, fixed colours: (B, 3, H, W) in [-1, 1]."""
         colors = getattr(self, "colorize", None)
-        x = F.conv2d(x.float(), (palette(x.shape[1]) if colors is None else colors).to(x.device))
-        lowest, highest = x.aminmax()
-        return 2.0 * (x - lowest) / (highest - lowest).clamp_min(1e-8) - 1.0
-
-
-def palette(n_labels: int) -> Tensor:
-    """A colour for each label, (3, n_labels, 1, 1): arbitrary, and the same in every run."""
-    return torch.randn(3, n_labels, 1, 1, generator=torch.Generator().manual_seed(0))
+        return colored(x, palette(x.shape[1]) if colors is None else colors)
 
 
 class EMAVQ(VQModel):
@@ -333,15 +326,8 @@ class VQSegmentationModel(VQNoDiscModel):
         return self.one_hot(x) if x.ndim == 3 else x
 
     def one_hot(self, ids: Tensor) -> Tensor:
-        """Label ids (B, H, W) to maps (B, n_labels, H, W), float32, in channels-last memory.
-
-        Raises:
-            ValueError: an id that is no label.
-        """
-        lowest, highest = (int(bound) for bound in ids.aminmax())
-        if lowest < 0 or highest >= self.n_labels:
-            raise ValueError(f"label ids go from {lowest} to {highest}, but n_labels is {self.n_labels}")
-        return F.one_hot(ids.long(), self.n_labels).permute(0, 3, 1, 2).float()
+        """Label ids (B, H, W) to maps (B, n_labels, H, W); see `one_hot_maps`."""
+        return one_hot_maps(ids, self.n_labels)
 
     @torch.no_grad()
     def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 Esser et al. 2021, section 3.3: the transformer sees only as many codes as it was trained on, those of a
 window around the next position. B batch, H W latent grid, N codes of a window, M condition tokens before
-them, Q positions of a step, V vocabulary.
+them, h w condition grid, Q positions of a step, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +17,18 @@ from taming.sampling.filters import Number
 from taming.sampling.settings import Setting
 
 Position = tuple[int, int]  # row, column
+Condition = Tensor | Sequence[Tensor]
 
 
 @torch.no_grad()
 def sample_window(
-    transformer: CachedTransformer, condition: Tensor, *, shape: tuple[int, int] | None = None,
-    window: int | tuple[int, int] = 16, stride: int = 1, start: Position | None = None,
-    known: Tensor | None = None, mask: Tensor | None = None, wavefront: bool = False,
+    transformer: CachedTransformer, condition: Condition, *, shape: tuple[int, int] | None = None,
+    window: int | Position = 16, condition_windows: Sequence[Position | None] | None = None,
+    stride: int = 1, start: Position | None = None, known: Tensor | None = None,
+    mask: Tensor | None = None, wavefront: bool = False,
     temperature: Setting = 1.0, top_k: Number | None = None, top_p: Number | None = None,
     min_p: Number | None = None, greedy: bool = False, guidance: Setting = 1.0,
-    null_condition: Tensor | None = None, generator: Generators = None, callback: Callback | None = None,
+    null_condition: Condition | None = None, generator: Generators = None, callback: Callback | None = None,
     n_codes: int | None = None,
 ) -> Tensor:
     """Draw a grid of codes (B, H, W), each given the codes before it in a window that holds it.
@@ -36,10 +38,13 @@ def sample_window(
 
     Args:
         transformer: the network, in eval mode.
-        condition: a code for each position, (B, H, W), of which the transformer sees those of the window; or
-            tokens that it sees in every window, (B, M), such as a class or a start token.
-        shape: (H, W); needed where the condition is no grid.
+        condition: a grid of codes (B, h, w), of which the transformer sees those of the window; or tokens
+            that it sees in every window, (B, M), such as a class or a start token; or several of these, which
+            it sees one after the other.
+        shape: (H, W); needed where no condition is a grid of that shape.
         window: side, or (height, width), of the window that the transformer was trained on, in codes.
+        condition_windows: (height, width) of the window in the grid of each condition, where that is coarser
+            or finer than the codes, else None.
         stride: positions of a row that are drawn before the window moves; more is faster, and the last ones
             lie off the centre.
         start: the first position (row, column) to draw; those before it in raster order are known.
@@ -49,7 +54,7 @@ def sample_window(
             each of them a whole forward. For stride 1.
         temperature, top_k, top_p, min_p, greedy, guidance, n_codes: see `sample_tokens`. Schedules are asked
             for the position in raster order, row * W + column.
-        null_condition: null tokens in place of the condition, of its shape or with a batch of 1.
+        null_condition: null tokens in place of the condition, of its shapes or with a batch of 1.
         generator: one per image or a single one, see `sample_tokens`; a position's random number does not
             depend on the stride, the mask or the wavefront.
         callback: called after each step with its number (from 0) and the grid so far (B, H, W); if it returns
@@ -62,28 +67,32 @@ def sample_window(
         Cancelled: by the callback; it holds the grid so far.
     """
     sides = (window, window) if isinstance(window, int) else window
-    height, width = _grid_shape(condition, null_condition, shape, sides, stride, transformer.block_size)
+    given = _as_list(condition)
+    nulls = None if null_condition is None else _as_list(null_condition)
+    inner = [pair or sides for pair in condition_windows or [None] * len(given)]  # one for each condition
+    height, width = _grid_shape(given, inner, shape, sides, stride)
+    _check_conditions(given, nulls, inner, (height, width), sides, transformer.block_size)
     if wavefront and stride != 1:
         raise ValueError(f"wavefront draws with stride 1, not {stride}")
-    batch_size, device = len(condition), condition.device
+    batch_size, device = len(given[0]), given[0].device
     kept = _kept_positions((batch_size, height, width), start, known, mask).to(device)  # (B, H, W)
     codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
     if known is not None:
         codes = torch.where(kept, known.to(device), codes)
     choose = Chooser(
         batch_size, height * width, device, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        greedy=greedy, guidance=guidance, has_null=null_condition is not None, generator=generator,
+        greedy=greedy, guidance=guidance, has_null=nulls is not None, generator=generator,
         n_codes=n_codes,
     )
 
     def read(origin: Position, guided: bool) -> tuple[Tensor, int]:
         """What the transformer reads at a window, (B, M + N) or (2B, M + N), and M."""
-        rows, columns = (slice(first, first + side) for first, side in zip(origin, sides, strict=True))
-        parts = (condition, null_condition)[: 1 + guided]
-        parts = [part[:, rows, columns].flatten(1) if part.ndim == 3 else part for part in parts]
-        inside = codes[:, rows, columns].flatten(1)
-        parts = [torch.cat((part.expand(batch_size, -1), inside), dim=1) for part in parts]
-        return torch.cat(parts), parts[0].shape[1] - inside.shape[1]
+        inside = _cut(codes, origin, sides, sides)
+        halves = []
+        for parts in (given, nulls)[: 1 + guided]:
+            seen = [_cut(part, origin, sides, own) for part, own in zip(parts, inner, strict=True)]
+            halves.append(torch.cat([*(part.expand(batch_size, -1) for part in seen), inside], dim=1))
+        return torch.cat(halves), halves[0].shape[1] - inside.shape[1]
 
     todo = (~kept.all(0)).tolist()  # a position is drawn unless it is known in all images
     origins = _origins(height, width, sides, stride)
@@ -167,21 +176,27 @@ def _levels(todo: list[list[bool]], origins: list[list[Position]], window: Posit
     return groups
 
 
+def _as_list(condition: Condition) -> list[Tensor]:
+    return [condition] if torch.is_tensor(condition) else list(condition)
+
+
+def _cut(part: Tensor, origin: Position, window: Position, own: Position) -> Tensor:
+    """What of a grid (B, h, w) lies in the window, whose size in that grid is `own`: (B, N); tokens stay."""
+    if part.ndim == 2:
+        return part
+    top, left = (first * cells // side for first, side, cells in zip(origin, window, own, strict=True))
+    return part[:, top : top + own[0], left : left + own[1]].flatten(1)
+
+
 def _grid_shape(
-    condition: Tensor, null: Tensor | None, shape: Position | None, window: Position, stride: int,
-    block_size: int,
+    given: list[Tensor], inner: list[Position], shape: Position | None, window: Position, stride: int
 ) -> Position:
-    """Check sizes and return (H, W)."""
-    if null is not None and tuple(null.shape) not in (tuple(condition.shape), (1, *condition.shape[1:])):
-        raise ValueError(
-            f"null_condition {tuple(null.shape)} does not fit the condition {tuple(condition.shape)}"
-        )
-    grid = tuple(condition.shape[1:]) if condition.ndim == 3 else None
-    if grid is None and shape is None:
+    """Check window and stride, and return (H, W)."""
+    pairs = zip(given, inner, strict=True)
+    whole = [tuple(part.shape[1:]) for part, own in pairs if part.ndim == 3 and own == window]
+    if not whole and shape is None:
         raise ValueError("shape=(H, W), in codes, is needed where the condition is no grid")
-    if grid is not None and shape is not None and tuple(shape) != grid:
-        raise ValueError(f"the condition has {grid[0]}x{grid[1]} codes, but shape is {shape[0]}x{shape[1]}")
-    height, width = grid or shape
+    height, width = shape or whole[0]
     wh, ww = window
     if height < wh or width < ww:
         raise ValueError(
@@ -190,13 +205,35 @@ def _grid_shape(
         )
     if not 1 <= stride <= ww:
         raise ValueError(f"stride = {stride} is outside 1..{ww}, the window's width")
-    needed = wh * ww * (2 if grid else 1) + (0 if grid else condition.shape[1]) - 1
+    return height, width
+
+
+def _check_conditions(
+    given: list[Tensor], nulls: list[Tensor] | None, inner: list[Position], shape: Position, window: Position,
+    block_size: int,
+) -> None:
+    """Grids that belong to others than this shape, null tokens of another shape, too long a sequence."""
+    needed = window[0] * window[1] - 1
+    for part, own in zip(given, inner, strict=True):
+        needed += part.shape[1] if part.ndim == 2 else own[0] * own[1]
+        grid = tuple(part.shape[1:])
+        if part.ndim == 3 and any(n * side != whole * cells for n, side, whole, cells in zip(
+            grid, window, shape, own, strict=True
+        )):
+            raise ValueError(
+                f"the condition has {grid[0]}x{grid[1]} codes, but shape is {shape[0]}x{shape[1]}"
+                + (f", of which {window[0]}x{window[1]} see {own[0]}x{own[1]}" if own != window else "")
+            )
+    if nulls is not None:
+        ours, theirs = [tuple(part.shape) for part in given], [tuple(part.shape) for part in nulls]
+        if theirs not in (ours, [(1, *sizes[1:]) for sizes in ours]):
+            shapes = (", ".join(map(str, shapes)) for shapes in (theirs, ours))
+            raise ValueError("null_condition {} does not fit the condition {}".format(*shapes))
     if needed > block_size:
         raise ValueError(
-            f"condition and codes of a window of {wh}x{ww} need a block size of {needed}; the transformer's "
-            f"is {block_size}: take the window that it was trained on"
+            f"condition and codes of a window of {window[0]}x{window[1]} need a block size of {needed}; the "
+            f"transformer's is {block_size}: take the window that it was trained on"
         )
-    return height, width
 
 
 def _kept_positions(

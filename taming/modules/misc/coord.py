@@ -30,6 +30,11 @@ class CoordStage(AbstractEncoder):
         """Highest token id + 1."""
         return self.n_embed
 
+    @property
+    def factor(self) -> int:
+        """Pixels per token, in each direction."""
+        return self.down_factor
+
     def token_count(self, height: int, width: int) -> int:
         """One token per latent: h * w."""
         return (height // self.down_factor) * (width // self.down_factor)

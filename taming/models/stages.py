@@ -1,0 +1,122 @@
+"""What a transformer's stages must agree on: built, frozen, and checked before anything is trained."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from taming.config import instantiate_from_config
+from taming.modules.util import SOSProvider
+
+logger = logging.getLogger(__name__)
+
+UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+Size = tuple[int, int]  # height, width
+
+
+def build_first_stage(config: dict) -> nn.Module:
+    """The VQGAN whose codes are modelled, frozen."""
+    return _build(config, "first_stage_config")
+
+
+def build_cond_stage(config: Any, first_stage: nn.Module, sos_token: int) -> nn.Module:
+    """One condition stage, or several where `config` is a list, frozen."""
+    if config == UNCONDITIONAL:
+        return SOSProvider(sos_token)
+    if config == FIRST_STAGE:
+        return first_stage
+    if is_list(config):
+        return nn.ModuleList([build_cond_stage(each, first_stage, sos_token) for each in config])
+    return _build(config, "cond_stage_config")
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a list, of YAML or of Python, and no string."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _build(config: dict, name: str) -> nn.Module:
+    """A stage; its checkpoint, where it names one, must be there."""
+    path = (config.get("params") or {}).get("ckpt_path")
+    if path is not None and not Path(path).exists():
+        raise FileNotFoundError(
+            f"{name}.params.ckpt_path: {path} does not exist. Train that stage first (for instance "
+            "python main.py --base configs/custom_vqgan.yaml -t), or name its checkpoint or run directory"
+        )
+    return instantiate_from_config(config).eval().requires_grad_(False)
+
+
+def condition_sizes(
+    cond_size: Any, downsampled: int, resolution: int | None, count: int
+) -> list[Size | None]:
+    """Height and width in pixels of each of `count` conditions beside an image of the training size."""
+    usual = downsampled if downsampled > -1 else resolution
+    given = list(cond_size) if count > 1 and is_list(cond_size) else [cond_size] * count
+    if len(given) != count:
+        raise ValueError(f"cond_size names {len(given)} sizes, but there are {count} conditions")
+    sizes = []
+    for size in given:
+        size = usual if size is None else size
+        sizes.append(tuple(size) if is_list(size) else (size, size) if size is not None else None)
+    return sizes
+
+
+def check_sizes(
+    config: Any, first: nn.Module, stages: Sequence[nn.Module], sizes: Sequence[Size | None]
+) -> None:
+    """Both numbers and the fix, where vocabulary or block size cannot hold what the stages give.
+
+    Args:
+        config: of the transformer; has `vocab_size` and `block_size`.
+        first, stages: the first stage and the condition stages.
+        sizes: see `condition_sizes`.
+    """
+    for stage, what in ((first, "first stage"), *((stage, "condition") for stage in stages)):
+        tokens = getattr(stage, "n_tokens", None)
+        if tokens is not None and tokens > config.vocab_size:
+            raise ValueError(
+                f"vocab_size: {config.vocab_size} of the transformer is smaller than the {what}'s {tokens} "
+                f"tokens: set transformer_config.params.vocab_size to at least {tokens}"
+            )
+    resolution = getattr(first, "resolution", None)
+    if resolution is None:
+        return
+    grid = first.token_count(resolution, resolution)
+    pairs = zip(stages, sizes, strict=True)
+    counts = [stage.token_count(*size) for stage, size in pairs if hasattr(stage, "token_count")]
+    needed = sum(counts) + grid - 1
+    if counts and config.block_size < needed:
+        raise ValueError(
+            f"block_size: {config.block_size} of the transformer is too short for {sum(counts)} condition "
+            f"tokens and {grid} image codes at {resolution} pixels: set "
+            f"transformer_config.params.block_size to at least {needed} (condition + codes - 1)"
+        )
+
+
+def check_null_token(
+    token: int | None, dropout: float | Sequence[float], vocabulary: int, stages: Sequence[nn.Module]
+) -> None:
+    """Errors of what was asked for, a warning where a condition could hold the null token."""
+    rates = list(dropout) if is_list(dropout) else [dropout] * len(stages)
+    if len(rates) != len(stages):
+        raise ValueError(f"cond_dropout names {len(rates)} numbers, but there are {len(stages)} conditions")
+    for rate in rates:
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"cond_dropout: {rate} is no probability, 0 to 1")
+    if any(rate > 0 and isinstance(stage, SOSProvider) for rate, stage in zip(rates, stages, strict=True)):
+        raise ValueError(f"cond_dropout: {dropout}, but the model has no condition to drop")
+    if token is None:
+        if any(rates):
+            raise ValueError(f"cond_dropout: {dropout} needs null_token, a token not in use")
+        return
+    if not 0 <= token < vocabulary:
+        raise ValueError(
+            f"null_token: {token} is outside the transformer's vocab_size: {vocabulary}: set "
+            f"transformer_config.params.vocab_size to at least {token + 1}, or take another token"
+        )
+    for stage in stages:
+        used = getattr(stage, "n_tokens", None)
+        if used is not None and token < used:
+            logger.warning("null_token: %d is one of the condition's %d tokens as well", token, used)
