@@ -184,18 +184,25 @@ def fill_stages(model_config: DictConfig) -> DictConfig:
     params = model_config.get("params", {})
     for key in STAGES:
         stage = params.get(key)
-        if stage is None or (isinstance(stage, str) and stage.startswith("__")):
-            continue
-        stage = OmegaConf.create({"params": {"ckpt_path": stage}}) if isinstance(stage, str) else stage
-        if OmegaConf.is_missing(stage.get("params") or {}, "ckpt_path"):
-            raise ValueError(
-                f"model.params.{key} names no checkpoint: add model.params.{key}.params.ckpt_path=logs/RUN, "
-                "the run directory of that stage"
-            )
-        path = (stage.get("params") or {}).get("ckpt_path")
-        if path is not None:
-            params[key] = fill_stage(key, plain(stage), str(path))
+        if OmegaConf.is_list(stage):  # several conditions
+            params[key] = [complete_stage(f"{key}.{i}", one) for i, one in enumerate(stage)]
+        elif stage is not None:
+            params[key] = complete_stage(key, stage)
     return model_config
+
+
+def complete_stage(key: str, stage: DictConfig | str) -> DictConfig | dict | str:
+    """One stage, as it is where it names no checkpoint."""
+    if isinstance(stage, str) and stage.startswith("__"):
+        return stage
+    stage = OmegaConf.create({"params": {"ckpt_path": stage}}) if isinstance(stage, str) else stage
+    if OmegaConf.is_missing(stage.get("params") or {}, "ckpt_path"):
+        raise ValueError(
+            f"model.params.{key} names no checkpoint: add model.params.{key}.params.ckpt_path=logs/RUN, "
+            "the run directory of that stage"
+        )
+    path = (stage.get("params") or {}).get("ckpt_path")
+    return stage if path is None else fill_stage(key, plain(stage), str(path))
 
 
 def fill_stage(key: str, stage: dict, path: str) -> dict:
@@ -257,7 +264,8 @@ def check_first_item(model: pl.LightningModule, data: pl.LightningDataModule) ->
     if hasattr(data, "drop_last") and len(items):
         data.train_dataloader()  # says so when the images do not fill a batch
     item = items[0]
-    wanted = [getattr(model, name, None) for name in ("image_key", "first_stage_key", "cond_stage_key")]
+    wanted = [getattr(model, name, None) for name in ("image_key", "first_stage_key")]
+    wanted += getattr(model, "cond_keys", [])
     for key in filter(None, wanted):
         if isinstance(item, dict) and key not in item:
             raise ValueError(

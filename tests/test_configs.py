@@ -25,22 +25,39 @@ def complete(path: Path, *overrides: str) -> OmegaConf:
     config = load_config(path, overrides)
     if path.name == "custom_class_transformer.yaml":
         config.model.params.cond_stage_config.params.n_classes = 7
-    for key in STAGES:
-        stage = config.model.params.get(key)
-        if stage is None or isinstance(stage, str) or "target" in stage:
-            continue
-        name = stage.params.ckpt_path.removeprefix("logs/*_").removesuffix("*").removeprefix("demo_")
-        config.model.params[key] = load_config(path.with_name(f"{name}.yaml")).model
-        config.model.params[key].params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
+    for owner, key in stages_of(config.model):
+        stage = owner[key]
+        if not isinstance(stage, str) and "target" not in stage:
+            name = stage.params.ckpt_path.removeprefix("logs/*_").removesuffix("*").removeprefix("demo_")
+            owner[key] = load_config(path.with_name(f"{name}.yaml")).model
+            owner[key].params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
     return config
+
+
+def stages_of(model: OmegaConf) -> list[tuple]:
+    """Where each stage of a transformer stands: what holds it, and the key or index there."""
+    found = []
+    for key in STAGES:
+        stage = model.params.get(key)
+        if OmegaConf.is_list(stage):
+            found += [(stage, i) for i in range(len(stage))]
+        elif stage is not None:
+            found.append((model.params, key))
+    return found
+
+
+def keys_of(params: OmegaConf) -> set[str]:
+    """The entries of the batch that a model reads."""
+    given = params.get("cond_stage_key", "image")
+    return {params.get("image_key", "image"), *([given] if isinstance(given, str) else given)}
 
 
 def shrink(model: OmegaConf) -> None:
     """Few channels, layers and pixels, in place; the code, the losses and the kinds of input stay."""
     params = model.params
-    for key in STAGES:
-        if OmegaConf.is_dict(params.get(key)):
-            shrink(params[key])
+    for owner, key in stages_of(model):
+        if OmegaConf.is_dict(owner[key]):
+            shrink(owner[key])
     if "ddconfig" in params:
         side = params.ddconfig.resolution // 2 ** (len(params.ddconfig.ch_mult) - 1) // 4  # a quarter
         factor = 2 ** (len(params.ddconfig.ch_mult) - 1)
@@ -61,8 +78,7 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
     stage = getattr(model, "first_stage_model", model)
     side = stage.resolution
     batch = {"image": torch.rand(size, side, side, 3) * 2 - 1}
-    keys = {params.get("image_key", "image"), params.get("cond_stage_key", "image")} - {"image"}
-    for key in keys:
+    for key in keys_of(params) - {"image"}:
         if key == "depth":
             batch[key] = torch.rand(size, side, side, 1) * 2 - 1
         elif key == "coord":
@@ -73,12 +89,14 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
             height, width = {"pose": (1, 1), "lr_image": (4, 4), "upper_half": (2, 1)}[key]
             batch[key] = torch.rand(size, side // height, side // width, 3) * 2 - 1
         elif key == "segmentation":
-            owner = getattr(model, "cond_stage_model", model)
-            labels = owner.encoder.conv_in.in_channels
+            *_, owner = getattr(model, "cond_stages", [model])
+            labels = owner.n_labels
             ids = torch.randint(labels, (size, side, side))
             batch[key] = torch.nn.functional.one_hot(ids, labels).float()
         elif key == "class_label":
-            batch[key] = torch.randint(params.cond_stage_config.params.n_classes, (size,))
+            stages = params.cond_stage_config
+            stage = stages[0] if OmegaConf.is_list(stages) else stages
+            batch[key] = torch.randint(stage.params.n_classes, (size,))
         else:  # the tokens of a layout or a pose, beside 256 codes
             gpt = params.transformer_config.params
             batch[key] = torch.randint(gpt.vocab_size, (size, gpt.block_size + 1 - 256))
@@ -124,8 +142,7 @@ def test_the_data_sets_accept_their_arguments(path):
         section["params"] |= dict.fromkeys(missing, "nowhere")
         if path.parent.name in BUILT_IN:
             held = instantiate_from_config(section)[0]
-            keys = {config.model.params.get(key, "image") for key in ("image_key", "cond_stage_key")}
-            assert keys <= {"image", *held}
+            assert keys_of(config.model.params) <= {"image", *held}
             continue
         with pytest.raises((FileNotFoundError, ValueError)) as caught:
             instantiate_from_config(section)
@@ -142,7 +159,10 @@ def test_real_items_fit_the_model(path):
     with torch.no_grad():
         if "transformer_config" in config.model.params:
             logits, target = model(*model.get_xc(batch))
-            assert logits.shape == (2, 256, config.model.params.transformer_config.params.vocab_size)
+            gpt = config.model.params.transformer_config.params
+            assert logits.shape == (2, 256, gpt.vocab_size)
+            _, tokens = model.encode_to_c(model.get_xc(batch)[1])
+            assert tokens.shape[1] + 256 - 1 == gpt.block_size  # no more than is needed
             assert target.shape == (2, 256)
         else:
             x = model.get_input(batch, model.image_key)

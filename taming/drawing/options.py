@@ -1,0 +1,111 @@
+"""The options that every command that draws pictures has, and what they mean for a model."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from taming.checkpoint import find_checkpoint, load_model
+from taming.drawing.shares import own_device
+from taming.models.cond_transformer import Net2NetTransformer
+
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+SETTINGS = ("seed", "top_k", "top_p", "temperature", "min_p", "guidance", "stride", "precision")
+TORCHRUN = "Several processes share the work: torchrun --nproc_per_node 2 %(prog)s ..., one GPU for each."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the run to draw with, and how to draw."""
+    parser.epilog = TORCHRUN
+    add = parser.add_argument
+    add("-r", "--resume", required=True, metavar="RUN",
+        help="run directory, checkpoint or exported folder of a transformer")
+    add("-t", "--temperature", type=float, default=1.0, help="below 1 for likelier pictures; default: 1.0")
+    add("-k", "--top_k", type=int, help="draw among the k likeliest codes; default: all")
+    add("-p", "--top_p", type=float, help="draw among the likeliest codes of total probability p; default: 1")
+    add("--min_p", type=float, help="draw among codes of at least that share of the likeliest one's "
+        "probability; default: 0")
+    add("--guidance", type=float, default=1.0, metavar="SCALE", help="above 1, pictures follow their "
+        "condition more; for models that were trained with a null_token; default: 1, none")
+    add("--stride", type=int, default=1, help="of pictures larger than in training: codes drawn before the "
+        "window moves; more is faster; default: 1")
+    add("--seed", type=int, default=0, help="another seed, other pictures; default: 0")
+    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 takes "
+        "half the memory and time, and decodes in it too; 16 is for older GPUs; default: 32")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one, each process its own")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the data set whose items are drawn, and where to; see `build_dataset`."""
+    add = parser.add_argument
+    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="files that are merged over its config")
+    add("--ignore_base_data", action="store_true", help="leave out the run's own `data` section")
+    add("-o", "--outdir", type=Path, required=True, help="folder for the pictures")
+    add("--split", default="validation", help="of the data: train, validation, test; default: validation")
+    add("--batch_size", type=int, default=4, help="how many at once; changes the speed alone; default: 4")
+    add("overrides", nargs="*", metavar="key.sub=value", help="set on top of the files")
+
+
+def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
+    """The model of `--resume` on this process's device, its config, and a note of how it draws.
+
+    Reduced precision is that of the transformer's weights: its steps are bound by reading them, and autocast
+    would read all of float32. The stages that turn pictures into codes stay in float32, since bfloat16
+    changes codes.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: it holds no transformer, or guidance is asked for that it was not trained for.
+    """
+    file = find_checkpoint(options.resume)
+    model, config, step = load_model(file, device=own_device(options.device))
+    if not isinstance(model, Net2NetTransformer):
+        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
+    if options.guidance != 1.0 and model.null_token is None:
+        raise ValueError(
+            f"--guidance {options.guidance:g}: the model of {file} has no null token to be guided away from: "
+            "train it with cond_dropout and null_token, or leave guidance out"
+        )
+    model.transformer.to(PRECISIONS[options.precision])
+    note = {name: str(getattr(options, name)) for name in SETTINGS}
+    return model, config, note | {"checkpoint": file.name, "step": str(step)}
+
+
+def settings(options: argparse.Namespace) -> dict[str, float | None]:
+    """What of the options `Net2NetTransformer.draw_codes` takes."""
+    return {name: getattr(options, name) for name in SETTINGS if name not in ("seed", "precision")}
+
+
+@torch.no_grad()
+def decode(model: Net2NetTransformer, codes: Tensor) -> Tensor:
+    """Codes (B, h, w) to pictures (B, C, H, W) in [-1, 1], float32, on the CPU.
+
+    In bfloat16 where the transformer is: on a CPU, decoding would take most of the time otherwise. Never in
+    float16, beyond whose range a decoder's activations may lie.
+    """
+    dtype = next(model.transformer.parameters()).dtype
+    with torch.autocast(codes.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        images = model.first_stage_model.decode_code(codes)
+    return images.float().clamp(-1.0, 1.0).cpu()
+
+
+def read_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """HEIGHTxWIDTH or HEIGHT,WIDTH, in pixels."""
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{option} {text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
+    return int(parts[0]), int(parts[1])
+
+
+def check_size(model: Net2NetTransformer, size: tuple[int, int], source: str) -> None:
+    """Raise, with the nearest size that works, unless the model can draw pictures of `size` (H, W) pixels."""
+    stage = model.first_stage_model
+    smallest, f = stage.resolution, stage.factor
+    nearest = tuple(max(smallest, round(side / f) * f) for side in size)
+    if nearest != tuple(size):
+        raise ValueError(
+            f"{source}: {size[0]}x{size[1]} pixels (height x width) cannot be drawn: both must be multiples "
+            f"of f = {f} and at least {smallest}, as in training; the nearest is {nearest[0]}x{nearest[1]}"
+        )

@@ -1,0 +1,66 @@
+"""Whether a model can draw what is asked for, said before anything is computed."""
+
+from typing import TYPE_CHECKING
+
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.permuter import Identity
+
+if TYPE_CHECKING:
+    from taming.web.session import Request
+
+MAX_PICTURES = 16
+MAX_SEED = 2**53  # what a browser can hold exactly
+
+
+def check_request(model: Net2NetTransformer, request: "Request", max_pixels: int) -> None:
+    """Raise ValueError, with what would do, for a setting that is out of range for the model."""
+    check_size(model, request, max_pixels)
+    vocabulary = model.n_codes or model.transformer.config.vocab_size
+    for name, low, high in (("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+        value = getattr(request, name)
+        if value is not None and not (low < value <= high or (name == "min_p" and value == 0)):
+            raise ValueError(f"{name.replace('_', '-')} is {value:g}: give a share above 0, up to 1")
+    if not request.temperature > 0:
+        raise ValueError(f"the temperature is {request.temperature:g}: it must be above 0; 1 changes nothing")
+    if request.top_k is not None and not 1 <= request.top_k <= vocabulary:
+        raise ValueError(f"top-k is {request.top_k}: this model has {vocabulary} codes, give 1 to {vocabulary}")
+    if request.guidance != 1.0 and model.null_token is None:
+        raise ValueError(
+            f"guidance is {request.guidance:g}, but this model has no token for no condition: set it to 1, or "
+            "train a model with cond_dropout and null_token"
+        )
+    if not 0 <= request.seed <= MAX_SEED:
+        raise ValueError(f"the seed is {request.seed}: give a whole number from 0 to {MAX_SEED}")
+    window = model.latent_shape()[1]
+    if not 1 <= request.stride <= window:
+        raise ValueError(f"the stride is {request.stride}: give 1 to {window}, the width of the model's window")
+
+
+def check_size(model: Net2NetTransformer, request: "Request", max_pixels: int) -> None:
+    """Raise ValueError, with the nearest size that works, for a size the model cannot draw."""
+    (height, width), count = request.size, request.pictures
+    f, least = model.first_stage_model.factor, model.first_stage_model.resolution
+    nearest = tuple(max(least, round(side / f) * f) for side in request.size)
+    works = "{}x{}".format(*nearest)
+    if min(height, width) < least:
+        raise ValueError(
+            f"{height}x{width} (height x width) is below the training size, {least} pixels; the nearest size that "
+            f"works is {works}"
+        )
+    if height % f or width % f:
+        raise ValueError(
+            f"{height}x{width} (height x width) is no multiple of {f} pixels, the side of a code; the nearest "
+            f"size that works is {works}"
+        )
+    if (height, width) != (least, least) and not isinstance(model.permuter, Identity):
+        raise ValueError(
+            f"this model draws in the order of {type(model.permuter).__name__}, at its training size only: ask "
+            f"for {least}x{least}"
+        )
+    if not 1 <= count <= MAX_PICTURES:
+        raise ValueError(f"{count} pictures: give 1 to {MAX_PICTURES}")
+    if height * width * count > max_pixels:
+        raise ValueError(
+            f"{count} x {height}x{width} are {height * width * count / 1e6:.2f} million pixels; at most "
+            f"{max_pixels / 1e6:g} million are drawn at once here (--max-pixels)"
+        )

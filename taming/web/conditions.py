@@ -1,0 +1,219 @@
+"""What a model is conditioned on: which input of the page each condition needs, and the tensor it becomes.
+
+B batch, L labels, M tokens, H W pixels. A value is what the page hands over: a class number, a picture, a
+painting in the colours of the labels, a list of boxes, or the number of an item of the data set.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
+from taming.data.helper_types import Annotation, usable_box
+from taming.data.sampler import seeded
+from taming.images import from_uint8, to_pil
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.misc.coord import CoordStage, whole_picture
+from taming.modules.util import Labelator, SOSProvider
+from taming.web.painting import Size, check_shape, fitted, paint_labels, read_labels
+
+POINT = 0.06  # side of the box that stands for an object of which only the centre is known, as a share
+CLASS, LABELS, PICTURE, BOXES, TOKENS = "class", "labels", "picture", "boxes", "tokens"
+COORDINATES, NOTHING = "coordinates", "nothing"  # these two need no input
+
+Box = tuple[int, float, float, float, float]  # category, left, top, right, bottom in shares of the sides
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a model.
+
+    Attributes:
+        key: entry of the batch, which is its name too.
+        kind: one of the constants above.
+        names: of the classes, labels or categories.
+        trained: (H, W) in pixels beside a picture of the training size; None where that is its own.
+        channels: of a picture, 1 or 3.
+        builder: turns boxes into tokens.
+    """
+
+    key: str
+    kind: str
+    stage: nn.Module
+    names: tuple[str, ...] = ()
+    trained: Size | None = None
+    channels: int = 3
+    builder: ObjectsCenterPointsConditionalBuilder | None = None
+
+    @property
+    def title(self) -> str:
+        """The key as people would write it."""
+        return self.key.replace("_", " ")
+
+    def size(self, size: Size, resolution: int) -> Size:
+        """(H, W) of the condition of a picture of that size."""
+        if self.trained is None:
+            return size
+        return size[0] * self.trained[0] // resolution, size[1] * self.trained[1] // resolution
+
+
+def conditions_of(model: Net2NetTransformer, dataset: Any | None) -> list[Condition]:
+    """The conditions of a model; names and builders are those of its data set, where there is one."""
+    own = unwrapped(dataset)
+    trained = model.cond_sizes
+    if model.downsample_cond_size > -1:
+        trained = [None] * len(trained)  # the model shrinks what it is given
+    pairs = zip(model.cond_keys, model.cond_stages, trained, strict=True)
+    return [_condition(key, stage, size, own) for key, stage, size in pairs]
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The data set itself, without what wraps it."""
+    for name in ("dataset", "data"):
+        dataset = getattr(dataset, name, dataset)
+    return dataset
+
+
+def _condition(key: str, stage: nn.Module, trained: Size | None, dataset: Any) -> Condition:
+    if isinstance(stage, SOSProvider):
+        return Condition(key, NOTHING, stage)
+    if isinstance(stage, CoordStage):
+        return Condition(key, COORDINATES, stage)
+    if isinstance(stage, Labelator):
+        names = _names(getattr(dataset, "class_names", ()), stage.n_classes)
+        return Condition(key, CLASS, stage, names)
+    if hasattr(stage, "one_hot"):
+        return Condition(key, LABELS, stage, _names(getattr(dataset, "labels", ()), stage.n_labels), trained)
+    encoder = getattr(stage, "encoder", None)
+    channels = encoder.conv_in.in_channels if encoder is not None else 0
+    if channels in (1, 3):
+        return Condition(key, PICTURE, stage, trained=trained, channels=channels)
+    builder = getattr(dataset, "conditional_builders", {}).get(key)
+    if isinstance(builder, ObjectsCenterPointsConditionalBuilder):
+        names = tuple(dataset.label_for_plot(i) for i in range(builder.no_object_classes))
+        return Condition(key, BOXES, stage, names, builder=builder)
+    return Condition(key, TOKENS, stage)
+
+
+def _names(given: Any, count: int) -> tuple[str, ...]:
+    """Names, or numbers where the data set has no such list."""
+    usable = isinstance(given, list | tuple) and len(given) == count and all(isinstance(n, str) for n in given)
+    return tuple(given) if usable else tuple(str(i) for i in range(count))
+
+
+# ---- values -> tensors
+
+
+def to_tensor(condition: Condition, value: Any, size: Size, *, resolution: int, seed: int, item: Any) -> Tensor:
+    """A value as the condition's stage takes it, for a batch of one.
+
+    Args:
+        size: (H, W) of the picture that is to be drawn.
+        resolution: the training size.
+        seed: of the order of boxes.
+        item: called with a number, gives the condition of that item of the data set.
+
+    Raises:
+        ValueError: what is missing or wrong, by the condition's name.
+    """
+    name, kind = condition.title, condition.kind
+    if kind == NOTHING:
+        return torch.zeros(1, 1)
+    if kind == COORDINATES:
+        return whole_picture(*size)
+    if value is None:
+        what = {LABELS: "paint it", CLASS: "choose one", TOKENS: "choose an item of the data set"}
+        raise ValueError(f"{name} is missing: {what.get(kind, 'upload one, or take one of the data set')}")
+    if kind == CLASS:
+        return torch.tensor([int(value)])
+    if kind == TOKENS:
+        return item(int(value))
+    if kind == BOXES:
+        with seeded(seed):  # the builder shuffles
+            return condition.builder.build(annotations(condition, value))[None]
+    wanted = condition.size(size, resolution)
+    check_shape(name, value, wanted)
+    if kind == LABELS:
+        return condition.stage.one_hot(read_labels(value, len(condition.names), wanted)[None])
+    pixels = np.array(fitted(value, wanted).convert("L" if condition.channels == 1 else "RGB"))
+    return from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)[None]
+
+
+def annotations(condition: Condition, boxes: list[Box]) -> list[Annotation]:
+    """Boxes as a data set's annotations, cut to the picture.
+
+    Raises:
+        ValueError: a box without area, an unknown category, or more boxes than the model has room for.
+    """
+    room = condition.builder.no_max_objects
+    if len(boxes) > room:
+        raise ValueError(f"{len(boxes)} boxes are drawn, but the model has room for {room}: remove some")
+    found = []
+    for number, (category, *corners) in enumerate(boxes, 1):
+        left, right = sorted(corners[0::2])
+        top, bottom = sorted(corners[1::2])
+        box, _ = usable_box((left, top, right - left, bottom - top))
+        if box is None:
+            raise ValueError(f"box {number} has no area within the picture: remove it, or move its corners")
+        if not 0 <= category < len(condition.names):
+            raise ValueError(f"box {number} is of category {category}, but there are {len(condition.names)}")
+        found.append(Annotation(
+            area=box[2] * box[3], image_id="", bbox=box, category_no=category,
+            category_id=condition.names[category],
+        ))
+    return found
+
+
+def draw_layout(condition: Condition, boxes: list[Box], size: Size) -> Image.Image:
+    """Boxes as a picture, as the model will read them: rounded to its grid."""
+    with seeded(0):
+        tokens = condition.builder.build(annotations(condition, boxes))
+    return to_pil(condition.builder.plot(tokens, lambda i: condition.names[i], size[::-1], font_size=15))
+
+
+# ---- tensors, of an item of the data set -> values
+
+
+def to_value(condition: Condition, tensor: Tensor, number: int) -> Any:
+    """The value of the page that stands for the condition of an item, a batch of one."""
+    if condition.kind == CLASS:
+        return int(tensor.flatten()[0])
+    if condition.kind == LABELS:
+        return paint_labels(tensor[0].argmax(0).cpu().numpy(), len(condition.names))
+    if condition.kind == PICTURE:
+        return to_pil(tensor[0])
+    if condition.kind == BOXES:
+        return _boxes(condition.builder, tensor[0])
+    return number
+
+
+def _boxes(builder: ObjectsCenterPointsConditionalBuilder, tokens: Tensor) -> list[Box]:
+    boxes = []
+    for which, where in builder.inverse_build(tokens)[0]:
+        x, y, *sides = where
+        width, height = sides or (POINT, POINT)
+        if not sides:  # the centre of the box, which must stay where it is
+            x, y = x - POINT / 2, y - POINT / 2
+        category = builder.representation_to_annotation(which).category_no
+        boxes.append((category, *(round(share, 3) for share in (x, y, x + width, y + height))))
+    return boxes
+
+
+def described(condition: Condition, value: Any) -> str:
+    """One line about a value, for the settings of a picture."""
+    if value is None:
+        return "left out"
+    if condition.kind == CLASS:
+        return f"{value} ({condition.names[value]})" if condition.names[value] != str(value) else str(value)
+    if condition.kind == BOXES:
+        return json.dumps([[condition.names[category], *corners] for category, *corners in value])
+    if condition.kind == TOKENS:
+        return f"of item {value}"
+    digest = hashlib.sha256(value.tobytes()).hexdigest()[:16]
+    return f"{value.height}x{value.width} pixels, sha256 of the pixels {digest}..."

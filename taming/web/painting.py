@@ -1,0 +1,127 @@
+"""Between what is painted on the page and what a model reads: label maps, masks, and pictures of a size.
+
+H W pixels, L labels.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+Size = tuple[int, int]  # height, width
+
+# Easy to tell apart, by name in a legend too. The first ten suit the labels of the built-in landscapes.
+COLORS = (
+    "#87ceeb", "#ffd500", "#d8dbe8", "#7d6b91", "#fffafa", "#1f6fd0", "#0b6b2d", "#7ccb3f", "#e5c07b", "#8a5a34",
+    "#e6194b", "#f032e6", "#f58231", "#46f0f0", "#911eb4", "#fabebe", "#008080", "#800000", "#000075", "#808000",
+    "#404040", "#aaffc3",
+)
+CANVAS = 512  # pixels of the longer side of what is painted on
+
+
+def label_colors(n_labels: int) -> np.ndarray:
+    """A fixed colour for each label, uint8 (L, 3): `COLORS`, then each as far from all before it as can be."""
+    colors = [tuple(bytes.fromhex(color[1:])) for color in COLORS][:n_labels]
+    if len(colors) < n_labels:
+        steps = np.linspace(0, 255, 12).round().astype(np.int64)
+        grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+        if n_labels > len(grid):
+            raise ValueError(f"{n_labels} labels are too many to paint: no more than {len(grid)} colours differ")
+        nearest = ((grid[:, None] - np.array(colors)) ** 2).sum(-1).min(1)  # squared distance, (G,)
+        while len(colors) < n_labels:
+            chosen = grid[nearest.argmax()]
+            colors.append(tuple(chosen.tolist()))
+            nearest = np.minimum(nearest, ((grid - chosen) ** 2).sum(-1))
+    return np.array(colors, dtype=np.uint8)
+
+
+def hex_color(color: np.ndarray) -> str:
+    """A colour (3,) as the page writes it, "#87ceeb"."""
+    return "#" + bytes(color.tolist()).hex()
+
+
+def paint_labels(ids: np.ndarray, n_labels: int) -> Image.Image:
+    """Label ids (H, W) in their colours."""
+    return Image.fromarray(label_colors(n_labels)[ids])
+
+
+def read_labels(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor:
+    """The label ids (H, W), int64, at another size, of what was painted with `label_colors`.
+
+    Each painted pixel counts as the label of the nearest colour; each pixel of the result is the commonest
+    label of the painted pixels that it covers, so that the blended rims of a brush do not count.
+    """
+    pixels = np.asarray(painted.convert("RGB")).reshape(-1, 3)
+    found, where = np.unique(pixels, axis=0, return_inverse=True)
+    colors = torch.from_numpy(label_colors(n_labels)).float()
+    nearest = torch.cat([torch.cdist(part, colors).argmin(1) for part in torch.from_numpy(found).float().split(4096)])
+    ids = nearest[torch.from_numpy(where.reshape(-1))].view(1, painted.height, painted.width)
+    if tuple(ids.shape[1:]) == size:
+        return ids[0]
+    used, compact = ids.unique(return_inverse=True)  # few, where a vocabulary may have hundreds
+    shares = torch.stack([resized_shares((compact == i).float(), size) for i in range(len(used))])
+    return used[shares.argmax(0)]
+
+
+def resized_shares(mask: torch.Tensor, size: Size) -> torch.Tensor:
+    """Which share of each pixel of a size a mask (1, H, W) covers, (H', W'), float32."""
+    return F.interpolate(mask[None], size, mode="area")[0, 0]
+
+
+def read_label_file(picture: Image.Image, path: str, n_labels: int) -> Image.Image:
+    """An uploaded label map in our colours: either painted with them, or gray values that are the ids.
+
+    Raises:
+        ValueError: gray values that are no labels.
+    """
+    with Image.open(path) as file:
+        is_ids = file.mode in ("L", "P", "I;16", "I") and file.size == picture.size
+        ids = np.asarray(file).astype(np.int64) if is_ids else None
+    if ids is None:
+        return picture
+    if ids.max(initial=0) >= n_labels and file.mode == "P":
+        return picture  # few colours, and none of them an id
+    if ids.max(initial=0) >= n_labels:
+        raise ValueError(
+            f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: give ids "
+            "as gray values, or colours of the page's palette"
+        )
+    return paint_labels(ids, n_labels)
+
+
+def brushed(layers: list[Image.Image | None], size: Size) -> torch.Tensor:
+    """Where any of the layers was painted on, bool (H, W) of that size; a touched pixel counts whole."""
+    touched = torch.zeros(size, dtype=torch.bool)
+    for layer in layers:
+        if layer is None:
+            continue
+        alpha = np.array(layer.convert("RGBA").getchannel("A"), dtype=np.float32)
+        touched |= resized_shares(torch.from_numpy(alpha > 127).float()[None], size) > 0
+    return touched
+
+
+def fitted(picture: Image.Image, size: Size) -> Image.Image:
+    """A picture at that size: enlarged or shrunk until it covers it, and cut about its centre."""
+    height, width = size
+    scale = max(height / picture.height, width / picture.width)
+    w, h = (max(1, round(side / scale)) for side in (width, height))
+    left, top = (picture.width - w) // 2, (picture.height - h) // 2
+    left, top = max(0, left), max(0, top)
+    box = left, top, min(picture.width, left + w), min(picture.height, top + h)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def canvas_size(size: Size) -> Size:
+    """How large a picture of that size is painted on: `CANVAS` pixels along its longer side."""
+    scale = CANVAS / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def check_shape(name: str, picture: Image.Image, size: Size) -> None:
+    """Raise ValueError if what was painted or chosen has other proportions than the picture asked for."""
+    height, width = size
+    if abs(picture.width * height - picture.height * width) > max(picture.size) * max(size) * 0.02:
+        raise ValueError(
+            f"{name} is {picture.height}x{picture.width} (height x width), which has not the proportions of "
+            f"{height}x{width}: change the size of the picture, or choose or paint {name} anew"
+        )

@@ -1,0 +1,375 @@
+"""What the page does, without the page: load a run, turn settings into conditions, draw, cancel, save.
+
+B batch, H W pixels, h w latent grid, f pixels per code.
+"""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from taming.checkpoint import load_model
+from taming.images import from_uint8, image_grid, save_png, to_pil
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling import Cancelled, image_generators
+from taming.util import pick_device
+from taming.web.checks import check_request
+from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value, unwrapped
+from taming.web.painting import Size, brushed, check_shape, fitted
+from taming.web.runs import Run, find_runs
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2  # models in memory
+EVERY = 0.25  # seconds between two words of progress, at least
+SHARE = 0.2  # of the time that looking at the picture so far may take
+UNDRAWN = 0.7  # light gray, in [-1, 1]
+
+
+@dataclass
+class Request:
+    """What is to be drawn.
+
+    Attributes:
+        run: name of the run.
+        size: (H, W) in pixels.
+        conditions: the value of each condition by its key, see `taming.web.conditions`; None to leave it out.
+        original: picture of which a part is to be drawn anew.
+        mask: layers of the brush over it; what they touch is drawn.
+        pictures: how many.
+        temperature, top_k, top_p, min_p, guidance, stride: see `Net2NetTransformer.generate`.
+        seed: picture number i of a seed is the same in any batch.
+    """
+
+    run: str
+    size: Size
+    conditions: dict[str, Any] = field(default_factory=dict)
+    original: Image.Image | None = None
+    mask: list[Image.Image | None] = field(default_factory=list)
+    pictures: int = 1
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    guidance: float = 1.0
+    stride: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run in memory; `no_data` says why there is no data set, where there is none."""
+
+    run: Run
+    model: Net2NetTransformer
+    step: int
+    conditions: list[Condition]
+    dataset: Any | None = None
+    no_data: str = ""
+
+    @property
+    def resolution(self) -> int:
+        """The training size, in pixels."""
+        return self.model.first_stage_model.resolution
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a drawing is; `image` where there is something new to be seen."""
+
+    message: str
+    image: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished picture: its file, which holds the settings too, and the settings."""
+
+    path: Path
+    settings: dict[str, str]
+
+
+class Job:
+    """One drawing, which can be cancelled before and while it runs."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Have it stop at the next code."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to stop."""
+        return self._cancelled.is_set()
+
+
+class Session:
+    """The runs, the models in memory, and one drawing at a time.
+
+    Args:
+        places: runs, or folders of runs.
+        outdir: folder for the pictures.
+        device: name of the device; see `pick_device`.
+        data_of: makes the data set of a run from its config; None for no data sets.
+        max_pixels: of all pictures of one drawing together.
+    """
+
+    def __init__(
+        self, places: Sequence[str | Path], outdir: str | Path, *, device: str | None = None,
+        data_of: Callable[[DictConfig], Any] | None = None, max_pixels: int = 4_000_000,
+    ):
+        self.places, self.outdir, self.max_pixels = list(places), Path(outdir), max_pixels
+        self.device, self._data_of = pick_device(device), data_of
+        self._models: dict[str, Loaded] = {}
+        self._loading, self._drawing = threading.Lock(), threading.Lock()
+        find_runs(self.places)  # without any run, say so now
+
+    def runs(self) -> list[Run]:
+        """The runs there are now."""
+        return find_runs(self.places)
+
+    def load(self, name: str) -> Loaded:
+        """A run by its name, from memory or from its checkpoint.
+
+        Raises:
+            ValueError: no such run, one without a checkpoint, or one that is no transformer.
+        """
+        with self._loading:
+            run = next((run for run in self.runs() if run.name == name), None)
+            if run is None or run.problem:
+                raise ValueError(run.problem if run else f"there is no run {name!r}: choose another one")
+            if name not in self._models:
+                while len(self._models) >= KEPT:
+                    self._models.pop(next(iter(self._models)))
+                self._models[name] = self._read(run)
+            self._models[name] = self._models.pop(name)  # the latest is the last to go
+            return self._models[name]
+
+    def _read(self, run: Run) -> Loaded:
+        model, config, step = load_model(run.path, device=self.device)
+        if not isinstance(model, Net2NetTransformer):
+            raise ValueError(
+                f"{run.name} is a {type(model).__name__}, a first stage: choose a run of stage 2, a transformer"
+            )
+        dataset, problem = None, "no data set was asked for"
+        if self._data_of is not None:
+            try:
+                dataset = self._data_of(config.copy())
+                problem = "" if len(dataset) else "the data set is empty"
+            except Exception as error:  # the data of a run are often elsewhere, and are not needed
+                logger.info("no data set for %s: %s", run.name, error)
+                problem = f"no data set: {error}"
+        dataset = None if problem else dataset
+        return Loaded(run, model, step, conditions_of(model, dataset), dataset, problem)
+
+    # ---- items of the data set
+
+    def item(self, name: str, number: int, key: str | None = None) -> Any:
+        """The condition `key` of an item of a run's data set, as the page shows it; its picture if None.
+
+        Raises:
+            ValueError: no data set, no such item, or a run that cannot be loaded.
+        """
+        loaded = self.load(name)
+        x, values = self._read_item(loaded, number)
+        if key is None:
+            return to_pil(x[0])
+        condition = next(condition for condition in loaded.conditions if condition.key == key)
+        return to_value(condition, values[key], number)
+
+    @staticmethod
+    def _read_item(loaded: Loaded, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if loaded.dataset is None:
+            raise ValueError(f"{loaded.run.name} has no items to choose from: {loaded.no_data}")
+        if not 0 <= number < len(loaded.dataset):
+            raise ValueError(f"there is no item {number}: the data set has 0 to {len(loaded.dataset) - 1}")
+        collate = getattr(unwrapped(loaded.dataset), "collate_fn", None) or default_collate
+        x, c = loaded.model.get_xc(collate([loaded.dataset[number]]))
+        values = [c] if torch.is_tensor(c) else c
+        return x, dict(zip(loaded.model.cond_keys, values, strict=True))
+
+    # ---- drawing
+
+    def draw(self, request: Request, job: Job) -> Iterator[Progress | list[Drawn]]:
+        """Draw, telling how far it is now and then; the last thing told is the list of what was drawn.
+
+        Raises:
+            ValueError: a setting, a picture or a condition that does not do; the message says what would.
+            Cancelled: the job was cancelled.
+        """
+        with self._drawing:
+            if job.cancelled:
+                raise Cancelled(-1, torch.zeros(0))
+            yield Progress("loading the run")
+            loaded = self.load(request.run)
+            check_request(loaded.model, request, self.max_pixels)
+            yield from self._draw(loaded, request, job)
+
+    def _draw(self, loaded: Loaded, request: Request, job: Job) -> Iterator[Progress | list[Drawn]]:
+        model, told = loaded.model, queue.SimpleQueue()
+        parts = self._condition(loaded, request)
+        known, keep = self._known(loaded, request)
+        shape = model.latent_shape(*request.size)
+        watch = _Watch(model, shape, keep, job, told.put)
+
+        def work() -> None:
+            try:
+                codes = model.draw_codes(
+                    parts, size=request.size, stride=request.stride, known=known, mask=keep,
+                    temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
+                    min_p=request.min_p, guidance=request.guidance, callback=watch,
+                    generator=image_generators(request.seed, range(request.pictures)),
+                )
+                told.put(Progress("decoding"))
+                told.put(model.first_stage_model.decode_code(codes).clamp(-1.0, 1.0).cpu())
+            except BaseException as error:
+                told.put(error)
+
+        thread = threading.Thread(target=torch.no_grad()(work), name="drawing", daemon=True)
+        thread.start()
+        try:
+            while isinstance(news := told.get(), Progress):
+                yield news
+        finally:  # also where nobody listens any longer
+            job.cancel()
+            thread.join()
+        if isinstance(news, BaseException):
+            raise news
+        yield [self._save(image, number, loaded, request) for number, image in enumerate(news)]
+
+    def _condition(self, loaded: Loaded, request: Request) -> list[Tensor]:
+        """What `draw_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
+        def item(number: int) -> Tensor:
+            return self._read_item(loaded, number)[1][condition.key]
+
+        values: list[Tensor | None] = []
+        for condition in loaded.conditions:
+            value = request.conditions.get(condition.key)
+            if value is None and condition.key in request.conditions and condition.kind != NOTHING:
+                values.append(None)
+                continue
+            values.append(to_tensor(
+                condition, value, request.size, resolution=loaded.resolution, seed=request.seed, item=item
+            ).to(loaded.model.device))
+        if not any(value is not None for value in values):
+            raise ValueError("every condition is left out: leave at least one in")
+        c = values if len(values) > 1 else values[0]
+        parts = loaded.model.encode_conditions(c, request.size)
+        return [part.expand(request.pictures, *part.shape[1:]) for part in parts]
+
+    @staticmethod
+    def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Tensor | None]:
+        """Codes (B, h, w) of the original, and where they stay, (h, w); a touched code is drawn anew."""
+        if request.original is None:
+            return None, None
+        model, size = loaded.model, request.size
+        check_shape("the original", request.original, size)
+        x = from_uint8(torch.tensor(list(fitted(request.original.convert("RGB"), size).getdata())))
+        x = x.view(1, *size, 3).permute(0, 3, 1, 2).to(model.device)
+        _, codes = model.encode_to_z(x)
+        codes = model.permuter(codes, reverse=True).view(1, *model.latent_shape(*size))
+        touched = brushed(request.mask, size)[None].float()
+        redrawn = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
+        if not redrawn.any():
+            raise ValueError(
+                "nothing of the original is brushed over, so there is nothing to draw: paint over what is to be "
+                "drawn anew, or remove the original"
+            )
+        return codes.expand(request.pictures, -1, -1), ~redrawn
+
+    def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Drawn:
+        settings = {
+            "run": loaded.run.name, "step": str(loaded.step), "size": "{}x{}".format(*request.size),
+            "seed": str(request.seed), "number": str(number),
+        }
+        for condition in loaded.conditions:
+            if condition.key in request.conditions:
+                value = request.conditions[condition.key]
+                settings[condition.key] = described(condition, value)
+        names = ("temperature", "top_k", "top_p", "min_p", "guidance", "stride")
+        settings |= {name: str(getattr(request, name)) for name in names}
+        if request.original is not None:
+            share = brushed(request.mask, request.size).float().mean().item()
+            settings["completion"] = f"{share:.0%} of an original was brushed over"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}_{request.seed}_{number}_{secrets.token_hex(8)}.png"
+        return Drawn(save_png(image, self.outdir / name, text=settings), settings)
+
+
+class _Watch:
+    """The callback of a sampler: tells of progress, shows the picture so far, and asks whether to go on."""
+
+    def __init__(
+        self, model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor | None, job: Job,
+        tell: Callable[[Progress], None],
+    ):
+        self.model, self.shape, self.job, self.tell = model, shape, job, tell
+        self.keep = torch.zeros(shape, dtype=torch.bool) if keep is None else keep.cpu()
+        self.total = int((~self.keep).sum())
+        self.start = time.monotonic()
+        self.told = self.shown = self.start
+        self.cost = 0.0  # seconds that the last look took
+
+    def __call__(self, step: int, codes: Tensor) -> bool:
+        now, done = time.monotonic(), step + 1
+        if self.job.cancelled:
+            return False
+        if now - self.told < EVERY:
+            return True
+        rate = done / (now - self.start)
+        message = f"{done} of {self.total} codes, {rate * len(codes):.0f} a second, "
+        message += f"{(self.total - done) / rate:.0f} s left"
+        image = None
+        if now - self.shown >= self.cost / SHARE:
+            image = so_far(self.model, self.shape, self.keep, step, codes)
+            self.shown = time.monotonic()
+            self.cost = self.shown - now
+        self.told = time.monotonic()
+        self.tell(Progress(message, image))
+        return True
+
+
+def so_far(
+    model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor, step: int, codes: Tensor
+) -> Image.Image:
+    """The pictures after a step, side by side, gray where nothing is drawn yet.
+
+    `codes` is what a callback of the sampler sees: the grid (B, h, w), or the codes so far (B, step + 1) in
+    the permuter's order.
+    """
+    if codes.ndim == 2:
+        count = shape[0] * shape[1]
+        codes = F.pad(codes, (0, count - codes.shape[1]))
+        there = (torch.arange(count, device=codes.device) <= step).long()[None]
+        codes, there = (model.permuter(each, reverse=True).view(-1, *shape) for each in (codes, there))
+        there = there[0].bool()
+    else:
+        order = (~keep).flatten().cumsum(0).view(shape)  # raster order, as the window goes
+        there = keep | (order <= step + 1)
+    images = model.first_stage_model.decode_code(codes.clone()).clamp(-1.0, 1.0)
+    factor = model.first_stage_model.factor
+    there = there.to(images.device).repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    images = torch.where(there, images, torch.full_like(images, UNDRAWN))
+    return to_pil((images[0] if len(images) == 1 else image_grid(images)).cpu())
+
+
+def finished(paths: Sequence[Path]) -> Image.Image:
+    """Finished pictures side by side."""
+    images = [Image.open(path).convert("RGB") for path in paths]
+    if len(images) == 1:
+        return images[0]
+    tensors = [from_uint8(torch.tensor(list(image.getdata()))).view(image.height, image.width, 3) for image in images]
+    return to_pil(image_grid(torch.stack(tensors).permute(0, 3, 1, 2)))

@@ -1,0 +1,89 @@
+"""What comes from outside: files that may be no pictures, or far too large ones, and bodies without an end.
+
+H W pixels.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from taming.data.base import BadImage, read_image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs, or are no pictures
+MAX_UPLOAD_PIXELS = 50_000_000  # more than a camera has; 150 MB as RGB
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.Image:
+    """Read an uploaded file as an upright RGB picture; its header is judged before anything is decoded.
+
+    Raises:
+        ValueError: no picture, a damaged one, or one of more than `max_pixels` pixels.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        width = height = None  # Pillow's own limit, which is higher
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        kinds = ", ".join(FORMATS)
+        raise ValueError(f"{path.name} is no picture that can be read here: take one of {kinds}") from error
+    if width is None or width * height > max_pixels:
+        size = "of more pixels than can be" if width is None else f"{width}x{height} pixels"
+        raise ValueError(
+            f"{path.name} is too large: it says that it is {size}, and at most {max_pixels / 1e6:g} million "
+            "are read; make it smaller first"
+        )
+    try:
+        return Image.fromarray(read_image(path))
+    except BadImage as error:
+        raise ValueError(f"{path.name} is a damaged picture: {error.__cause__ or error}") from error
+
+
+class BodyLimit:
+    """ASGI middleware that refuses requests with a body of more than `limit` bytes, with status 413.
+
+    The limit on files alone leaves the other ways in open: paintings, and what pretends to be one.
+    """
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], limit: int):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        received, refused = int(length) if length.isdigit() else 0, False
+
+        async def refuse() -> None:
+            nonlocal refused
+            refused = True
+            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 413, "headers": headers})
+            await send({"type": "http.response.body", "body": f"more than {self.limit} bytes".encode()})
+
+        if received > self.limit:
+            return await refuse()
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit:  # a body in pieces, which named no length
+                if not refused:
+                    await refuse()
+                return {"type": "http.disconnect"}
+            return message
+
+        async def unless_refused(message: Message) -> None:
+            if not refused:
+                await send(message)
+
+        await self.app(scope, counted, unless_refused)
