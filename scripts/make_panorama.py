@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Draw one large picture: python scripts/make_panorama.py -r logs/RUN --size 64x256 --seed 1
 
-For transformers without a condition, with classes or with coordinates. The picture is drawn through a window
-of the training size; the same run, size and seed give the same picture.
+For transformers without a condition, with classes, coordinates or label maps, and for several of these at
+once: what is not given is left out where the model has learnt to do without. With --complete a picture is
+completed. Drawn through a window of the training size; the same run, size and seed give the same picture.
 """
 
 import argparse
@@ -10,31 +11,44 @@ import math
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from scripts.sample_fast import class_numbers, condition
-from taming.checkpoint import find_checkpoint, load_model
+from taming.data.base import ImagePaths
+from taming.drawing.conditions import (
+    Size,
+    check_drawable,
+    class_numbers,
+    condition_shapes,
+    conditions_of,
+    kept_codes,
+    read_labels,
+    resized_labels,
+    takes_labels,
+)
+from taming.drawing.options import add_options, decode, load_transformer, read_size, settings
+from taming.drawing.shares import TokenBar, share
 from taming.images import save_png
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.sampling import image_generators
-from taming.util import exit_status, pick_device
+from taming.util import exit_status
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    add_options(parser)
     add = parser.add_argument
-    add("-r", "--resume", required=True, help="run directory, checkpoint or exported folder")
     add("-o", "--out", type=Path, default=Path("panorama.png"), help="the PNG; default: panorama.png")
-    add("--size", help="HEIGHTxWIDTH in pixels; default: the training height, 4 times as wide")
-    add("--class", dest="label", help="class number; default: 0 where the model has classes")
-    add("--seed", type=int, default=0, help="another seed, another picture; default: 0")
-    add("--stride", type=int, default=1, help="codes drawn before the window moves; more is faster")
-    add("-k", "--top_k", type=int, help="draw among the k likeliest codes; default: all")
-    add("-t", "--temperature", type=float, default=1.0, help="below 1 for likelier pictures; default: 1.0")
-    add("-p", "--top_p", type=float, help="draw among the likeliest codes of total probability p; default: 1")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
+    add("--size", help="HEIGHTxWIDTH in pixels, to which files are resized; default: that of the label map "
+        "or of the picture to complete, else the training height, 4 times as wide")
+    add("--class", dest="label", help="class number; default: 0 where the model has classes and nothing else")
+    add("--segmentation", type=Path, metavar="FILE", help="label map: a PNG of one channel, whose pixels are "
+        "label numbers, or a picture in the model's palette")
+    add("--complete", type=Path, metavar="FILE", help="picture whose upper part stays; the rest is drawn")
+    add("--known", type=float, metavar="SHARE", help="share of its rows that stays; default: 0.5")
+    add("--mask", type=Path, metavar="FILE", help="picture of its shape: what is white in it is drawn anew, "
+        "the rest stays")
     return parser.parse_args(argv)
 
 
@@ -44,41 +58,63 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, draw, save."""
-    file = find_checkpoint(options.resume)
-    model, _, step = load_model(file, device=pick_device(options.device))
-    if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
-    side = model.first_stage_model.resolution
-    size = read_size(options.size) if options.size else (side, 4 * side)
-    c = condition_for(model, options.label, size)
-    with tqdm(total=math.prod(model.latent_shape(*size)), unit="token", unit_scale=True) as bar:
-        image = model.generate(
-            c, size=size, stride=options.stride, temperature=options.temperature, top_k=options.top_k,
-            top_p=options.top_p, generator=image_generators(options.seed, [0]),
-            callback=lambda *_: bar.update(),
-        )[0]
-    names = ("seed", "label", "stride", "top_k", "top_p", "temperature")
-    note = {name: str(getattr(options, name)) for name in names}
-    save_png(image, options.out, text=note | {"checkpoint": file.name, "step": str(step)})
+    """Load, draw, save: one picture, by the first process."""
+    if share()[0] != 0:
+        return
+    model, _, note = load_transformer(options)
+    picture, labels, size = inputs(model, options)
+    share_known = 0.0 if options.mask else 0.5 if options.known is None else options.known
+    kept = None if picture is None else kept_codes(model, size, share_known, options.mask)
+    check_drawable(model, size, kept, f"--size {options.size}" if options.size else "the picture")
+    parts = conditions_of(model, 1, size, class_of(model, options.label), labels)
+    known = None if kept is None else model.encode_to_z(picture)[1].view(1, *model.latent_shape(*size))
+    with TokenBar(1) as bar:
+        bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
+        codes = model.draw_codes(
+            parts, size=size, known=known, mask=kept, callback=bar, **settings(options),
+            generator=image_generators(options.seed, [0]),
+        )
+    note |= {"label": str(options.label), "size": f"{size[0]}x{size[1]}"}
+    files = {name: getattr(options, name) for name in ("segmentation", "complete", "mask")}
+    note |= {name: file.name for name, file in files.items() if file} | {"known": str(share_known)}
+    save_png(decode(model, codes)[0], options.out, text=note)
     print(f"{size[1]}x{size[0]} pixels: {options.out}")
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH, in pixels."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--size {text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
-    return int(parts[0]), int(parts[1])
+def inputs(
+    model: Net2NetTransformer, options: argparse.Namespace
+) -> tuple[Tensor | None, Tensor | None, Size]:
+    """The picture to complete (1, 3, H, W) and the label map (h, w), None where not given, and (H, W)."""
+    size = read_size(options.size) if options.size else None
+    side = model.first_stage_model.resolution
+    picture = labels = None
+    if options.complete is not None:
+        pixels = ImagePaths([options.complete], size).preprocess_image(options.complete)
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(model.device)
+    elif options.known is not None or options.mask is not None:
+        raise ValueError("--known and --mask say what stays of a picture: name it with --complete")
+    if options.segmentation is not None:
+        number = next((i for i, stage in enumerate(model.cond_stages) if takes_labels(stage)), None)
+        if number is None:
+            raise ValueError("--segmentation: the model is not conditioned on label maps; leave it out")
+        labels = read_labels(options.segmentation, model.cond_stages[number])
+        if size is not None:
+            labels = resized_labels(labels, condition_shapes(model, size)[number])
+    if picture is not None:
+        size = tuple(picture.shape[2:])
+    elif labels is not None and size is None:
+        size = tuple(n * side // own for n, own in zip(labels.shape, model.cond_sizes[number], strict=True))
+    return picture, labels, size or (side, 4 * side)
 
 
-def condition_for(model: Net2NetTransformer, label: str | None, size: tuple[int, int]) -> Tensor:
-    """Condition of one picture of that size: tokens (1, M), or codes (1, h, w) of its coordinates."""
-    if isinstance(model.cond_stage_model, CoordStage):
-        tokens = model.encode_to_c(whole_picture(*size).to(model.device))[1]
-        return tokens.view(1, -1, size[1] // model.cond_stage_model.down_factor)
-    classes = class_numbers("imagenet" if label is None else label, model)
-    return condition(model, classes, [0])
+def class_of(model: Net2NetTransformer, label: str | None) -> list[int] | None:
+    """The class of one picture; none where it is left out beside other conditions."""
+    if label is None and len(model.cond_stages) > 1:
+        return None
+    numbers = class_numbers(label, model, "--class")
+    if label is not None and len(numbers) != 1:
+        raise ValueError(f"--class {label}: give one class number")
+    return numbers and numbers[:1]
 
 
 if __name__ == "__main__":

@@ -1,52 +1,49 @@
 #!/usr/bin/env python
 """Draw pictures for the conditions of a data set: python scripts/make_samples.py -r logs/RUN -o out -n 16
 
-Writes originals, reconstructions, conditions (where they are pictures) and samples, one PNG of each per item.
+Writes originals, reconstructions, conditions (where they can be drawn) and samples, one PNG of each per item.
 The data set is that of the run; other YAML files (-b) and key.sub=value words are merged over it, and
 --ignore_base_data leaves the run's out. Sample i of a seed is the same picture in any batch.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from taming.checkpoint import find_checkpoint, load_model
-from taming.config import instantiate_from_config, load_config
 from taming.data.sampler import SeededDataset
+from taming.drawing.conditions import (
+    check_conditions,
+    check_drawable,
+    kept_codes,
+    takes_labels,
+)
+from taming.drawing.dataset import batch_of, build_dataset, condition_pictures
+from taming.drawing.options import add_data_options, add_options, decode, load_transformer, settings
+from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say
 from taming.images import save_png
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import image_generators, sample_window
-from taming.util import exit_status, pick_device
+from taming.modules.misc.coord import CoordStage
+from taming.sampling import image_generators
+from taming.util import exit_status
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     as_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    add_options(parser)
+    add_data_options(parser)
     add = parser.add_argument
-    add("-r", "--resume", required=True, help="run directory, checkpoint or exported folder of a transformer")
-    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="files that are merged over its config")
-    add("--ignore_base_data", action="store_true", help="leave out the run's own `data` section")
-    add("-o", "--outdir", type=Path, required=True, help="folder for the pictures")
-    add("--split", default="validation", help="of the data: train, validation, test; default: validation")
     add("-n", "--num_samples", type=int, help="how many items, from the first; default: all")
-    add("--batch_size", type=int, default=4, help="how many at once; changes the speed alone; default: 4")
     add("--scale", type=float, default=1.0, help="enlarge picture and condition by this factor; default: 1")
     add("--known", type=float, default=0.0, metavar="SHARE", help="share of the rows, from the top, that is "
         "taken from the original; the rest is completed; default: 0")
-    add("--stride", type=int, default=1, help="codes drawn before the window moves; more is faster")
-    add("-k", "--top_k", type=int, help="draw among the k likeliest codes; default: all")
-    add("-t", "--temperature", type=float, default=1.0, help="below 1 for likelier pictures; default: 1.0")
-    add("-p", "--top_p", type=float, help="draw among the likeliest codes of total probability p; default: 1")
-    add("--seed", type=int, default=0, help="another seed, other pictures; default: 0")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set on top of the files")
+    add("--mask", type=Path, metavar="FILE", help="picture of the originals' shape: what is white in it is "
+        "drawn anew in each of them, the rest is taken from the original")
     return parser.parse_intermixed_args(argv)
 
 
@@ -57,77 +54,76 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Load the model and its data, draw what is missing, save."""
-    if not 0 <= options.known < 1:
-        raise ValueError(f"--known {options.known} is outside [0, 1)")
-    file = find_checkpoint(options.resume)
-    model, config, step = load_model(file, device=pick_device(options.device))
-    if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
+    model, config, note = load_transformer(options)
     dataset = build_dataset(config, options)
-    count = min(options.num_samples or len(dataset), len(dataset))
-    names = ("seed", "top_k", "top_p", "temperature", "stride", "scale", "known", "split")
-    note = {name: str(getattr(options, name)) for name in names} | {"step": str(step)}
-    todo = [i for i in range(count) if not (options.outdir / "samples" / f"{i:06d}.png").exists()]
-    print(f"{count} items of {options.split} in {options.outdir}, {count - len(todo)} of them there already")
-    with tqdm(total=len(todo), unit="picture") as bar:
-        for start in range(0, len(todo), options.batch_size):
-            numbers = todo[start : start + options.batch_size]
-            collate = getattr(dataset.dataset, "collate_fn", None) or default_collate
-            for kind, images in draw(model, collate([dataset[i] for i in numbers]), numbers, options).items():
+    count = len(dataset) if options.num_samples is None else min(options.num_samples, len(dataset))
+    if min(count, options.batch_size) < 1:
+        raise ValueError("--num_samples and --batch_size must be at least 1")
+    note |= {name: str(getattr(options, name)) for name in ("scale", "known", "mask", "split")}
+    samples = [options.outdir / "samples" / f"{i:06d}.png" for i in range(count)]
+    batches = own_batches(count, options.batch_size, lambda i: is_drawn(samples[i], note))
+    there = sum(map(is_whole, samples))
+    say(f"{count} items of {options.split} in {options.outdir}, {there} of them there already")
+    with TokenBar(sum(map(len, batches))) as bar:
+        for numbers in batches:
+            for kind, images in draw(model, dataset, numbers, options, bar).items():
                 for i, image in zip(numbers, images, strict=True):
                     save_png(image, options.outdir / kind / f"{i:06d}.png", text=note)
-            bar.update(len(numbers))
-
-
-def build_dataset(config: DictConfig, options: argparse.Namespace) -> Dataset:
-    """The split of the data that config and options name, with random numbers of its own for each item."""
-    if options.ignore_base_data:
-        config.pop("data", None)
-    config = OmegaConf.merge(config, load_config(options.base, options.overrides))
-    if not OmegaConf.is_dict(config.get("data")):
-        raise ValueError("there is no section `data`: name a YAML with -b, or give data='{target: ..., ...}'")
-    module = instantiate_from_config(config.data)
-    module.setup()
-    if options.split not in module.datasets:
-        raise ValueError(f"--split {options.split}: the data has {', '.join(module.datasets) or 'no split'}")
-    return SeededDataset(module.datasets[options.split], options.seed)
 
 
 @torch.no_grad()
 def draw(
-    model: Net2NetTransformer, batch: dict, numbers: list[int], options: argparse.Namespace
-) -> dict[str, Tensor]:
-    """Pictures (B, C, H, W) of each kind for a batch of items."""
-    x, c = (enlarged(t.to(model.device), options.scale, model) for t in model.get_xc(batch))
-    quant, z = model.encode_to_z(x)
-    _, condition = model.encode_to_c(c)
-    h, w = quant.shape[2:]
-    if c.ndim == 4 and not model.be_unconditional and condition.shape[1] == h * w:
-        condition = condition.view(-1, h, w)
-    known = model.permuter(z, reverse=True).view(-1, h, w)
-    rows = int(options.known * h)
-    codes = sample_window(
-        model.transformer, condition, shape=(h, w), window=model.latent_shape(), stride=options.stride,
-        known=known if rows else None, start=(rows, 0) if rows else None, temperature=options.temperature,
-        top_k=options.top_k, top_p=options.top_p, generator=image_generators(options.seed, numbers),
-        n_codes=model.n_codes,
+    model: Net2NetTransformer, dataset: SeededDataset, numbers: list[int], options: argparse.Namespace,
+    bar: TokenBar,
+) -> dict[str, Sequence[Tensor]]:
+    """Pictures (C, H, W) of each kind for these items; samples last, which say that an item is done."""
+    x, c = model.get_xc(batch_of(dataset, numbers))
+    x, c = enlarged(model, x.to(model.device), [c] if torch.is_tensor(c) else c, options.scale)
+    size = tuple(x.shape[2:])
+    kept = kept_codes(model, size, options.known, options.mask)
+    check_drawable(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
+    check_conditions(model, c, size)
+    _, z = model.encode_to_z(x)
+    codes = model.permuter(z, reverse=True).view(-1, *model.latent_shape(*size))
+    bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
+    drawn = model.draw_codes(
+        model.encode_conditions(c), size=size, known=None if kept is None else codes, mask=kept, callback=bar,
+        generator=image_generators(options.seed, numbers), **settings(options),
     )
-    decode = model.first_stage_model.decode_code
-    pictures = {"originals": x, "reconstructions": decode(known), "samples": decode(codes)}
-    if c.ndim == 4 and model.cond_stage_key != model.first_stage_key:
-        pictures["conditions"] = c if c.shape[1] in (1, 3) else model.cond_stage_model.to_rgb(c)
-    return {kind: images.clamp(-1.0, 1.0).cpu() for kind, images in pictures.items()}
+    pictures = {"originals": x.clamp(-1.0, 1.0).cpu(), "reconstructions": decode(model, codes)}
+    for key, images in condition_pictures(model, dataset, c, x).items():
+        pictures["conditions" if len(model.cond_keys) == 1 else f"conditions_{key}"] = images
+    return pictures | {"samples": decode(model, drawn)}
 
 
-def enlarged(x: Tensor, scale: float, model: Net2NetTransformer) -> Tensor:
-    """Images (B, C, H, W) at another scale, to the next multiple of f; labels keep their values."""
-    if x.ndim != 4 or scale == 1.0:
-        return x
+def enlarged(
+    model: Net2NetTransformer, x: Tensor, c: Sequence[Tensor], scale: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Images (B, C, H, W) at another scale, to the nearest multiple of f, and their conditions.
+
+    Labels and layouts keep their values.
+    """
+    c = [value.to(model.device) for value in c]
+    if scale == 1.0:
+        return x, c
     f = model.first_stage_model.factor
-    size = [max(1, round(side * scale / f)) * f for side in x.shape[2:]]
-    if x.shape[1] in (1, 3):
-        return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
-    return F.interpolate(x, size, mode="nearest-exact")
+    size = tuple(max(1, round(side * scale / f)) * f for side in x.shape[2:])
+
+    def beside(value: Tensor) -> tuple[int, int]:
+        return tuple(n * new // old for n, new, old in zip(value.shape[2:], size, x.shape[2:], strict=True))
+
+    pairs = zip(c, model.cond_stages, strict=True)
+    larger = [value if value.ndim != 4 else resized(value, beside(value), stage) for value, stage in pairs]
+    return resized(x, size), larger
+
+
+def resized(x: Tensor, size: tuple[int, int], stage: nn.Module | None = None) -> Tensor:
+    """Pictures, label maps or coordinates (B, C, H, W) of that condition stage at another size."""
+    if takes_labels(stage):
+        return F.interpolate(x, size, mode="nearest-exact")
+    if isinstance(stage, CoordStage):  # bicubic would leave its range
+        return F.interpolate(x, size, mode="bilinear")
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
 
 
 if __name__ == "__main__":

@@ -96,12 +96,18 @@ def condition_shapes(model: Net2NetTransformer, size: Size | None) -> list[Size]
 
 
 def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], size: Size | None) -> None:
-    """Raise where a condition that is a picture, (B, C, H, W), has another size than that of the picture."""
+    """Raise where a condition that is a picture, (B, C, H, W), has another size than that of the picture.
+
+    At the training size it may show a part alone, the upper half for instance.
+    """
     if model.downsample_cond_size > -1:
         return  # it is brought to that size, whatever it has
+    trained = model.latent_shape(*(size or ())) == model.latent_shape()
     shapes = condition_shapes(model, size)
     for key, value, shape in zip(model.cond_keys, values, shapes, strict=True):
-        if value is not None and value.ndim == 4 and tuple(value.shape[2:]) != shape:
+        if value is None or value.ndim != 4 or tuple(value.shape[2:]) == shape:
+            continue
+        if not trained or any(n > most for n, most in zip(value.shape[2:], shape, strict=True)):
             found, wanted = (f"{height}x{width}" for height, width in (value.shape[2:], shape))
             raise ValueError(
                 f"the condition {key} has {found} pixels (height x width), but must have {wanted} for "
@@ -129,13 +135,14 @@ def read_labels(path: Path, stage: nn.Module) -> Tensor:
         mode = image.mode
     if mode in ID_MODES:
         ids = torch.from_numpy(read_ids(path).astype("int64"))
-        if ids.max() >= stage.n_labels:
-            raise ValueError(f"{path} has the label {int(ids.max())}, the model's are 0..{stage.n_labels - 1}")
+        if (highest := int(ids.max())) >= stage.n_labels:
+            raise ValueError(f"{path} has the label {highest}, the model's are 0..{stage.n_labels - 1}")
         return ids
     found, inverse = picture.flatten(0, 1).unique(dim=0, return_inverse=True)  # (N, 3), (H * W,)
     distances = (found[:, None].int() - label_colors(stage).int()).abs().amax(-1)  # (N, L)
     nearest = distances.min(1)
-    if (worst := int(nearest.values.argmax())) >= 0 and nearest.values[worst] > NEAR:
+    worst = int(nearest.values.argmax())
+    if nearest.values[worst] > NEAR:
         raise ValueError(
             f"{path} has the colour {tuple(found[worst].tolist())}, which is none of the palette of "
             f"{stage.n_labels} labels: give a PNG of one channel, whose pixels are label numbers"

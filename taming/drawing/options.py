@@ -32,8 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=int, default=1, help="of pictures larger than in training: codes drawn before the "
         "window moves; more is faster; default: 1")
     add("--seed", type=int, default=0, help="another seed, other pictures; default: 0")
-    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 takes "
-        "half the memory and time, and decodes in it too; 16 is for older GPUs; default: 32")
+    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 "
+        "takes half the memory and time, and decodes in it too; 16 is for older GPUs; default: 32")
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one, each process its own")
 
 

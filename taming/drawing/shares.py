@@ -53,18 +53,23 @@ def is_drawn(path: Path, note: Mapping[str, str]) -> bool:
 
     What breaks off, or is no PNG, does not count.
     """
-    if not path.exists():
+    if not is_whole(path):
         return False
-    with open(path, "rb") as file:
-        file.seek(-min(len(PNG_END), path.stat().st_size), os.SEEK_END)
-        if file.read() != PNG_END:
-            return False
     with Image.open(path) as image:
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
     other = [f"{k} {found.get(k)}" for k in dict.fromkeys((*note, *found)) if found.get(k) != note.get(k)]
     if other:
         raise ValueError(f"{path} was drawn with {', '.join(other)}: delete it, or choose another --outdir")
     return True
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PNG file is there, to its end."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(-min(len(PNG_END), path.stat().st_size), os.SEEK_END)
+        return file.read() == PNG_END
 
 
 def say(text: str) -> None:
@@ -76,24 +81,29 @@ def say(text: str) -> None:
 def wait_for(paths: Sequence[Path]) -> None:
     """Return when all these files are there; torchrun ends this process where another one fails."""
     for path in paths:
-        while not path.exists():
+        while not is_whole(path):
             time.sleep(PATIENCE)
 
 
 class TokenBar(tqdm):
     """A progress bar of codes drawn, with their number per second and the time left; of the first process.
 
-    Called by a sampler after each step.
+    It is a sampler's callback.
+
+    Args:
+        pictures: how many are to be drawn.
     """
 
-    def __init__(self):
-        super().__init__(total=0, unit="token", unit_scale=True, disable=share()[0] != 0)
+    def __init__(self, pictures: int):
+        super().__init__(total=0, unit="token", unit_scale=True, disable=pictures == 0 or share()[0] != 0)
+        self.pictures = pictures
 
-    def expect(self, pictures: int, codes: int) -> None:
-        """So many pictures are still to come, of so many codes each."""
+    def next_batch(self, size: int, codes: int) -> None:
+        """So many pictures follow, of so many codes each; those behind them have as many, as far as known."""
         if not self.disable:
-            self.total = self.n + pictures * codes
+            self.total = self.n + self.pictures * codes
             self.refresh()
+        self.pictures -= size
 
     def __call__(self, step: int, codes: Tensor) -> None:
         self.update(len(codes))

@@ -38,9 +38,9 @@ def test_errors_are_one_line(tmp_path, capsys):
     run = export(tmp_path / "run", LABELS)
     for arguments, message in (
         (["--size", "big"], "--size big: give HEIGHTxWIDTH"),
-        (["--size", "17x64"], "17x64 pixels are no multiple of f = 2: crop to 16x64"),
-        (["--size", "8x64"], "4x32 codes is smaller than the window of 8x8"),
-        (["--class", "x"], "--classes x: give class numbers"),
+        (["--size", "17x64"], "--size 17x64: 17x64 pixels (height x width) cannot be drawn: both"),
+        (["--size", "8x64"], "the nearest is 16x64"),
+        (["--class", "x"], "--class x: give class numbers"),
         (["--stride", "9"], "stride = 9 is outside 1..8"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1

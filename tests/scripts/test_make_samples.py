@@ -3,13 +3,14 @@
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import default_collate
 
+from scripts.make_samples import build_dataset, main, parse
 from scripts.make_samples import draw as draw_batch
-from scripts.make_samples import main, parse
-from taming.checkpoint import load_model, save_exported
+from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
+from taming.drawing.options import load_transformer
+from taming.drawing.shares import TokenBar
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -88,13 +89,13 @@ def test_larger_than_trained(tmp_path):
 
 def test_completion_keeps_the_upper_codes(tmp_path):
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--known", "0.5"])
-    model, config, _ = load_model(options.resume)
+    model, config, _ = load_transformer(options)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
-    dataset = instantiate_from_config(config.data.params.validation)
+    dataset = build_dataset(config, options)
     for known in (0.5, 0.0):
         options.known = known
-        draw_batch(model, default_collate([dataset[0], dataset[1]]), [0, 1], options)
+        draw_batch(model, dataset, [0, 1], options, TokenBar(2))
         reconstructed, sampled = decoded[-2:]
         same = (reconstructed == sampled).float().mean((0, 2))  # share of each of the 4 rows
         assert (same[:2] == 1).all() == (known == 0.5) and same[2:].mean() < 0.5
