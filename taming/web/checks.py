@@ -23,17 +23,17 @@ def check_request(model: Net2NetTransformer, request: "Request", max_pixels: int
     if not request.temperature > 0:
         raise ValueError(f"the temperature is {request.temperature:g}: it must be above 0; 1 changes nothing")
     if request.top_k is not None and not 1 <= request.top_k <= vocabulary:
-        raise ValueError(f"top-k is {request.top_k}: this model has {vocabulary} codes, give 1 to {vocabulary}")
+        raise ValueError(f"top-k is {request.top_k}: there are {vocabulary} codes, give 1 to {vocabulary}")
     if request.guidance != 1.0 and model.null_token is None:
         raise ValueError(
-            f"guidance is {request.guidance:g}, but this model has no token for no condition: set it to 1, or "
-            "train a model with cond_dropout and null_token"
+            f"guidance is {request.guidance:g}, but this model has no token for no condition: set it to 1, "
+            "or train a model with cond_dropout and null_token"
         )
     if not 0 <= request.seed <= MAX_SEED:
         raise ValueError(f"the seed is {request.seed}: give a whole number from 0 to {MAX_SEED}")
     window = model.latent_shape()[1]
     if not 1 <= request.stride <= window:
-        raise ValueError(f"the stride is {request.stride}: give 1 to {window}, the width of the model's window")
+        raise ValueError(f"the stride is {request.stride}: give 1 to {window}, the width of the window")
 
 
 def check_size(model: Net2NetTransformer, request: "Request", max_pixels: int) -> None:
@@ -44,18 +44,18 @@ def check_size(model: Net2NetTransformer, request: "Request", max_pixels: int) -
     works = "{}x{}".format(*nearest)
     if min(height, width) < least:
         raise ValueError(
-            f"{height}x{width} (height x width) is below the training size, {least} pixels; the nearest size that "
-            f"works is {works}"
+            f"{height}x{width} (height x width) is below the training size, {least} pixels; the nearest "
+            f"size that works is {works}"
         )
     if height % f or width % f:
         raise ValueError(
-            f"{height}x{width} (height x width) is no multiple of {f} pixels, the side of a code; the nearest "
-            f"size that works is {works}"
+            f"{height}x{width} (height x width) is no multiple of {f} pixels, the side of a code; the "
+            f"nearest size that works is {works}"
         )
     if (height, width) != (least, least) and not isinstance(model.permuter, Identity):
         raise ValueError(
-            f"this model draws in the order of {type(model.permuter).__name__}, at its training size only: ask "
-            f"for {least}x{least}"
+            f"this model draws in the order of {type(model.permuter).__name__}, at its training size only: "
+            f"ask for {least}x{least}"
         )
     if not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"{count} pictures: give 1 to {MAX_PICTURES}")

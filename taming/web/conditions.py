@@ -6,6 +6,7 @@ painting in the colours of the labels, a list of boxes, or the number of an item
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +64,16 @@ class Condition:
         return size[0] * self.trained[0] // resolution, size[1] * self.trained[1] // resolution
 
 
-def conditions_of(model: Net2NetTransformer, dataset: Any | None) -> list[Condition]:
-    """The conditions of a model; names and builders are those of its data set, where there is one."""
+def conditions_of(
+    model: Net2NetTransformer, dataset: Any | None = None, shapes: Mapping[str, Size] | None = None
+) -> list[Condition]:
+    """The conditions of a model; names and builders are those of its data set, where there is one.
+
+    `shapes` are the (H, W) that the data set's conditions have beside a picture of the training size.
+    """
     own = unwrapped(dataset)
-    trained = model.cond_sizes
-    if model.downsample_cond_size > -1:
-        trained = [None] * len(trained)  # the model shrinks what it is given
-    pairs = zip(model.cond_keys, model.cond_stages, trained, strict=True)
-    return [_condition(key, stage, size, own) for key, stage, size in pairs]
+    stages = zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True)
+    return [_condition(key, stage, (shapes or {}).get(key, size), own) for key, stage, size in stages]
 
 
 def unwrapped(dataset: Any) -> Any:
@@ -103,14 +106,18 @@ def _condition(key: str, stage: nn.Module, trained: Size | None, dataset: Any) -
 
 def _names(given: Any, count: int) -> tuple[str, ...]:
     """Names, or numbers where the data set has no such list."""
-    usable = isinstance(given, list | tuple) and len(given) == count and all(isinstance(n, str) for n in given)
-    return tuple(given) if usable else tuple(str(i) for i in range(count))
+    if isinstance(given, list | tuple) and len(given) == count and all(isinstance(n, str) for n in given):
+        return tuple(given)
+    return tuple(str(i) for i in range(count))
 
 
 # ---- values -> tensors
 
 
-def to_tensor(condition: Condition, value: Any, size: Size, *, resolution: int, seed: int, item: Any) -> Tensor:
+def to_tensor(
+    condition: Condition, value: Any, size: Size, *, resolution: int, seed: int,
+    item: Callable[[int], Tensor],
+) -> Tensor:
     """A value as the condition's stage takes it, for a batch of one.
 
     Args:
@@ -145,7 +152,7 @@ def to_tensor(condition: Condition, value: Any, size: Size, *, resolution: int, 
     return from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)[None]
 
 
-def annotations(condition: Condition, boxes: list[Box]) -> list[Annotation]:
+def annotations(condition: Condition, boxes: Sequence[Box]) -> list[Annotation]:
     """Boxes as a data set's annotations, cut to the picture.
 
     Raises:
@@ -170,7 +177,36 @@ def annotations(condition: Condition, boxes: list[Box]) -> list[Annotation]:
     return found
 
 
-def draw_layout(condition: Condition, boxes: list[Box], size: Size) -> Image.Image:
+def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[Box]:
+    """The boxes of a table: category, then left, top, right, bottom in percent.
+
+    Rows without a category are left out.
+
+    Raises:
+        ValueError: an unknown category, or a corner that is no number.
+    """
+    boxes = []
+    for number, (category, *corners) in enumerate(rows, 1):
+        name = str(category or "").strip()
+        if not name:
+            continue
+        if name not in condition.names:
+            raise ValueError(f"row {number}: there is no {name!r}; take one of {', '.join(condition.names)}")
+        try:
+            shares = [round(float(corner) / 100.0, 4) for corner in corners]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {number} ({name}): give left, top, right, bottom in percent") from error
+        boxes.append((condition.names.index(name), *shares))
+    return boxes
+
+
+def rows_of_boxes(condition: Condition, boxes: Sequence[Box]) -> list[list[Any]]:
+    """The table of some boxes; see `boxes_of_rows`."""
+    names = condition.names
+    return [[names[category], *(round(share * 100, 1) for share in box)] for category, *box in boxes]
+
+
+def draw_layout(condition: Condition, boxes: Sequence[Box], size: Size) -> Image.Image:
     """Boxes as a picture, as the model will read them: rounded to its grid."""
     with seeded(0):
         tokens = condition.builder.build(annotations(condition, boxes))

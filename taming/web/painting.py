@@ -12,21 +12,21 @@ Size = tuple[int, int]  # height, width
 
 # Easy to tell apart, by name in a legend too. The first ten suit the labels of the built-in landscapes.
 COLORS = (
-    "#87ceeb", "#ffd500", "#d8dbe8", "#7d6b91", "#fffafa", "#1f6fd0", "#0b6b2d", "#7ccb3f", "#e5c07b", "#8a5a34",
-    "#e6194b", "#f032e6", "#f58231", "#46f0f0", "#911eb4", "#fabebe", "#008080", "#800000", "#000075", "#808000",
-    "#404040", "#aaffc3",
+    "#87ceeb", "#ffd500", "#d8dbe8", "#7d6b91", "#fffafa", "#1f6fd0", "#0b6b2d", "#7ccb3f", "#e5c07b",
+    "#8a5a34", "#e6194b", "#f032e6", "#f58231", "#46f0f0", "#911eb4", "#fabebe", "#008080", "#800000",
+    "#000075", "#808000", "#404040", "#aaffc3",
 )
 CANVAS = 512  # pixels of the longer side of what is painted on
 
 
 def label_colors(n_labels: int) -> np.ndarray:
-    """A fixed colour for each label, uint8 (L, 3): `COLORS`, then each as far from all before it as can be."""
+    """A fixed colour for each label, uint8 (L, 3): `COLORS`, then each far from all before it."""
     colors = [tuple(bytes.fromhex(color[1:])) for color in COLORS][:n_labels]
     if len(colors) < n_labels:
         steps = np.linspace(0, 255, 12).round().astype(np.int64)
         grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
         if n_labels > len(grid):
-            raise ValueError(f"{n_labels} labels are too many to paint: no more than {len(grid)} colours differ")
+            raise ValueError(f"{n_labels} labels are too many to paint; {len(grid)} colours differ")
         nearest = ((grid[:, None] - np.array(colors)) ** 2).sum(-1).min(1)  # squared distance, (G,)
         while len(colors) < n_labels:
             chosen = grid[nearest.argmax()]
@@ -54,7 +54,8 @@ def read_labels(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor
     pixels = np.asarray(painted.convert("RGB")).reshape(-1, 3)
     found, where = np.unique(pixels, axis=0, return_inverse=True)
     colors = torch.from_numpy(label_colors(n_labels)).float()
-    nearest = torch.cat([torch.cdist(part, colors).argmin(1) for part in torch.from_numpy(found).float().split(4096)])
+    parts = torch.from_numpy(found).float().split(4096)
+    nearest = torch.cat([torch.cdist(part, colors).argmin(1) for part in parts])
     ids = nearest[torch.from_numpy(where.reshape(-1))].view(1, painted.height, painted.width)
     if tuple(ids.shape[1:]) == size:
         return ids[0]
@@ -83,8 +84,8 @@ def read_label_file(picture: Image.Image, path: str, n_labels: int) -> Image.Ima
         return picture  # few colours, and none of them an id
     if ids.max(initial=0) >= n_labels:
         raise ValueError(
-            f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: give ids "
-            "as gray values, or colours of the page's palette"
+            f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: give "
+            "ids as gray values, or colours of the page's palette"
         )
     return paint_labels(ids, n_labels)
 

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,19 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from taming.checkpoint import load_model
-from taming.images import from_uint8, image_grid, save_png, to_pil
+from taming.images import save_png, to_pil
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
 from taming.web.checks import check_request
 from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value, unwrapped
 from taming.web.painting import Size, brushed, check_shape, fitted
+from taming.web.progress import Job, Progress, Watch, from_pil
 from taming.web.runs import Run, find_runs
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2  # models in memory
-EVERY = 0.25  # seconds between two words of progress, at least
-SHARE = 0.2  # of the time that looking at the picture so far may take
-UNDRAWN = 0.7  # light gray, in [-1, 1]
 
 
 @dataclass
@@ -86,35 +84,11 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a drawing is; `image` where there is something new to be seen."""
-
-    message: str
-    image: Image.Image | None = None
-
-
-@dataclass(frozen=True)
 class Drawn:
     """A finished picture: its file, which holds the settings too, and the settings."""
 
     path: Path
     settings: dict[str, str]
-
-
-class Job:
-    """One drawing, which can be cancelled before and while it runs."""
-
-    def __init__(self) -> None:
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Have it stop at the next code."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it is to stop."""
-        return self._cancelled.is_set()
 
 
 class Session:
@@ -163,7 +137,7 @@ class Session:
         model, config, step = load_model(run.path, device=self.device)
         if not isinstance(model, Net2NetTransformer):
             raise ValueError(
-                f"{run.name} is a {type(model).__name__}, a first stage: choose a run of stage 2, a transformer"
+                f"{run.name} is a {type(model).__name__}: choose a run of stage 2, a transformer"
             )
         dataset, problem = None, "no data set was asked for"
         if self._data_of is not None:
@@ -174,7 +148,20 @@ class Session:
                 logger.info("no data set for %s: %s", run.name, error)
                 problem = f"no data set: {error}"
         dataset = None if problem else dataset
-        return Loaded(run, model, step, conditions_of(model, dataset), dataset, problem)
+        loaded = Loaded(run, model, step, [], dataset, problem)
+        return replace(loaded, conditions=conditions_of(model, dataset, self._shapes(loaded)))
+
+    def _shapes(self, loaded: Loaded) -> dict[str, Size]:
+        """(H, W) of the picture conditions of the first item, beside a picture of the training size."""
+        model = loaded.model
+        if loaded.dataset is None or model.downsample_cond_size > -1:
+            return {}
+        x, values = self._read_item(loaded, 0)
+        (height, width), side = x.shape[2:], loaded.resolution
+        return {
+            key: (value.shape[2] * side // height, value.shape[3] * side // width)
+            for key, value in values.items() if value.ndim == 4
+        }
 
     # ---- items of the data set
 
@@ -224,7 +211,7 @@ class Session:
         parts = self._condition(loaded, request)
         known, keep = self._known(loaded, request)
         shape = model.latent_shape(*request.size)
-        watch = _Watch(model, shape, keep, job, told.put)
+        watch = Watch(model, shape, keep, job, told.put)
 
         def work() -> None:
             try:
@@ -278,16 +265,14 @@ class Session:
             return None, None
         model, size = loaded.model, request.size
         check_shape("the original", request.original, size)
-        x = from_uint8(torch.tensor(list(fitted(request.original.convert("RGB"), size).getdata())))
-        x = x.view(1, *size, 3).permute(0, 3, 1, 2).to(model.device)
-        _, codes = model.encode_to_z(x)
+        _, codes = model.encode_to_z(from_pil(fitted(request.original, size))[None].to(model.device))
         codes = model.permuter(codes, reverse=True).view(1, *model.latent_shape(*size))
         touched = brushed(request.mask, size)[None].float()
         redrawn = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
         if not redrawn.any():
             raise ValueError(
-                "nothing of the original is brushed over, so there is nothing to draw: paint over what is to be "
-                "drawn anew, or remove the original"
+                "nothing of the original is brushed over, so there is nothing to draw: paint over what is to "
+                "be drawn anew, or remove the original"
             )
         return codes.expand(request.pictures, -1, -1), ~redrawn
 
@@ -307,69 +292,3 @@ class Session:
             settings["completion"] = f"{share:.0%} of an original was brushed over"
         name = f"{time.strftime('%Y%m%d-%H%M%S')}_{request.seed}_{number}_{secrets.token_hex(8)}.png"
         return Drawn(save_png(image, self.outdir / name, text=settings), settings)
-
-
-class _Watch:
-    """The callback of a sampler: tells of progress, shows the picture so far, and asks whether to go on."""
-
-    def __init__(
-        self, model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor | None, job: Job,
-        tell: Callable[[Progress], None],
-    ):
-        self.model, self.shape, self.job, self.tell = model, shape, job, tell
-        self.keep = torch.zeros(shape, dtype=torch.bool) if keep is None else keep.cpu()
-        self.total = int((~self.keep).sum())
-        self.start = time.monotonic()
-        self.told = self.shown = self.start
-        self.cost = 0.0  # seconds that the last look took
-
-    def __call__(self, step: int, codes: Tensor) -> bool:
-        now, done = time.monotonic(), step + 1
-        if self.job.cancelled:
-            return False
-        if now - self.told < EVERY:
-            return True
-        rate = done / (now - self.start)
-        message = f"{done} of {self.total} codes, {rate * len(codes):.0f} a second, "
-        message += f"{(self.total - done) / rate:.0f} s left"
-        image = None
-        if now - self.shown >= self.cost / SHARE:
-            image = so_far(self.model, self.shape, self.keep, step, codes)
-            self.shown = time.monotonic()
-            self.cost = self.shown - now
-        self.told = time.monotonic()
-        self.tell(Progress(message, image))
-        return True
-
-
-def so_far(
-    model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor, step: int, codes: Tensor
-) -> Image.Image:
-    """The pictures after a step, side by side, gray where nothing is drawn yet.
-
-    `codes` is what a callback of the sampler sees: the grid (B, h, w), or the codes so far (B, step + 1) in
-    the permuter's order.
-    """
-    if codes.ndim == 2:
-        count = shape[0] * shape[1]
-        codes = F.pad(codes, (0, count - codes.shape[1]))
-        there = (torch.arange(count, device=codes.device) <= step).long()[None]
-        codes, there = (model.permuter(each, reverse=True).view(-1, *shape) for each in (codes, there))
-        there = there[0].bool()
-    else:
-        order = (~keep).flatten().cumsum(0).view(shape)  # raster order, as the window goes
-        there = keep | (order <= step + 1)
-    images = model.first_stage_model.decode_code(codes.clone()).clamp(-1.0, 1.0)
-    factor = model.first_stage_model.factor
-    there = there.to(images.device).repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-    images = torch.where(there, images, torch.full_like(images, UNDRAWN))
-    return to_pil((images[0] if len(images) == 1 else image_grid(images)).cpu())
-
-
-def finished(paths: Sequence[Path]) -> Image.Image:
-    """Finished pictures side by side."""
-    images = [Image.open(path).convert("RGB") for path in paths]
-    if len(images) == 1:
-        return images[0]
-    tensors = [from_uint8(torch.tensor(list(image.getdata()))).view(image.height, image.width, 3) for image in images]
-    return to_pil(image_grid(torch.stack(tensors).permute(0, 3, 1, 2)))

@@ -1,0 +1,360 @@
+"""The layout of the page, and what its buttons call; the work is done in `session.py`."""
+
+import html
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from taming.sampling import Cancelled
+from taming.web.checks import MAX_PICTURES
+from taming.web.panels import Panel, condition_panel, original_panel
+from taming.web.progress import Job, side_by_side
+from taming.web.session import Drawn, Loaded, Request, Session
+from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
+
+logger = logging.getLogger(__name__)
+
+KEPT = 100  # pictures of one visitor's gallery
+CSS = """
+.legend {display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px}
+.label {display: inline-flex; align-items: center; gap: 5px; white-space: nowrap}
+.swatch {width: 14px; height: 14px; border-radius: 3px; border: 1px solid #8888}
+.problem {color: #c00; font-weight: 600}
+.dark .problem {color: #f88}
+#live img {width: 100%; height: 100%; object-fit: contain}
+"""
+
+
+def require_gradio() -> None:
+    """Raise ValueError that says what to install, where gradio is not there."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the page needs gradio ({error}): pip install 'taming[demo]', or pip install -e '.[demo]'"
+        ) from error
+
+
+class Jobs:
+    """The drawing of each visitor, so that it can be cancelled."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+
+    def begin(self, visitor: str) -> Job:
+        """A new drawing of a visitor."""
+        self._jobs[visitor] = Job()
+        return self._jobs[visitor]
+
+    def of(self, visitor: str) -> Job:
+        """The latest drawing of a visitor."""
+        return self._jobs.get(visitor) or self.begin(visitor)
+
+    def end(self, visitor: str) -> None:
+        """Cancel the drawing of a visitor who has left."""
+        if visitor in self._jobs:
+            self._jobs.pop(visitor).cancel()
+
+
+def build_page(session: Session) -> Any:
+    """The page, a `gradio.Blocks`.
+
+    Raises:
+        ValueError: gradio is not installed.
+    """
+    require_gradio()
+    import gradio as gr
+
+    jobs = Jobs()
+
+    def cancel_drawing(request: gr.Request) -> None:
+        jobs.of(request.session_hash).cancel()
+
+    def leave(request: gr.Request) -> None:
+        jobs.end(request.session_hash)
+
+    with gr.Blocks(title="taming", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        chosen, history = gr.State(None), gr.State([])
+        gr.Markdown("# taming\nPictures from a trained transformer: choose a run, say what you want, draw.")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=360):
+                run = gr.Dropdown([], label="run", elem_id="run")
+                about = gr.HTML(elem_id="about", padding=True)
+                with gr.Row():
+                    height, width = (
+                        gr.Number(64, label=f"{side}, pixels", precision=0, min_width=90, elem_id=side)
+                        for side in ("height", "width")
+                    )
+                    pictures = gr.Slider(
+                        1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, elem_id="pictures"
+                    )
+                here = gr.Column()
+                with gr.Accordion("Complete a picture", open=False, elem_id="completion"):
+                    original, item = original_panel(session, chosen, [height, width])
+                settings = _settings()
+            with gr.Column(min_width=360):
+                with gr.Row():
+                    draw = gr.Button("Draw", variant="primary", interactive=False, elem_id="draw")
+                    cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+                results = _results()
+
+        outputs = [*results.values(), history, draw, cancel]
+        run.change(
+            _choose(session), run, [chosen, about, height, width, item, *settings.values(), draw],
+            concurrency_id="load", show_progress_on=about,
+        )
+        page.load(_list_runs(session), None, run)
+        page.unload(leave)
+        gallery, details = results["gallery"], [results["table"], results["download"]]
+        gallery.select(_select(), history, details, show_progress="hidden")
+        cancel.click(cancel_drawing, None, None, queue=False)
+
+        with here:
+            @gr.render(inputs=chosen, show_progress="hidden")
+            def conditions(name: str | None) -> None:
+                if name is None:
+                    return
+                loaded = session.load(name)
+                panels = [
+                    condition_panel(session, loaded, condition, [height, width])
+                    for condition in loaded.conditions
+                ]
+                inputs = [history, height, width, pictures, *settings.values(), *original.components]
+                inputs += [component for panel in panels for component in panel.components]
+                begin = draw.click(
+                    _begin(jobs), None, [results["status"], draw, cancel], queue=False, show_progress="hidden"
+                )
+                begin.then(
+                    _draw(session, jobs, loaded, list(settings), original, panels), inputs, outputs,
+                    concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+                )
+    return page
+
+
+def _settings() -> dict[str, Any]:
+    """The settings of the sampler, by their names in a Request."""
+    import gradio as gr
+
+    with gr.Accordion("Sampling", open=True):
+        with gr.Row():
+            seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=90, elem_id="seed")
+            temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature", min_width=150)
+            guidance = gr.Slider(1.0, 10.0, 1.0, step=0.1, label="guidance (1: none)", min_width=150)
+        with gr.Row():
+            top_k = gr.Number(
+                0, label="top-k (0: all codes)", precision=0, minimum=0, min_width=90, elem_id="top-k"
+            )
+            top_p = gr.Slider(0.05, 1.0, 1.0, step=0.01, label="top-p (1: all)", min_width=150)
+            min_p = gr.Slider(0.0, 0.5, 0.0, step=0.01, label="min-p (0: all)", min_width=150)
+        stride = gr.Slider(
+            1, 16, 1, step=1, elem_id="stride",
+            label="stride: codes drawn before the window of a larger picture moves; more is faster",
+        )
+    return {
+        "seed": seed, "temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p,
+        "min_p": min_p, "stride": stride,
+    }
+
+
+def _results() -> dict[str, Any]:
+    """Where the picture appears, and the gallery below it."""
+    import gradio as gr
+
+    return {
+        "status": gr.HTML("", elem_id="status", min_height=24, padding=True),
+        "live": gr.Image(
+            show_label=False, interactive=False, height=420, format="png", buttons=["fullscreen"],
+            elem_id="live",
+        ),
+        "gallery": gr.Gallery(
+            label="drawn so far; click one for its settings", columns=5, height=240, allow_preview=False,
+            buttons=[], elem_id="gallery", object_fit="contain", interactive=False,
+        ),
+        "table": gr.Dataframe(
+            headers=["setting", "value"], interactive=False, visible=False, buttons=[], wrap=True,
+            elem_id="settings", label="how it was drawn",
+        ),
+        "download": gr.DownloadButton(
+            "Download this PNG, with its settings", visible=False, elem_id="download"
+        ),
+    }
+
+
+def _list_runs(session: Session) -> Callable:
+    """When a page is opened: the runs there are now, the first usable one chosen."""
+    import gradio as gr
+
+    def list_runs() -> Any:
+        runs = session.runs()
+        choices = [(f"{run.name} (no checkpoint yet)" if run.problem else run.name, run.name) for run in runs]
+        usable = [run.name for run in runs if not run.problem]
+        return gr.update(choices=choices, value=(usable or [runs[0].name])[0])
+
+    return list_runs
+
+
+def _choose(session: Session) -> Callable:
+    """When a run is chosen: load it, and fit the inputs to it."""
+    import gradio as gr
+
+    def choose(name: str | None) -> tuple:
+        try:
+            loaded = session.load(name)
+        except (ValueError, FileNotFoundError) as error:
+            return None, _problem(error), *[gr.skip()] * 10, gr.update(interactive=False)
+        side, vocabulary = loaded.resolution, loaded.model.n_codes
+        guided = loaded.model.null_token is not None
+        return (
+            name, _about(loaded), side, side,
+            gr.update(visible=loaded.dataset is not None),
+            gr.skip(), gr.skip(),
+            gr.update(
+                interactive=guided, **({} if guided else {"value": 1.0}),
+                label="guidance (1: none)" if guided else "guidance (not this model)",
+            ),
+            gr.update(label=f"top-k (0: all {vocabulary})"),
+            gr.skip(), gr.skip(),
+            gr.update(maximum=loaded.model.latent_shape()[1], value=1),
+            gr.update(interactive=True),
+        )
+
+    return choose
+
+
+def _about(loaded: Loaded) -> str:
+    """One line about a run."""
+    side, given = loaded.resolution, ", ".join(condition.title for condition in loaded.conditions)
+    what = "without a condition" if loaded.model.be_unconditional else f"given {given}"
+    data = f"{len(loaded.dataset)} items to choose from" if loaded.dataset is not None else loaded.no_data
+    text = f"step {loaded.step}, trained at {side}x{side} pixels {what}; {data}"
+    return f"<span>{html.escape(text)}</span>"
+
+
+def _problem(error: Exception) -> str:
+    return f'<span class="problem">{html.escape(str(error))}</span>'
+
+
+def _begin(jobs: Jobs) -> Callable:
+    """At the click on Draw, before its turn in the queue."""
+    import gradio as gr
+
+    def begin(request: gr.Request) -> tuple:
+        jobs.begin(request.session_hash)
+        return "waiting for its turn", gr.update(interactive=False), gr.update(interactive=True)
+
+    return begin
+
+
+def _draw(
+    session: Session, jobs: Jobs, loaded: Loaded, names: list[str], original: Panel, panels: list[Panel]
+) -> Callable:
+    """When it is its turn: draw, and show how far it is."""
+    import gradio as gr
+
+    def read(height: int, width: int, pictures: int, *values: Any) -> Request:
+        values = list(values)
+        settings = {name: values.pop(0) for name in names}
+        picture, mask = original.read(*[values.pop(0) for _ in original.components])
+        conditions = {
+            condition.key: panel.read(*[values.pop(0) for _ in panel.components])
+            for condition, panel in zip(loaded.conditions, panels, strict=True)
+        }
+        if height is None or width is None:
+            raise ValueError("give height and width of the picture, in pixels")
+        settings["seed"] = int(settings["seed"] or 0)
+        settings["top_k"] = settings["top_k"] or None  # an emptied input, or 0
+        return Request(
+            loaded.run.name, (height, width), conditions, picture, mask, pictures, **settings
+        )
+
+    def shown(status: Any = None, live: Any = None, *rest: Any) -> tuple:
+        skipped = [gr.skip() if value is None else value for value in (status, live)]
+        return *skipped, *(rest or [gr.skip()] * 3)
+
+    ready = gr.update(interactive=True), gr.update(interactive=False)
+
+    def draw(request: gr.Request, history: list[Drawn], *values: Any) -> Iterator[tuple]:
+        busy = gr.update(interactive=False), gr.update(interactive=True)
+        try:
+            for news in session.draw(read(*values), jobs.of(request.session_hash)):
+                if isinstance(news, list):
+                    history = (news + history)[:KEPT]
+                    live = side_by_side([drawn.path for drawn in news])
+                    pictures = [(str(drawn.path), _caption(drawn)) for drawn in history]
+                    yield *shown("done", live, pictures, *_details(history[0])), history, *ready
+                else:
+                    yield *shown(html.escape(news.message), news.image), gr.skip(), *busy
+        except Cancelled:
+            yield *shown("cancelled"), gr.skip(), *ready
+        except (ValueError, FileNotFoundError) as error:
+            yield *shown(_problem(error)), gr.skip(), *ready
+        except Exception as error:
+            logger.exception("drawing failed")
+            yield *shown(_problem(RuntimeError(f"drawing failed: {error}"))), gr.skip(), *ready
+
+    return draw
+
+
+def _caption(drawn: Drawn) -> str:
+    return f"seed {drawn.settings['seed']}, {drawn.settings['size']}"
+
+
+def _details(drawn: Drawn) -> tuple:
+    """The table of settings and the download of one picture."""
+    import gradio as gr
+
+    rows = [[key, value] for key, value in drawn.settings.items()]
+    return gr.update(value=rows, visible=True), gr.update(value=str(drawn.path), visible=True)
+
+
+def _select() -> Callable:
+    """When a picture of the gallery is clicked."""
+    import gradio as gr
+
+    def select(history: list[Drawn], event: gr.SelectData) -> tuple:
+        return _details(history[event.index])
+
+    return select
+
+
+def launch(
+    session: Session, *, host: str = "127.0.0.1", port: int | None = None, max_upload: float = 20.0,
+    block: bool = True,
+) -> str:
+    """Serve the page until it is interrupted, and return its address; nothing else is contacted.
+
+    Args:
+        session: what it shows.
+        host: address to listen on; others than 127.0.0.1 let other machines in.
+        port: the first free one from 7860 when None.
+        max_upload: size of a file in megabytes.
+        block: wait for Ctrl-C; otherwise return at once.
+
+    Raises:
+        ValueError: gradio is not installed, or the port is taken.
+    """
+    page = build_page(session)
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    # A second guard, over what gradio decodes by itself; Pillow refuses from twice this number on.
+    Image.MAX_IMAGE_PIXELS = min(Image.MAX_IMAGE_PIXELS or MAX_UPLOAD_PIXELS, MAX_UPLOAD_PIXELS)
+    limit = int(max_upload * 1e6)
+    font = ["system-ui", "sans-serif"]  # of the visitor's machine: none is fetched
+    theme = gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.queue(max_size=64).launch(
+            server_name=host, server_port=port, max_file_size=limit, allowed_paths=[str(session.outdir)],
+            theme=theme, css=CSS, footer_links=[], share=False, ssr_mode=False, pwa=False, mcp_server=False,
+            enable_monitoring=False, quiet=True, prevent_thread_lock=True, inbrowser=False, show_error=False,
+            # what a form adds around the file, and pictures that the page sends back as text
+            app_kwargs={"middleware": [Middleware(BodyLimit, limit=2 * limit + 1_000_000)]},
+        )
+    except OSError as error:
+        raise ValueError(f"cannot listen there: {error}; choose another --host or --port") from error
+    print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
+    if block:
+        page.block_thread()
+    return address

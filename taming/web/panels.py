@@ -1,0 +1,334 @@
+"""One panel of the page for each condition of a model, and one for the original of a completion.
+
+Here and in `page.py` gradio is used; it is imported when a page is made. A panel's components are inputs of
+the drawing, and its `read` turns what they hold into a value of `taming.web.conditions`.
+"""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from taming.web.conditions import (
+    BOXES,
+    CLASS,
+    COORDINATES,
+    LABELS,
+    NOTHING,
+    PICTURE,
+    TOKENS,
+    Condition,
+    boxes_of_rows,
+    draw_layout,
+    rows_of_boxes,
+)
+from taming.web.painting import (
+    Size,
+    canvas_size,
+    fitted,
+    hex_color,
+    label_colors,
+    paint_labels,
+    read_label_file,
+)
+from taming.web.session import Loaded, Session
+from taming.web.uploads import read_upload
+
+HEADERS = ["what", "left %", "top %", "right %", "bottom %"]
+RED = "#ff0040"  # of the brush that marks what is drawn anew
+
+
+@dataclass
+class Panel:
+    """Inputs on the page, and how to read them."""
+
+    components: list[Any]
+    read: Callable[..., Any]
+
+
+def shown(function: Callable) -> Callable:
+    """Have an event show a user's mistake on the page, and change nothing else."""
+    import gradio as gr
+
+    @wraps(function)
+    def guarded(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except (ValueError, FileNotFoundError) as error:
+            # not raised: that would cover the inputs with the word "Error"
+            gr.Warning(html.escape(str(error)), title="This does not work", duration=20)
+            return gr.skip()
+
+    return guarded
+
+
+def condition_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    """The inputs of one condition; `size` are the components of height and width."""
+    import gradio as gr
+
+    make = {
+        CLASS: _class_panel, LABELS: _label_panel, PICTURE: _picture_panel, BOXES: _box_panel,
+        TOKENS: _token_panel,
+    }
+    if condition.kind in (COORDINATES, NOTHING):
+        text = "The whole picture's coordinates are the condition." if condition.kind == COORDINATES else (
+            "This model draws without a condition.")
+        gr.HTML(text, padding=True)
+        return Panel([], lambda: None)
+    with gr.Group(elem_id=f"condition-{condition.key}"):
+        optional = loaded.model.null_token is not None and len(loaded.conditions) > 1
+        leave_out = gr.Checkbox(label=f"leave out the {condition.title}", visible=optional)
+        panel = make[condition.kind](session, loaded, condition, size)
+    return Panel(
+        [leave_out, *panel.components], lambda left_out, *rest: None if left_out else panel.read(*rest)
+    )
+
+
+def _class_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    import gradio as gr
+
+    choices = [(name if name == str(i) else f"{i}: {name}", i) for i, name in enumerate(condition.names)]
+    chosen = gr.Dropdown(choices, value=0, label=condition.title, elem_id="class")
+    return Panel([chosen], lambda number: number)
+
+
+def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    import gradio as gr
+
+    count = len(condition.names)
+    colors = [hex_color(color) for color in label_colors(count)]
+    resolution = loaded.resolution
+
+    def canvas(fill: int, *sides: int) -> dict:
+        ids = np.full(canvas_size(condition.size(sides, resolution)), fill)
+        return _painting(paint_labels(ids, count))
+
+    def upload(path: str, *sides: int) -> dict:
+        picture = read_label_file(read_upload(path), path, count)
+        return _painting(_enlarged(picture, condition.size(sides, resolution)))
+
+    def choose(number: int, *sides: int) -> dict:
+        picture = session.item(loaded.run.name, int(number), condition.key)
+        return _painting(_enlarged(picture, condition.size(sides, resolution)))
+
+    editor = gr.ImageEditor(
+        canvas(0, resolution, resolution), type="pil", format="png", sources=(), transforms=(), layers=False,
+        brush=gr.Brush(default_size=40, colors=colors, default_color=colors[-1], color_mode="fixed"),
+        label=condition.title, buttons=[], height=480, elem_id="painting",
+    )
+    gr.HTML(_legend(colors, condition.names), padding=True)
+    with gr.Row():
+        fill = gr.Dropdown(
+            [(name, i) for i, name in enumerate(condition.names)], value=0, label="begin anew with",
+            elem_id="fill", min_width=120,
+        )
+        _sources(loaded, upload, choose, size, editor)
+    fill.input(shown(canvas), [fill, *size], editor)
+    _refit(editor, size, lambda sides: condition.size(sides, resolution))
+    return Panel([editor], lambda value: value and value["composite"])
+
+
+def _picture_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    import gradio as gr
+
+    def upload(path: str, *sides: int) -> Image.Image:
+        return fitted(read_upload(path), _checked(condition.size(sides, loaded.resolution)))
+
+    def choose(number: int, *_: int) -> Image.Image:
+        return session.item(loaded.run.name, int(number), condition.key)
+
+    picture = gr.Image(
+        type="pil", format="png", interactive=False, label=condition.title, buttons=[], height=300,
+        elem_id="picture",
+    )
+    with gr.Row():
+        _sources(loaded, upload, choose, size, picture)
+    return Panel([picture], lambda value: value)
+
+
+def _token_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    import gradio as gr
+
+    last = len(loaded.dataset) - 1 if loaded.dataset is not None else 0
+    number = gr.Number(
+        value=0 if loaded.dataset is not None else None, minimum=0, maximum=last, precision=0, elem_id="item",
+        label=f"{condition.title} of item, 0 to {last}" if loaded.dataset is not None else loaded.no_data,
+        interactive=loaded.dataset is not None,
+    )
+    return Panel([number], lambda value: value)
+
+
+def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+    import gradio as gr
+
+    def layout(rows: list, corner: tuple | None, *sides: int) -> Image.Image:
+        picture = draw_layout(condition, boxes_of_rows(condition, rows), canvas_size(_checked(sides)))
+        if corner is not None:
+            (x, y), arm = (corner[0] * picture.width, corner[1] * picture.height), 12
+            draw = ImageDraw.Draw(picture)
+            draw.line((x - arm, y, x + arm, y), fill=RED, width=3)
+            draw.line((x, y - arm, x, y + arm), fill=RED, width=3)
+        return picture
+
+    def click(name: str, rows: list, corner: tuple | None, *sides: int, x: int, y: int) -> tuple:
+        height, width = canvas_size(_checked(sides))
+        here = x / width, y / height
+        if corner is None:
+            return rows, here, layout(rows, here, *sides)
+        (left, right), (top, bottom) = (sorted(pair) for pair in zip(corner, here, strict=True))
+        rows = _filled(rows) + [[name, *(round(100 * share, 1) for share in (left, top, right, bottom))]]
+        return rows, None, layout(rows, None, *sides)
+
+    def remove(rows: list, *sides: int) -> tuple:
+        rows = _filled(rows)[:-1]
+        return rows, None, layout(rows, None, *sides)
+
+    def choose(number: int, *sides: int) -> tuple:
+        boxes = session.item(loaded.run.name, int(number), condition.key)
+        rows = rows_of_boxes(condition, boxes)
+        return rows, None, layout(rows, None, *sides)
+
+    start = canvas_size((loaded.resolution, loaded.resolution))
+    corner = gr.State(None)
+    what = gr.Dropdown(
+        list(condition.names), value=condition.names[0], elem_id="category",
+        label="what to add: choose, then click two opposite corners of its box",
+    )
+    picture = gr.Image(
+        draw_layout(condition, [], start), type="pil", format="png", interactive=False, buttons=[],
+        label=condition.title, height=400, elem_id="layout",
+    )
+    table = gr.Dataframe(
+        [], headers=HEADERS, datatype=["str", *["number"] * 4], type="array", column_count=5, buttons=[],
+        interactive=True, show_label=False, elem_id="boxes",
+    )
+    with gr.Row():
+        last, none = gr.Button("remove the last", size="sm"), gr.Button("remove all", size="sm")
+        if loaded.dataset is not None:
+            number, button = _item_inputs(loaded)
+            button.click(shown(choose), [number, *size], [table, corner, picture])
+
+    def clicked(name: str, rows: list, where: tuple | None, h: int, w: int, event: gr.SelectData) -> tuple:
+        x, y = event.index
+        return shown(lambda: click(name, rows, where, h, w, x=x, y=y))()
+
+    outputs = [table, corner, picture]
+    picture.select(clicked, [what, table, corner, *size], outputs, show_progress="hidden")
+    last.click(shown(remove), [table, *size], outputs, show_progress="hidden")
+    none.click(shown(lambda *sides: remove([], *sides)), size, outputs, show_progress="hidden")
+    for event in (table.input, *(side.blur for side in size)):
+        event(shown(lambda rows, *sides: layout(rows, None, *sides)), [table, *size], picture)
+    return Panel([table], lambda rows: boxes_of_rows(condition, rows))
+
+
+def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel, Any]:
+    """The picture to complete with the brush over it, and the row that takes an item of the data set.
+
+    `name` holds the name of the run.
+    """
+    import gradio as gr
+
+    def upload(path: str, *sides: int) -> dict:
+        return _painting(fitted(read_upload(path), canvas_size(_checked(sides))))
+
+    def choose(run: str, number: int, *sides: int) -> dict:
+        return _painting(fitted(session.item(run, int(number)), canvas_size(_checked(sides))))
+
+    gr.Markdown("Choose a picture, then paint over what is to be drawn anew. The rest of it stays.")
+    editor = gr.ImageEditor(
+        type="pil", format="png", sources=(), transforms=(), layers=False, label="original", buttons=[],
+        brush=gr.Brush(default_size=60, colors=[RED], color_mode="fixed"), height=480, elem_id="original",
+    )
+    with gr.Row():
+        button = gr.UploadButton("upload", file_types=["image"], size="sm", elem_id="upload-original")
+        remove = gr.Button("remove the original", size="sm", elem_id="remove-original")
+    with gr.Row() as items:
+        number = gr.Number(0, label="item of the data set", precision=0, minimum=0, min_width=120)
+        chosen = gr.Button("take it", size="sm", elem_id="take-original")
+    button.upload(shown(upload), [button, *size], editor)
+    chosen.click(shown(choose), [name, number, *size], editor)
+    remove.click(lambda: None, None, editor)
+    _refit(editor, size, lambda sides: sides)
+
+    def read(value: dict | None) -> tuple[Image.Image | None, list]:
+        there = value is not None and value["background"] is not None
+        return (value["background"], value["layers"]) if there else (None, [])
+
+    return Panel([editor], read), items
+
+
+# ---- what the panels share
+
+
+def _sources(loaded: Loaded, upload: Callable, choose: Callable, size: list[Any], target: Any) -> None:
+    """A button to upload, and one to take an item of the data set."""
+    import gradio as gr
+
+    button = gr.UploadButton("upload", file_types=["image"], size="sm", elem_id="upload")
+    button.upload(shown(upload), [button, *size], target)
+    if loaded.dataset is not None:
+        number, take = _item_inputs(loaded)
+        take.click(shown(choose), [number, *size], target)
+
+
+def _item_inputs(loaded: Loaded) -> tuple[Any, Any]:
+    import gradio as gr
+
+    last = len(loaded.dataset) - 1
+    number = gr.Number(
+        0, label=f"item of the data set, 0 to {last}", precision=0, minimum=0, maximum=last, min_width=120
+    )
+    return number, gr.Button("take it", size="sm", elem_id="take")
+
+
+def _refit(editor: Any, size: list[Any], condition_size: Callable[[Size], Size]) -> None:
+    """Give a painting the new proportions where the size is changed."""
+    import gradio as gr
+
+    def refit(value: dict | None, *sides: int) -> Any:
+        if value is None or value["background"] is None:
+            return gr.skip()
+        height, width = canvas_size(condition_size(_checked(sides)))
+        if value["background"].size == (width, height):
+            return gr.skip()
+        layers = [layer.resize((width, height), Image.Resampling.NEAREST) for layer in value["layers"]]
+        pictures = {
+            key: value[key].resize((width, height), Image.Resampling.NEAREST)
+            for key in ("background", "composite")
+        }
+        return pictures | {"layers": layers}
+
+    for side in size:
+        side.blur(shown(refit), [editor, *size], editor, show_progress="hidden")
+
+
+def _painting(picture: Image.Image) -> dict:
+    """What an editor shows: a background, on which nothing is painted yet."""
+    return {"background": picture, "layers": [], "composite": picture}
+
+
+def _enlarged(labels: Image.Image, size: Size) -> Image.Image:
+    """A painted label map to paint on, of the proportions of that size."""
+    return labels.resize(canvas_size(_checked(size))[::-1], Image.Resampling.NEAREST)
+
+
+def _checked(size: Size) -> Size:
+    """Raise unless both sides are numbers above 0; an emptied input is None."""
+    if not all(side and side > 0 for side in size):
+        raise ValueError("give height and width of the picture first, in pixels")
+    return int(size[0]), int(size[1])
+
+
+def _filled(rows: list) -> list:
+    return [row for row in rows if str(row[0] or "").strip()]
+
+
+def _legend(colors: list[str], names: tuple[str, ...]) -> str:
+    swatch = '<span class="swatch" style="background:{}"></span>{}'
+    entries = (swatch.format(color, html.escape(name)) for color, name in zip(colors, names, strict=True))
+    labels = "".join(f'<span class="label">{entry}</span>' for entry in entries)
+    return f'<div class="legend">{labels}</div>'
