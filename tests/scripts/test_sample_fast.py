@@ -3,11 +3,14 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from scripts.sample_fast import main
-from taming.checkpoint import save_exported
+from scripts.sample_fast import main, parse
+from taming.checkpoint import load_model, save_exported
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
+from taming.drawing.options import PRECISIONS, decode, load_transformer
+from taming.modules.packed_linear import PackedLinear
 
 DD = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
@@ -22,15 +25,18 @@ STAGE = {
 }
 SOS = "__is_unconditional__"
 LABELS = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 3}}
+GRID = {"target": "taming.modules.misc.label_grid.LabelGrid", "params": {"n_labels": 10, "down_factor": 4}}
+NULL = {"null_token": 16, "cond_dropout": 0.1}  # behind the codes, 0..15
 COORDINATES = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 4}}
 
 
-def export(folder, condition, key="class_label"):
-    gpt = {"vocab_size": 16, "block_size": 127, "n_layer": 1, "n_head": 2, "n_embd": 32}
+def export(folder, condition, key="class_label", strong=False, **more):
+    """An exported run; `strong` weights heed their condition more."""
+    gpt = {"vocab_size": 17, "block_size": 129, "n_layer": 1, "n_head": 2, "n_embd": 32}
     model = {
         "target": "taming.models.cond_transformer.Net2NetTransformer",
         "params": {
-            "cond_stage_key": key, "first_stage_config": STAGE, "cond_stage_config": condition,
+            "cond_stage_key": key, "first_stage_config": STAGE, "cond_stage_config": condition, **more,
             "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt},
         },
     }
@@ -38,6 +44,8 @@ def export(folder, condition, key="class_label"):
     built = instantiate_from_config(model)
     built.first_stage_model.quantize.embedding.weight.data.mul_(50.0)  # other codes, other pictures
     built.first_stage_model.decoder.conv_out.weight.data.mul_(10.0)
+    for parameter in built.transformer.parameters() if strong else ():
+        parameter.data.mul_(10.0)
     return str(save_exported(built, {"model": model}, folder, step=7))
 
 
@@ -124,6 +132,8 @@ def test_with_coordinates(tmp_path):
     (["-t", "0"], "temperature must be above 0"),
     (["-n", "0"], "--num_samples"),
     (["--device", "nonsense"], "no device nonsense here"),
+    (["--guidance", "2"], "has no null token to be guided away from: train it with cond_dropout"),
+    (["--min_p", "2"], "min_p = 2.0 is outside [0, 1]"),
 ])
 def test_errors_are_one_line(labelled, tmp_path, capsys, arguments, message):
     status, paths = draw(labelled, tmp_path, "-n", 1, *arguments)
@@ -144,3 +154,59 @@ def test_models_that_cannot_be_sampled_say_so(tmp_path, capsys):
     assert "not conditioned on classes" in capsys.readouterr().err
     assert draw(str(tmp_path / "nothing"), tmp_path / "out")[0] == 1
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_a_class_beside_other_conditions(tmp_path, capsys):
+    conditions, keys = [LABELS, GRID], ["class_label", "segmentation"]
+    run = export(tmp_path / "run", conditions, keys, strong=True, **NULL)
+    status, paths = draw(run, tmp_path / "out", "-n", 4)  # the label map is left out
+    assert status == 0 and [Image.open(path).info["class"] for path in paths] == ["0", "1", "2", "0"]
+    assert draw(run, tmp_path / "guided", "-n", 1, "--guidance", 5)[0] == 0
+    assert not near(paths[0], tmp_path / "guided" / "sample_000000.png")
+    run = export(tmp_path / "without", conditions, keys)
+    assert draw(run, tmp_path / "no")[0] == 1
+    assert "segmentation is missing: give a class; give a label map" in capsys.readouterr().err
+
+
+def test_what_broke_off_is_drawn_again(labelled, tmp_path):
+    _, paths = draw(labelled, tmp_path, "-n", 2)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-20])
+    _, paths = draw(labelled, tmp_path, "-n", 2)
+    assert paths[1].read_bytes() == whole
+    paths[0].write_bytes(b"")
+    assert draw(labelled, tmp_path, "-n", 2)[0] == 0 and Image.open(paths[0]).size == (16, 16)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "16"])
+def test_reduced_precision_is_that_of_the_transformer(labelled, tmp_path, precision):
+    options = parse(["-r", labelled, "--precision", precision, "--device", "cpu"])
+    model, _, note = load_transformer(options)
+    assert {p.dtype for p in model.transformer.parameters()} == {PRECISIONS[precision]}
+    assert {p.dtype for p in model.first_stage_model.parameters()} == {torch.float32}
+    assert note["precision"] == precision
+    with torch.no_grad():
+        cache = model.transformer.new_cache(2, 64)
+    packed = [m for m in cache.blocks.modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == (6 if precision == "bf16" else 0)  # the layers of a block; float16 cannot be packed
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model.encode_to_z(x)[1], load_model(labelled)[0].encode_to_z(x)[1])
+    pictures = decode(model, torch.randint(16, (1, 8, 8)))
+    assert pictures.dtype == torch.float32
+    status, paths = draw(labelled, tmp_path, "-n", 2, "--precision", precision)
+    assert status == 0 and len(paths) == 2 and not near(*paths)
+
+
+def test_the_progress_counts_tokens(labelled, tmp_path, capsys):
+    draw(labelled, tmp_path, "-n", 3, "--batch_size", 2)
+    error = capsys.readouterr().err
+    assert "192/192" in error and "token/s" in error  # 3 pictures of 8 x 8 codes
+
+
+def test_logits_that_are_no_numbers(tmp_path, capsys):
+    run = export(tmp_path / "run", LABELS)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    weights["transformer.head.weight"][:] = torch.nan
+    save_file(weights, tmp_path / "run" / "model.safetensors", {"format": "pt", "step": "7"})
+    assert draw(run, tmp_path / "out", "-n", 1)[0] == 1
+    assert "error: the logits of step 0 are NaN" in capsys.readouterr().err
