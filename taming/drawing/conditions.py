@@ -192,8 +192,9 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
 def check_drawable(model: Net2NetTransformer, size: Size, kept: Tensor | None, source: str) -> None:
     """Raise unless the model can draw pictures of that size, with codes that stay."""
     check_size(model, size, source)
-    order = type(model.permuter).__name__
-    if order != "Identity" and kept is not None:
+    order, side = type(model.permuter).__name__, model.first_stage_model.resolution
+    if order != "Identity" and (kept is not None or tuple(size) != (side, side)):
         raise ValueError(
-            f"the model draws codes in the order of {order}: it cannot keep some of them; draw whole pictures"
+            f"the model draws codes in the order of {order}: it can keep none of them, nor draw larger "
+            f"pictures; draw whole ones of {side}x{side} pixels"
         )

@@ -1,11 +1,20 @@
 """One large picture from the command line, for each kind of model that needs no other input."""
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from scripts import make_panorama
 from scripts.make_panorama import main
+from taming.checkpoint import load_model
+from taming.config import instantiate_from_config
 from taming.data.base import read_image
-from tests.scripts.test_sample_fast import LABELS, SOS, export
+from taming.drawing.conditions import label_colors, read_labels
+from taming.drawing.options import decode
+from taming.images import from_uint8
+from tests.scripts.test_make_samples import stage
+from tests.scripts.test_sample_fast import GRID, LABELS, NULL, SOS, export
 
 COORDINATES = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 2}}
 CONDITIONS = [(LABELS, "class_label"), (SOS, "image"), (COORDINATES, "coord")]
@@ -42,6 +51,134 @@ def test_errors_are_one_line(tmp_path, capsys):
         (["--size", "8x64"], "the nearest is 16x64"),
         (["--class", "x"], "--class x: give class numbers"),
         (["--stride", "9"], "stride = 9 is outside 1..8"),
+    ):
+        assert draw(run, tmp_path / "a.png", *arguments) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+# ---- label maps
+
+SEGMENTED = [LABELS, GRID], ["class_label", "segmentation"]
+STAGE_OF_LABELS = stage("VQSegmentationModel", 10, n_labels=10, image_key="segmentation")
+
+
+def label_map(file, height=16, width=32, mode="L"):
+    """Ids 3 on the left, 8 on the right."""
+    ids = np.full((height, width), 3, np.uint8)
+    ids[:, width // 2 :] = 8
+    image = Image.fromarray(ids)
+    if mode == "P":
+        image = image.convert("P")
+        image.putdata(ids.flatten().tolist())
+        image.putpalette([7 * i % 256 for i in range(768)])
+    image.save(file)
+    return file
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_label_map_gives_size_and_content(mode, tmp_path):
+    run = export(tmp_path / "run", GRID, "segmentation", strong=True)
+    file = label_map(tmp_path / "labels.png", mode=mode)
+    assert draw(run, tmp_path / "a.png", "--segmentation", file) == 0
+    assert Image.open(tmp_path / "a.png").size == (32, 16)
+    other = label_map(tmp_path / "other.png", width=16)
+    for name, map_ in (("b", file), ("c", other)):
+        assert draw(run, tmp_path / f"{name}.png", "--segmentation", map_, "--size", "24x48") == 0
+        assert Image.open(tmp_path / f"{name}.png").size == (48, 24)
+    assert (read_image(tmp_path / "b.png") == read_image(tmp_path / "c.png")).all()  # the same, resized
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+    assert draw(run, tmp_path / "d.png", "--segmentation", mirrored) == 0
+    assert (read_image(tmp_path / "a.png") != read_image(tmp_path / "d.png")).any()
+
+
+def test_a_picture_in_the_palette_is_read_as_its_ids(tmp_path):
+    stages = [instantiate_from_config(GRID), instantiate_from_config(STAGE_OF_LABELS)]
+    ids = read_labels(label_map(tmp_path / "labels.png"), stages[0])
+    assert ids.unique().tolist() == [3, 8] and ids.shape == (16, 32)
+    for stage_ in stages:
+        colors = label_colors(stage_)
+        Image.fromarray(colors[ids].numpy()).save(tmp_path / "painted.png")
+        assert torch.equal(read_labels(tmp_path / "painted.png", stage_), ids)
+    Image.fromarray(255 - colors[ids].numpy()).save(tmp_path / "negative.png")
+    with pytest.raises(ValueError, match="which is none of the palette of 10 labels"):
+        read_labels(tmp_path / "negative.png", stages[0])
+
+
+def test_a_class_a_label_map_or_both(tmp_path):
+    run = export(tmp_path / "run", *SEGMENTED, strong=True, **NULL)
+    file = label_map(tmp_path / "labels.png")
+    ways = {"both": ["--class", 1, "--segmentation", file], "map": ["--segmentation", file],
+            "class": ["--class", 1, "--size", "16x32"], "guided": ["--segmentation", file, "--guidance", 5]}
+    for name, words in ways.items():
+        assert draw(run, tmp_path / f"{name}.png", *words) == 0
+        assert Image.open(tmp_path / f"{name}.png").size == (32, 16)
+    pictures = {read_image(tmp_path / f"{name}.png").tobytes() for name in ways}
+    assert len(pictures) == len(ways)
+
+
+# ---- completion
+
+
+def test_completion_keeps_the_upper_half(tmp_path, monkeypatch):
+    run, seen = export(tmp_path / "run", LABELS), []
+
+    def noted_decode(model, codes):
+        seen.append(codes)
+        return decode(model, codes)
+
+    monkeypatch.setattr(make_panorama, "decode", noted_decode)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 32, 3), np.uint8)).save(picture)
+    pixels = torch.from_numpy(from_uint8(read_image(picture))).permute(2, 0, 1)
+    given = load_model(run)[0].encode_to_z(pixels[None])[1].view(8, 16)
+    for words, rows in ([], 4), (["--known", 0.9], 7), (["--known", 0], 0):
+        assert draw(run, tmp_path / "a.png", "--complete", picture, *words) == 0
+        same = (seen[-1][0] == given).float().mean(1)  # share of each of the 8 rows
+        assert (same[:rows] == 1).all() and same[rows:].max() < 0.6
+        assert Image.open(tmp_path / "a.png").size == (32, 16)
+
+
+def test_a_mask_and_another_size(tmp_path):
+    run = export(tmp_path / "run", SOS, "image")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 70, 3), np.uint8)).save(tmp_path / "x.png")
+    Image.new("L", (32, 16), 255).save(tmp_path / "mask.png")
+    words = ["--complete", tmp_path / "x.png", "--size", "16x32", "--mask", tmp_path / "mask.png"]
+    assert draw(run, tmp_path / "a.png", *words) == 0
+    note = Image.open(tmp_path / "a.png").info
+    assert {"size": "16x32", "complete": "x.png", "mask": "mask.png"}.items() <= note.items()
+
+
+def test_files_that_will_not_do(tmp_path, capsys):
+    run = export(tmp_path / "run", *SEGMENTED, **NULL)
+    labels, small = label_map(tmp_path / "labels.png"), label_map(tmp_path / "small.png", 8, 32)
+    wrong = tmp_path / "wrong.png"
+    Image.new("L", (32, 16), 10).save(wrong)
+    (tmp_path / "text.png").write_text("no picture")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (48, 16)).save(picture)
+    black = tmp_path / "black.png"
+    Image.new("L", (48, 16)).save(black)
+    for arguments, message in (
+        (["--segmentation", tmp_path / "text.png"], "cannot read image"),
+        (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
+        (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
+        (["--segmentation", small], "the picture: 8x32 pixels (height x width) cannot be drawn"),
+        (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
+        (["--complete", tmp_path / "text.png"], "cannot read image"),
+        (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to draw"),
+        (["--class", 1, "--known", 0.5], "name it with --complete"),
+        (["--class", "1,2"], "give one class number"),
+        ([], "class_label, segmentation is missing"),
+    ):
+        assert draw(run, tmp_path / "a.png", *arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("error: ") == 1
+    run = export(tmp_path / "labelled", LABELS)
+    for arguments, message in (
+        (["--segmentation", labels], "not conditioned on label maps"), (["--guidance", 2], "no null token"),
+        (["-k", 17], "top_k = 17 is outside 1..16"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err

@@ -31,22 +31,37 @@ CONDITIONS = {
 }
 
 
-def landscapes(key, size=32):
+CONDITIONS["objects_bbox"] = {
+    "target": "taming.models.dummy_cond_stage.DummyCondStage", "params": {"conditional_key": "objects_bbox"},
+}
+CONDITIONS["grid"] = {
+    "target": "taming.modules.misc.label_grid.LabelGrid", "params": {"n_labels": 10, "down_factor": 16},
+}
+CONDITIONS["coord"] = {
+    "target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 8},
+}
+PERMUTER = {"target": "taming.modules.transformer.permuter.ZCurve", "params": {"H": 4, "W": 4}}
+
+
+def landscapes(keys, size=32):
     split = {
         "target": "taming.data.landscapes.Landscapes",
-        "params": dict(size=size, length=6, split="validation", keys=["image", "class_label", key]),
+        "params": dict(size=size, length=6, split="validation", keys=["image", "class_label", *keys]),
     }
     params = dict(batch_size=2, num_workers=0, validation=split)
     return {"target": "main.DataModuleFromConfig", "params": params}
 
 
-def export(folder, key):
-    gpt = {"vocab_size": 16, "block_size": 31, "n_layer": 1, "n_head": 2, "n_embd": 16}
+def export(folder, key, stages=None, size=32, **more):
+    """An exported run over 4x4 codes of 32 pixels, and data of `size` pixels."""
+    keys = [key] if isinstance(key, str) else key
+    stages = CONDITIONS[key] if stages is None else stages
+    gpt = {"vocab_size": 512, "block_size": 63, "n_layer": 1, "n_head": 2, "n_embd": 16}
     model = {
         "target": "taming.models.cond_transformer.Net2NetTransformer",
         "params": {
-            "cond_stage_key": key, "first_stage_config": stage("VQModel", 3),
-            "cond_stage_config": CONDITIONS[key],
+            "cond_stage_key": key, "first_stage_config": stage("VQModel", 3), **more,
+            "cond_stage_config": stages,
             "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt},
         },
     }
@@ -54,7 +69,7 @@ def export(folder, key):
     built = instantiate_from_config(model)
     built.first_stage_model.quantize.embedding.weight.data.mul_(50.0)  # other codes, other pictures
     built.first_stage_model.decoder.conv_out.weight.data.mul_(10.0)
-    return str(save_exported(built, {"model": model, "data": landscapes(key)}, folder))
+    return str(save_exported(built, {"model": model, "data": landscapes(keys, size)}, folder))
 
 
 def draw(run, folder, *arguments):
@@ -120,7 +135,101 @@ def test_other_data_as_in_2021(tmp_path, capsys):
     assert len(list((tmp_path / "other" / "samples").iterdir())) == 2
     for arguments, message in (
         (["--ignore_base_data"], "no section `data`"), (["--split", "test"], "the data has validation"),
-        (["--known", "1.5"], "--known 1.5 is outside [0, 1)"),
+        (["--known", "1.5"], "--known 1.5 is outside [0, 1)"), (["--scale", "0.5"], "the nearest is 32x32"),
+        (["--guidance", "2"], "has no null token"), (["-k", "17"], "top_k = 17 is outside 1..16"),
+        (["-n", "0"], "must be at least 1"),
     ):
         assert draw(run, tmp_path / "no", *arguments) == 1
         assert message in capsys.readouterr().err
+
+
+def paint(file, size, white):
+    """A mask of that size (height, width), white in a box left, top, right, bottom."""
+    picture = Image.new("L", size[::-1])
+    picture.paste(255, white)
+    picture.save(file)
+    return file
+
+
+def test_a_mask_says_what_is_drawn(tmp_path):
+    mask = paint(tmp_path / "mask.png", (64, 64), (15, 32, 17, 33))  # touches the first two codes of row 2
+    options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--mask", str(mask)])
+    model, config, _ = load_transformer(options)
+    decoded, decode = [], model.first_stage_model.decode_code
+    model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
+    bar = TokenBar(4)
+    draw_batch(model, build_dataset(config, options), [0, 1, 2, 3], options, bar)
+    changed = (decoded[0] != decoded[1]).any(0)
+    assert changed.nonzero().tolist() == [[2, 0], [2, 1]] and bar.n == bar.total == 8
+    assert draw(options.resume, tmp_path / "out", "-n", 1, "--mask", mask, "--scale", 2) == 0
+    assert pixels(tmp_path / "out", "samples").shape == (64, 64, 3)
+
+
+def test_masks_that_will_not_do(tmp_path, capsys):
+    run = export(tmp_path / "run", "depth")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    black = paint(tmp_path / "black.png", (32, 32), (0, 0, 0, 0))
+    wide = paint(tmp_path / "wide.png", (32, 64), (0, 0, 9, 9))
+    for arguments, message in (
+        (["--mask", black], "leaves nothing to draw: paint white"),
+        (["--mask", wide], "has 32x64 pixels (height x width), but the pictures 32x32"),
+        (["--mask", tmp_path / "no.png"], "cannot read image"),
+        (["--mask", black, "--known", 0.5], "give one of them"),
+    ):
+        assert draw(run, tmp_path / "out", "-n", 1, *arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_conditions(tmp_path):
+    keys = ["class_label", "segmentation", "depth"]
+    run = export(tmp_path / "run", keys, [CONDITIONS["class_label"], CONDITIONS["grid"], CONDITIONS["depth"]])
+    assert draw(run, tmp_path / "out", "-n", 1, "--scale", 2) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "originals", "reconstructions", "samples", "conditions_segmentation", "conditions_depth",
+    }
+    for kind in ("conditions_segmentation", "conditions_depth", "samples"):
+        assert pixels(tmp_path / "out", kind).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("key", ["coord", "objects_bbox"])
+def test_coordinates_and_layouts(key, tmp_path):
+    run = export(tmp_path / "run", key)
+    assert draw(run, tmp_path / "out", "-n", 2, "--scale", 1.5) == 0
+    for kind in ("conditions", "samples"):
+        assert pixels(tmp_path / "out", kind).shape == (48, 48, 3)
+
+
+def test_a_condition_of_another_resolution(tmp_path):
+    small = export(tmp_path / "small", "lr_image", stage("VQModel", 3), cond_size=16)
+    data = "data.params.validation.params.lr_factor=2"
+    assert draw(small, tmp_path / "out", "-n", 1, "--scale", 2, data) == 0
+    assert pixels(tmp_path / "out", "conditions").shape == (32, 32, 3)
+    assert pixels(tmp_path / "out", "samples").shape == (64, 64, 3)
+    half = export(tmp_path / "half", "upper_half", "__is_first_stage__")
+    assert draw(half, tmp_path / "halves", "-n", 1) == 0
+    assert pixels(tmp_path / "halves", "conditions").shape == (16, 32, 3)
+
+
+def test_conditions_that_do_not_fit(tmp_path, capsys):
+    run = export(tmp_path / "run", "lr_image", stage("VQModel", 3), cond_size=8)
+    assert draw(run, tmp_path / "out", "-n", 1, "data.params.validation.params.lr_factor=2") == 1
+    message = "the condition lr_image has 16x16 pixels (height x width), but must have 8x8 for pictures of"
+    assert message in capsys.readouterr().err
+
+
+def test_another_order_of_codes(tmp_path, capsys):
+    run = export(tmp_path / "run", "class_label", permuter_config=PERMUTER)
+    assert draw(run, tmp_path / "out", "-n", 1) == 0
+    assert pixels(tmp_path / "out", "samples").shape == (32, 32, 3)
+    for words in (["--known", 0.5], ["--scale", 2]):
+        assert draw(run, tmp_path / "no", "-n", 1, *words) == 1
+        assert "the order of ZCurve" in capsys.readouterr().err
+
+
+def test_pictures_of_conditions_do_not_depend_on_the_batch(tmp_path):
+    run = export(tmp_path / "run", "segmentation", CONDITIONS["grid"])
+    for size in (1, 3):
+        assert draw(run, tmp_path / str(size), "-n", 3, "--batch_size", size) == 0
+    assert (pixels(tmp_path / "1", "conditions", 2) == pixels(tmp_path / "3", "conditions", 2)).all()
