@@ -9,13 +9,15 @@ chosen as conditions: other YAML files (-b) and key.sub=value words are merged o
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.make_samples import build_dataset
+from taming.drawing.dataset import build_dataset
+from taming.drawing.options import PRECISIONS
 from taming.util import exit_status
 from taming.web.page import launch, require_gradio
 from taming.web.session import Session
@@ -36,6 +38,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--port", type=int, help="default: the first free one from 7860")
     add("--max-upload", type=float, default=20.0, metavar="MB", help="size of an uploaded file; default: 20")
     add("--max-pixels", type=int, default=4_000_000, help="of all pictures drawn at once; default: 4000000")
+    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 "
+        "takes half the memory and time; default: 32")
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
     add("overrides", nargs="*", metavar="key.sub=value", help="set on top of the files")
     return parser.parse_intermixed_args(argv)
@@ -50,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
     """Find the runs, and serve the page until Ctrl-C."""
     if options.max_upload <= 0 or options.max_pixels < 1:
         raise ValueError("--max-upload and --max-pixels must be above 0")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends, and cleans up, as after Ctrl-C
     options.seed = 0  # of the data set's own random numbers
 
     def data_of(config: DictConfig):
@@ -60,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         require_gradio()
         session = Session(
             options.resume or ["logs"], options.outdir or Path(folder) / "drawn", device=options.device,
-            data_of=data_of, max_pixels=options.max_pixels,
+            data_of=data_of, max_pixels=options.max_pixels, precision=options.precision,
         )
         launch(session, host=options.host, port=options.port, max_upload=options.max_upload)
 

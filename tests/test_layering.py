@@ -38,7 +38,7 @@ LAYERS = {
         "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling",
         "data", "lr_scheduler", *BOTTOM,
     },
-    "web": {"models", "modules", "sampling", "data", *BOTTOM},
+    "web": {"drawing", "models", "modules", "sampling", "data", *BOTTOM},
 }
 # packages that a part must not know
 FOREIGN = {

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from taming.drawing import options
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.permuter import Identity
 
@@ -38,20 +39,8 @@ def check_request(model: Net2NetTransformer, request: "Request", max_pixels: int
 
 def check_size(model: Net2NetTransformer, request: "Request", max_pixels: int) -> None:
     """Raise ValueError, with the nearest size that works, for a size the model cannot draw."""
-    (height, width), count = request.size, request.pictures
-    f, least = model.first_stage_model.factor, model.first_stage_model.resolution
-    nearest = tuple(max(least, round(side / f) * f) for side in request.size)
-    works = "{}x{}".format(*nearest)
-    if min(height, width) < least:
-        raise ValueError(
-            f"{height}x{width} (height x width) is below the training size, {least} pixels; the nearest "
-            f"size that works is {works}"
-        )
-    if height % f or width % f:
-        raise ValueError(
-            f"{height}x{width} (height x width) is no multiple of {f} pixels, the side of a code; the "
-            f"nearest size that works is {works}"
-        )
+    (height, width), count, least = request.size, request.pictures, model.first_stage_model.resolution
+    options.check_size(model, request.size, "size")
     if (height, width) != (least, least) and not isinstance(model.permuter, Identity):
         raise ValueError(
             f"this model draws in the order of {type(model.permuter).__name__}, at its training size only: "

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.helper_types import Annotation, usable_box
 from taming.data.sampler import seeded
+from taming.drawing.conditions import takes_labels
+from taming.drawing.dataset import unwrapped
 from taming.images import from_uint8, to_pil
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage, whole_picture
@@ -71,16 +73,9 @@ def conditions_of(
 
     `shapes` are the (H, W) that the data set's conditions have beside a picture of the training size.
     """
-    own = unwrapped(dataset)
+    own = None if dataset is None else unwrapped(dataset)
     stages = zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True)
     return [_condition(key, stage, (shapes or {}).get(key, size), own) for key, stage, size in stages]
-
-
-def unwrapped(dataset: Any) -> Any:
-    """The data set itself, without what wraps it."""
-    for name in ("dataset", "data"):
-        dataset = getattr(dataset, name, dataset)
-    return dataset
 
 
 def _condition(key: str, stage: nn.Module, trained: Size | None, dataset: Any) -> Condition:
@@ -91,7 +86,7 @@ def _condition(key: str, stage: nn.Module, trained: Size | None, dataset: Any) -
     if isinstance(stage, Labelator):
         names = _names(getattr(dataset, "class_names", ()), stage.n_classes)
         return Condition(key, CLASS, stage, names)
-    if hasattr(stage, "one_hot"):
+    if takes_labels(stage):
         return Condition(key, LABELS, stage, _names(getattr(dataset, "labels", ()), stage.n_labels), trained)
     encoder = getattr(stage, "encoder", None)
     channels = encoder.conv_in.in_channels if encoder is not None else 0
@@ -210,7 +205,8 @@ def draw_layout(condition: Condition, boxes: Sequence[Box], size: Size) -> Image
     """Boxes as a picture, as the model will read them: rounded to its grid."""
     with seeded(0):
         tokens = condition.builder.build(annotations(condition, boxes))
-    return to_pil(condition.builder.plot(tokens, lambda i: condition.names[i], size[::-1], font_size=15))
+    layout = condition.builder.plot(tokens, lambda i: condition.names[i], size[::-1], font_size=15)
+    return ImageOps.expand(ImageOps.crop(to_pil(layout), 1), 1, "gray")  # where the picture ends
 
 
 # ---- tensors, of an item of the data set -> values

@@ -21,8 +21,14 @@ CSS = """
 .legend {display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px}
 .label {display: inline-flex; align-items: center; gap: 5px; white-space: nowrap}
 .swatch {width: 14px; height: 14px; border-radius: 3px; border: 1px solid #8888}
+#details table {font-size: 13px; width: 100%; table-layout: fixed}
+#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #c00; font-weight: 600}
-.dark .problem {color: #f88}
+.dark #details table {font-size: 13px; width: 100%; table-layout: fixed}
+#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details td:first-child {width: 9em; opacity: 0.7}
+.problem {color: #f88}
 #live img {width: 100%; height: 100%; object-fit: contain}
 """
 
@@ -107,7 +113,7 @@ def build_page(session: Session) -> Any:
         )
         page.load(_list_runs(session), None, run)
         page.unload(leave)
-        gallery, details = results["gallery"], [results["table"], results["download"]]
+        gallery, details = results["gallery"], [results["details"], results["download"]]
         gallery.select(_select(), history, details, show_progress="hidden")
         cancel.click(cancel_drawing, None, None, queue=False)
 
@@ -137,20 +143,20 @@ def _settings() -> dict[str, Any]:
     """The settings of the sampler, by their names in a Request."""
     import gradio as gr
 
+    on = {"interactive": True}  # not to be inferred: they are set when a run is chosen
     with gr.Accordion("Sampling", open=True):
         with gr.Row():
-            seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=90, elem_id="seed")
-            temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature", min_width=150)
-            guidance = gr.Slider(1.0, 10.0, 1.0, step=0.1, label="guidance (1: none)", min_width=150)
+            seed = gr.Number(0, label="seed", precision=0, minimum=0, elem_id="seed", **on)
+            top_k = gr.Number(0, label="top-k (0: all codes)", precision=0, minimum=0, elem_id="top-k", **on)
         with gr.Row():
-            top_k = gr.Number(
-                0, label="top-k (0: all codes)", precision=0, minimum=0, min_width=90, elem_id="top-k"
-            )
-            top_p = gr.Slider(0.05, 1.0, 1.0, step=0.01, label="top-p (1: all)", min_width=150)
-            min_p = gr.Slider(0.0, 0.5, 0.0, step=0.01, label="min-p (0: all)", min_width=150)
+            temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature", **on)
+            guidance = gr.Slider(1.0, 10.0, 1.0, step=0.1, label="guidance (1: none)", **on)
+        with gr.Row():
+            top_p = gr.Slider(0.05, 1.0, 1.0, step=0.01, label="top-p (1: all codes)", **on)
+            min_p = gr.Slider(0.0, 0.5, 0.0, step=0.01, label="min-p (0: all codes)", **on)
         stride = gr.Slider(
-            1, 16, 1, step=1, elem_id="stride",
-            label="stride: codes drawn before the window of a larger picture moves; more is faster",
+            1, 16, 1, step=1, elem_id="stride", label="stride", **on,
+            info="of larger pictures: codes drawn before the window moves; more is faster",
         )
     return {
         "seed": seed, "temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p,
@@ -162,20 +168,19 @@ def _results() -> dict[str, Any]:
     """Where the picture appears, and the gallery below it."""
     import gradio as gr
 
+    status = gr.HTML("", elem_id="status", min_height=24, padding=True)
+    live = gr.Image(
+        show_label=False, interactive=False, height=420, format="png", buttons=["fullscreen"], elem_id="live"
+    )
+    gr.HTML("Drawn so far; click a picture for its settings.", padding=True)
     return {
-        "status": gr.HTML("", elem_id="status", min_height=24, padding=True),
-        "live": gr.Image(
-            show_label=False, interactive=False, height=420, format="png", buttons=["fullscreen"],
-            elem_id="live",
-        ),
+        "status": status,
+        "live": live,
         "gallery": gr.Gallery(
-            label="drawn so far; click one for its settings", columns=5, height=240, allow_preview=False,
-            buttons=[], elem_id="gallery", object_fit="contain", interactive=False,
+            show_label=False, columns=5, height=230, buttons=[], fit_columns=False, allow_preview=False,
+            object_fit="contain", interactive=False, elem_id="gallery",
         ),
-        "table": gr.Dataframe(
-            headers=["setting", "value"], interactive=False, visible=False, buttons=[], wrap=True,
-            elem_id="settings", label="how it was drawn",
-        ),
+        "details": gr.HTML("", elem_id="details", padding=True),
         "download": gr.DownloadButton(
             "Download this PNG, with its settings", visible=False, elem_id="download"
         ),
@@ -298,15 +303,18 @@ def _draw(
 
 
 def _caption(drawn: Drawn) -> str:
-    return f"seed {drawn.settings['seed']}, {drawn.settings['size']}"
+    return f"seed {drawn.settings['seed']}"
 
 
 def _details(drawn: Drawn) -> tuple:
     """The table of settings and the download of one picture."""
     import gradio as gr
 
-    rows = [[key, value] for key, value in drawn.settings.items()]
-    return gr.update(value=rows, visible=True), gr.update(value=str(drawn.path), visible=True)
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>"
+        for key, value in drawn.settings.items()
+    )
+    return f"<table>{rows}</table>", gr.update(value=str(drawn.path), visible=True)
 
 
 def _select() -> Callable:

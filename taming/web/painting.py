@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from taming.drawing.conditions import ID_MODES
+
 Size = tuple[int, int]  # height, width
 
 # Easy to tell apart, by name in a legend too. The first ten suit the labels of the built-in landscapes.
@@ -16,6 +18,7 @@ COLORS = (
     "#8a5a34", "#e6194b", "#f032e6", "#f58231", "#46f0f0", "#911eb4", "#fabebe", "#008080", "#800000",
     "#000075", "#808000", "#404040", "#aaffc3",
 )
+NEAR = 24.0  # mean distance, of 255, of an uploaded map's colours from the palette; photographs have more
 CANVAS = 512  # pixels of the longer side of what is painted on
 
 
@@ -51,12 +54,7 @@ def read_labels(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor
     Each painted pixel counts as the label of the nearest colour; each pixel of the result is the commonest
     label of the painted pixels that it covers, so that the blended rims of a brush do not count.
     """
-    pixels = np.asarray(painted.convert("RGB")).reshape(-1, 3)
-    found, where = np.unique(pixels, axis=0, return_inverse=True)
-    colors = torch.from_numpy(label_colors(n_labels)).float()
-    parts = torch.from_numpy(found).float().split(4096)
-    nearest = torch.cat([torch.cdist(part, colors).argmin(1) for part in parts])
-    ids = nearest[torch.from_numpy(where.reshape(-1))].view(1, painted.height, painted.width)
+    ids = _nearest(painted, label_colors(n_labels))[0][None]
     if tuple(ids.shape[1:]) == size:
         return ids[0]
     used, compact = ids.unique(return_inverse=True)  # few, where a vocabulary may have hundreds
@@ -69,25 +67,47 @@ def resized_shares(mask: torch.Tensor, size: Size) -> torch.Tensor:
     return F.interpolate(mask[None], size, mode="area")[0, 0]
 
 
-def read_label_file(picture: Image.Image, path: str, n_labels: int) -> Image.Image:
-    """An uploaded label map in our colours: either painted with them, or gray values that are the ids.
+def read_label_file(path: str, picture: Image.Image, n_labels: int, other: np.ndarray) -> Image.Image:
+    """An uploaded label map in our colours: painted with them, or with others, or gray values that are ids.
+
+    Args:
+        path: the file; `picture` is what was read of it.
+        other: a second palette, uint8 (L, 3), which the files of other commands have.
 
     Raises:
-        ValueError: gray values that are no labels.
+        ValueError: gray values that are no labels, or colours of neither palette.
     """
     with Image.open(path) as file:
-        is_ids = file.mode in ("L", "P", "I;16", "I") and file.size == picture.size
-        ids = np.asarray(file).astype(np.int64) if is_ids else None
-    if ids is None:
-        return picture
-    if ids.max(initial=0) >= n_labels and file.mode == "P":
-        return picture  # few colours, and none of them an id
-    if ids.max(initial=0) >= n_labels:
+        mode = file.mode
+        ids = np.asarray(file).astype(np.int64) if mode in ID_MODES and file.size == picture.size else None
+    if ids is not None and (mode != "P" or ids.max(initial=0) < n_labels):
+        if ids.max(initial=0) >= n_labels:
+            raise ValueError(
+                f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: "
+                "give ids as gray values, or colours of the page's palette"
+            )
+        return paint_labels(ids, n_labels)
+    off = {}  # how far the colours are from those of each palette
+    for name, colors in (("ours", label_colors(n_labels)), ("other", other)):
+        nearest, distance = _nearest(picture, colors)
+        off[name] = distance.mean().item(), nearest
+    name = min(off, key=lambda name: off[name][0])
+    if off[name][0] > NEAR:
         raise ValueError(
-            f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: give "
-            "ids as gray values, or colours of the page's palette"
+            "the colours of the picture are none of the palette: upload a label map, painted with the "
+            "colours below the canvas, or of gray values that are the labels' numbers"
         )
-    return paint_labels(ids, n_labels)
+    return paint_labels(off[name][1].numpy(), n_labels)
+
+
+def _nearest(picture: Image.Image, colors: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The number of the nearest colour of each pixel, and how far it is: (H, W) each."""
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    found, where = np.unique(pixels, axis=0, return_inverse=True)
+    parts, palette = torch.from_numpy(found).float().split(4096), torch.from_numpy(colors).float()
+    nearest = [torch.cdist(part, palette).min(1) for part in parts]
+    where = torch.from_numpy(where.reshape(picture.height, picture.width))
+    return torch.cat([n.indices for n in nearest])[where], torch.cat([n.values for n in nearest])[where]
 
 
 def brushed(layers: list[Image.Image | None], size: Size) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from taming.drawing.conditions import label_colors as label_palette
 from taming.web.conditions import (
     BOXES,
     CLASS,
@@ -79,7 +80,7 @@ def condition_panel(session: Session, loaded: Loaded, condition: Condition, size
             "This model draws without a condition.")
         gr.HTML(text, padding=True)
         return Panel([], lambda: None)
-    with gr.Group(elem_id=f"condition-{condition.key}"):
+    with gr.Column(elem_id=f"condition-{condition.key}"):
         optional = loaded.model.null_token is not None and len(loaded.conditions) > 1
         leave_out = gr.Checkbox(label=f"leave out the {condition.title}", visible=optional)
         panel = make[condition.kind](session, loaded, condition, size)
@@ -99,7 +100,7 @@ def _class_panel(session: Session, loaded: Loaded, condition: Condition, size: l
 def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
     import gradio as gr
 
-    count = len(condition.names)
+    count, other = len(condition.names), label_palette(condition.stage).numpy()
     colors = [hex_color(color) for color in label_colors(count)]
     resolution = loaded.resolution
 
@@ -108,7 +109,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(paint_labels(ids, count))
 
     def upload(path: str, *sides: int) -> dict:
-        picture = read_label_file(read_upload(path), path, count)
+        picture = read_label_file(path, read_upload(path), count, other)
         return _painting(_enlarged(picture, condition.size(sides, resolution)))
 
     def choose(number: int, *sides: int) -> dict:
@@ -116,15 +117,16 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(_enlarged(picture, condition.size(sides, resolution)))
 
     editor = gr.ImageEditor(
-        canvas(0, resolution, resolution), type="pil", format="png", sources=(), transforms=(), layers=False,
+        canvas(0, resolution, resolution), type="pil", format="png", sources=(), transforms=(),
+        layers=False, interactive=True,
         brush=gr.Brush(default_size=40, colors=colors, default_color=colors[-1], color_mode="fixed"),
         label=condition.title, buttons=[], height=480, elem_id="painting",
     )
     gr.HTML(_legend(colors, condition.names), padding=True)
     with gr.Row():
         fill = gr.Dropdown(
-            [(name, i) for i, name in enumerate(condition.names)], value=0, label="begin anew with",
-            elem_id="fill", min_width=120,
+            [(name, i) for i, name in enumerate(condition.names)], value=0, label="fill all with",
+            elem_id="fill", min_width=140,
         )
         _sources(loaded, upload, choose, size, editor)
     fill.input(shown(canvas), [fill, *size], editor)
@@ -195,7 +197,7 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
     start = canvas_size((loaded.resolution, loaded.resolution))
     corner = gr.State(None)
     what = gr.Dropdown(
-        list(condition.names), value=condition.names[0], elem_id="category",
+        list(condition.names), value=condition.names[0], elem_id="category", interactive=True,
         label="what to add: choose, then click two opposite corners of its box",
     )
     picture = gr.Image(
@@ -207,10 +209,11 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
         interactive=True, show_label=False, elem_id="boxes",
     )
     with gr.Row():
-        last, none = gr.Button("remove the last", size="sm"), gr.Button("remove all", size="sm")
-        if loaded.dataset is not None:
+        last, none = (gr.Button(f"remove {which}", size="sm") for which in ("the last", "all"))
+    if loaded.dataset is not None:
+        with gr.Row():
             number, button = _item_inputs(loaded)
-            button.click(shown(choose), [number, *size], [table, corner, picture])
+        button.click(shown(choose), [number, *size], [table, corner, picture])
 
     def clicked(name: str, rows: list, where: tuple | None, h: int, w: int, event: gr.SelectData) -> tuple:
         x, y = event.index
@@ -240,15 +243,16 @@ def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel,
 
     gr.Markdown("Choose a picture, then paint over what is to be drawn anew. The rest of it stays.")
     editor = gr.ImageEditor(
-        type="pil", format="png", sources=(), transforms=(), layers=False, label="original", buttons=[],
-        brush=gr.Brush(default_size=60, colors=[RED], color_mode="fixed"), height=480, elem_id="original",
+        type="pil", format="png", sources=(), transforms=(), layers=False, interactive=True, label="original",
+        brush=gr.Brush(default_size=60, colors=[RED], color_mode="fixed"), height=480, buttons=[],
+        elem_id="original",
     )
     with gr.Row():
         button = gr.UploadButton("upload", file_types=["image"], size="sm", elem_id="upload-original")
         remove = gr.Button("remove the original", size="sm", elem_id="remove-original")
     with gr.Row() as items:
-        number = gr.Number(0, label="item of the data set", precision=0, minimum=0, min_width=120)
-        chosen = gr.Button("take it", size="sm", elem_id="take-original")
+        number = gr.Number(0, label="item of the data set", precision=0, minimum=0, min_width=140)
+        chosen = gr.Button("take the item", size="sm", elem_id="take-original")
     button.upload(shown(upload), [button, *size], editor)
     chosen.click(shown(choose), [name, number, *size], editor)
     remove.click(lambda: None, None, editor)
@@ -268,7 +272,7 @@ def _sources(loaded: Loaded, upload: Callable, choose: Callable, size: list[Any]
     """A button to upload, and one to take an item of the data set."""
     import gradio as gr
 
-    button = gr.UploadButton("upload", file_types=["image"], size="sm", elem_id="upload")
+    button = gr.UploadButton("upload", file_types=["image"], size="sm", min_width=110, elem_id="upload")
     button.upload(shown(upload), [button, *size], target)
     if loaded.dataset is not None:
         number, take = _item_inputs(loaded)
@@ -280,9 +284,9 @@ def _item_inputs(loaded: Loaded) -> tuple[Any, Any]:
 
     last = len(loaded.dataset) - 1
     number = gr.Number(
-        0, label=f"item of the data set, 0 to {last}", precision=0, minimum=0, maximum=last, min_width=120
+        0, label=f"item, 0 to {last}", precision=0, minimum=0, maximum=last, min_width=140
     )
-    return number, gr.Button("take it", size="sm", elem_id="take")
+    return number, gr.Button("take the item", size="sm", min_width=110, elem_id="take")
 
 
 def _refit(editor: Any, size: list[Any], condition_size: Callable[[Size], Size]) -> None:

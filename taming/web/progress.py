@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from taming.drawing.options import decode
 from taming.images import from_uint8, image_grid, to_pil
 from taming.models.cond_transformer import Net2NetTransformer
 
@@ -97,11 +98,11 @@ def so_far(
     else:
         order = (~keep).flatten().cumsum(0).view(shape)  # raster order, as the window goes
         there = keep | (order <= step + 1)
-    images = model.first_stage_model.decode_code(codes.clone()).clamp(-1.0, 1.0)
+    images = decode(model, codes.clone())
     factor = model.first_stage_model.factor
-    there = there.to(images.device).repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    there = there.cpu().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     images = torch.where(there, images, torch.full_like(images, UNDRAWN))
-    return to_pil((images[0] if len(images) == 1 else image_grid(images)).cpu())
+    return to_pil(images[0] if len(images) == 1 else image_grid(images))
 
 
 def side_by_side(paths: Sequence[Path]) -> Image.Image:

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from taming.checkpoint import load_model
+from taming.drawing.dataset import batch_of
+from taming.drawing.options import PRECISIONS, decode
 from taming.images import save_png, to_pil
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
 from taming.web.checks import check_request
-from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value, unwrapped
+from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value
 from taming.web.painting import Size, brushed, check_shape, fitted
 from taming.web.progress import Job, Progress, Watch, from_pil
 from taming.web.runs import Run, find_runs
@@ -100,14 +101,16 @@ class Session:
         device: name of the device; see `pick_device`.
         data_of: makes the data set of a run from its config; None for no data sets.
         max_pixels: of all pictures of one drawing together.
+        precision: of the transformers' weights, "32", "bf16" or "16".
     """
 
     def __init__(
         self, places: Sequence[str | Path], outdir: str | Path, *, device: str | None = None,
         data_of: Callable[[DictConfig], Any] | None = None, max_pixels: int = 4_000_000,
+        precision: str = "32",
     ):
         self.places, self.outdir, self.max_pixels = list(places), Path(outdir), max_pixels
-        self.device, self._data_of = pick_device(device), data_of
+        self.device, self._data_of, self._dtype = pick_device(device), data_of, PRECISIONS[precision]
         self._models: dict[str, Loaded] = {}
         self._loading, self._drawing = threading.Lock(), threading.Lock()
         find_runs(self.places)  # without any run, say so now
@@ -139,6 +142,7 @@ class Session:
             raise ValueError(
                 f"{run.name} is a {type(model).__name__}: choose a run of stage 2, a transformer"
             )
+        model.transformer.to(self._dtype)
         dataset, problem = None, "no data set was asked for"
         if self._data_of is not None:
             try:
@@ -184,8 +188,7 @@ class Session:
             raise ValueError(f"{loaded.run.name} has no items to choose from: {loaded.no_data}")
         if not 0 <= number < len(loaded.dataset):
             raise ValueError(f"there is no item {number}: the data set has 0 to {len(loaded.dataset) - 1}")
-        collate = getattr(unwrapped(loaded.dataset), "collate_fn", None) or default_collate
-        x, c = loaded.model.get_xc(collate([loaded.dataset[number]]))
+        x, c = loaded.model.get_xc(batch_of(loaded.dataset, [number]))
         values = [c] if torch.is_tensor(c) else c
         return x, dict(zip(loaded.model.cond_keys, values, strict=True))
 
@@ -222,7 +225,7 @@ class Session:
                     generator=image_generators(request.seed, range(request.pictures)),
                 )
                 told.put(Progress("decoding"))
-                told.put(model.first_stage_model.decode_code(codes).clamp(-1.0, 1.0).cpu())
+                told.put(decode(model, codes))
             except BaseException as error:
                 told.put(error)
 
