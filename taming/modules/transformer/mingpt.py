@@ -4,7 +4,7 @@ Attribute names are the keys of published checkpoints. B batch, T tokens, D = n_
 P cached positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from taming.modules.packed_linear import can_pack, pack_linears
+from taming.modules.transformer.positions import Part, layout_positions
 from taming.sampling import filter_logits, sample_tokens
 
 PACK_FROM = 64  # positions; to reorder the weights takes as long as some 40 steps save
@@ -124,11 +125,18 @@ class GPT(nn.Module):
         n_layer, n_head, n_embd: depth, heads, channels D.
         embd_pdrop, resid_pdrop, attn_pdrop: dropout rates.
         n_unmasked: so many first positions, the condition's, all see each other.
+        layout: what the sequence is made of, condition and codes: for each part a number of tokens, or
+            [height, width] of a grid. Position embeddings then begin with the places of the tokens, which
+            spatial conditions learn from much sooner, see `layout_positions`; with zeros when None.
+
+    Raises:
+        ValueError: a layout that is shorter than `block_size`.
     """
 
     def __init__(
         self, vocab_size: int, block_size: int, n_layer: int = 12, n_head: int = 8, n_embd: int = 256,
         embd_pdrop: float = 0.0, resid_pdrop: float = 0.0, attn_pdrop: float = 0.0, n_unmasked: int = 0,
+        *, layout: Sequence[Part] | None = None,
     ):
         super().__init__()
         self.config = GPTConfig(
@@ -142,6 +150,11 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         self.apply(self._init_weights)
+        if layout is not None:
+            places = layout_positions(layout, n_embd)
+            if len(places) < block_size:
+                raise ValueError(f"layout has {len(places)} tokens, fewer than block_size: {block_size}")
+            self.pos_emb.data.copy_(places[:block_size])
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
