@@ -2,6 +2,7 @@
 
 import html
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,24 +45,45 @@ def require_gradio() -> None:
 
 
 class Jobs:
-    """The drawing of each visitor, so that it can be cancelled."""
+    """The drawing of each visitor, so that it can be cancelled, while it waits for its turn as well."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, tuple[Job, str]] = {}  # with its state: waiting, running, over
+        self._lock = threading.Lock()
+
+    def wait(self, visitor: str) -> None:
+        """A visitor asks for a drawing; it may come here after that has begun, which changes nothing."""
+        with self._lock:
+            if self._state(visitor) != "running":
+                self._jobs[visitor] = Job(), "waiting"
 
     def begin(self, visitor: str) -> Job:
-        """A new drawing of a visitor."""
-        self._jobs[visitor] = Job()
-        return self._jobs[visitor]
-
-    def of(self, visitor: str) -> Job:
-        """The latest drawing of a visitor."""
-        return self._jobs.get(visitor) or self.begin(visitor)
+        """It is the visitor's turn."""
+        with self._lock:
+            job = self._jobs[visitor][0] if self._state(visitor) == "waiting" else Job()
+            self._jobs[visitor] = job, "running"
+            return job
 
     def end(self, visitor: str) -> None:
-        """Cancel the drawing of a visitor who has left."""
-        if visitor in self._jobs:
-            self._jobs.pop(visitor).cancel()
+        """The drawing is over."""
+        with self._lock:
+            if visitor in self._jobs:
+                self._jobs[visitor] = self._jobs[visitor][0], "over"
+
+    def cancel(self, visitor: str) -> None:
+        """Stop what a visitor waits for."""
+        with self._lock:
+            if visitor in self._jobs:
+                self._jobs[visitor][0].cancel()
+
+    def forget(self, visitor: str) -> None:
+        """A visitor has left."""
+        self.cancel(visitor)
+        with self._lock:
+            self._jobs.pop(visitor, None)
+
+    def _state(self, visitor: str) -> str:
+        return self._jobs[visitor][1] if visitor in self._jobs else "over"
 
 
 def build_page(session: Session) -> Any:
@@ -75,11 +97,15 @@ def build_page(session: Session) -> Any:
 
     jobs = Jobs()
 
-    def cancel_drawing(request: gr.Request) -> None:
-        jobs.of(request.session_hash).cancel()
+    def wait(request: gr.Request) -> tuple:
+        jobs.wait(request.session_hash)
+        return "waiting for its turn", gr.update(interactive=True)
+
+    def stop(request: gr.Request) -> None:
+        jobs.cancel(request.session_hash)
 
     def leave(request: gr.Request) -> None:
-        jobs.end(request.session_hash)
+        jobs.forget(request.session_hash)
 
     with gr.Blocks(title="taming", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         chosen, history = gr.State(None), gr.State([])
@@ -109,13 +135,14 @@ def build_page(session: Session) -> Any:
         outputs = [*results.values(), history, draw, cancel]
         run.change(
             _choose(session), run, [chosen, about, height, width, item, *settings.values(), draw],
-            concurrency_id="load", show_progress_on=about,
+            concurrency_id="load", show_progress="hidden",
         )
         page.load(_list_runs(session), None, run)
         page.unload(leave)
         gallery, details = results["gallery"], [results["details"], results["download"]]
         gallery.select(_select(), history, details, show_progress="hidden")
-        cancel.click(cancel_drawing, None, None, queue=False)
+        draw.click(wait, None, [results["status"], cancel], queue=False, show_progress="hidden")
+        cancel.click(stop, None, None, queue=False)
 
         with here:
             @gr.render(inputs=chosen, show_progress="hidden")
@@ -129,12 +156,14 @@ def build_page(session: Session) -> Any:
                 ]
                 inputs = [history, height, width, pictures, *settings.values(), *original.components]
                 inputs += [component for panel in panels for component in panel.components]
-                begin = draw.click(
-                    _begin(jobs), None, [results["status"], draw, cancel], queue=False, show_progress="hidden"
-                )
-                begin.then(
+                draw.click(
                     _draw(session, jobs, loaded, list(settings), original, panels), inputs, outputs,
                     concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+                )
+                there = gr.Timer(0.05)  # ticks when all of this is on the page, and a click would be heard
+                there.tick(
+                    lambda: (gr.update(interactive=True), gr.Timer(active=False)), None, [draw, there],
+                    queue=False, show_progress="hidden",
                 )
     return page
 
@@ -204,14 +233,17 @@ def _choose(session: Session) -> Callable:
     """When a run is chosen: load it, and fit the inputs to it."""
     import gradio as gr
 
-    def choose(name: str | None) -> tuple:
+    def choose(name: str | None) -> Iterator[tuple]:
+        wait = gr.update(interactive=False)
+        yield None, "loading", *[gr.skip()] * 10, wait  # or Draw would draw with the run before
         try:
             loaded = session.load(name)
         except (ValueError, FileNotFoundError) as error:
-            return None, _problem(error), *[gr.skip()] * 10, gr.update(interactive=False)
+            yield None, _problem(error), *[gr.skip()] * 10, wait
+            return
         side, vocabulary = loaded.resolution, loaded.model.n_codes
         guided = loaded.model.null_token is not None
-        return (
+        yield (
             name, _about(loaded), side, side,
             gr.update(visible=loaded.dataset is not None),
             gr.skip(), gr.skip(),
@@ -222,7 +254,7 @@ def _choose(session: Session) -> Callable:
             gr.update(label=f"top-k (0: all {vocabulary})"),
             gr.skip(), gr.skip(),
             gr.update(maximum=loaded.model.latent_shape()[1], value=1),
-            gr.update(interactive=True),
+            gr.skip(),
         )
 
     return choose
@@ -239,17 +271,6 @@ def _about(loaded: Loaded) -> str:
 
 def _problem(error: Exception) -> str:
     return f'<span class="problem">{html.escape(str(error))}</span>'
-
-
-def _begin(jobs: Jobs) -> Callable:
-    """At the click on Draw, before its turn in the queue."""
-    import gradio as gr
-
-    def begin(request: gr.Request) -> tuple:
-        jobs.begin(request.session_hash)
-        return "waiting for its turn", gr.update(interactive=False), gr.update(interactive=True)
-
-    return begin
 
 
 def _draw(
@@ -282,8 +303,10 @@ def _draw(
 
     def draw(request: gr.Request, history: list[Drawn], *values: Any) -> Iterator[tuple]:
         busy = gr.update(interactive=False), gr.update(interactive=True)
+        job = jobs.begin(request.session_hash)
+        yield *shown(), gr.skip(), *busy
         try:
-            for news in session.draw(read(*values), jobs.of(request.session_hash)):
+            for news in session.draw(read(*values), job):
                 if isinstance(news, list):
                     history = (news + history)[:KEPT]
                     live = side_by_side([drawn.path for drawn in news])
@@ -298,6 +321,8 @@ def _draw(
         except Exception as error:
             logger.exception("drawing failed")
             yield *shown(_problem(RuntimeError(f"drawing failed: {error}"))), gr.skip(), *ready
+        finally:
+            jobs.end(request.session_hash)
 
     return draw
 
@@ -361,7 +386,8 @@ def launch(
             app_kwargs={"middleware": [Middleware(BodyLimit, limit=2 * limit + 1_000_000)]},
         )
     except OSError as error:
-        raise ValueError(f"cannot listen there: {error}; choose another --host or --port") from error
+        place = f"{host}:{port}" if port else f"{host}, on none of the ports from 7860 on"
+        raise ValueError(f"cannot listen on {place}: choose another --port or --host") from error
     print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
     if block:
         page.block_thread()

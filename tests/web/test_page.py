@@ -1,0 +1,109 @@
+"""The page without a browser: what it needs, contacts, limits, and how its functions answer."""
+
+import json
+import socket
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+
+from taming.web import page as page_module  # noqa: E402
+from taming.web.page import Jobs, build_page, launch  # noqa: E402
+from taming.web.session import Session  # noqa: E402
+from tests.web.tiny_runs import export  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    export(folder / "run", "class_label")
+    return Session([folder], tmp_path_factory.mktemp("drawn"), device="cpu")
+
+
+def test_without_gradio_it_says_what_to_install(session, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ValueError, match=r"the page needs gradio .* pip install 'taming\[demo\]'"):
+        build_page(session)
+
+
+def test_a_run_fits_the_inputs_to_it(session):
+    first, (name, about, height, width, *rest, _) = page_module._choose(session)("run")
+    assert first[0] is None and first[-1]["interactive"] is False  # until it is loaded
+    assert (name, height, width) == ("run", 32, 32)
+    assert "trained at 32x32 pixels given class label" in about
+    stride, guidance = rest[-1], rest[3]
+    assert stride["maximum"] == 4 and guidance["interactive"] is False
+    _, (name, about, *rest, draw) = page_module._choose(session)("<b>gone")
+    assert name is None and "there is no run &#x27;&lt;b&gt;gone&#x27;" in about and not draw["interactive"]
+
+
+def test_jobs_belong_to_visitors():
+    jobs = Jobs()
+    one, two = jobs.begin("one"), jobs.begin("two")
+    jobs.cancel("one")
+    jobs.cancel("nobody")
+    assert one.cancelled and not two.cancelled
+    jobs.forget("two")
+    assert two.cancelled and not jobs.begin("two").cancelled
+
+
+def test_a_drawing_can_be_cancelled_before_its_turn():
+    jobs = Jobs()
+    jobs.wait("one")
+    jobs.cancel("one")
+    assert jobs.begin("one").cancelled
+    jobs.end("one")
+    jobs.wait("one")
+    assert not jobs.begin("one").cancelled  # another click
+
+
+def test_a_click_that_is_heard_twice_begins_one_drawing():
+    jobs = Jobs()
+    job = jobs.begin("one")
+    jobs.wait("one")  # comes late
+    jobs.cancel("one")
+    assert job.cancelled
+
+
+@pytest.fixture
+def address(session, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    page = build_page(session)
+    monkeypatch.setattr(page_module, "build_page", lambda session: page)
+    yield launch(session, max_upload=0.01, block=False)
+    page.close()
+
+
+def test_it_listens_here_alone_and_contacts_nobody(address):
+    assert address.startswith("http://127.0.0.1:")
+    html = urllib.request.urlopen(address, timeout=10).read().decode()
+    config = json.loads(urllib.request.urlopen(address + "config", timeout=10).read())
+    assert config["analytics_enabled"] is False and config["theme_hash"]
+    styles = urllib.request.urlopen(address + "theme.css", timeout=10).read().decode()
+    assert "fonts.googleapis.com" not in html + styles and "@import" not in styles
+    assert Image.MAX_IMAGE_PIXELS == 50_000_000
+
+
+def test_a_large_body_is_refused(address):
+    for size, expected in ((2_000_000, 413), (100, 422)):
+        request = urllib.request.Request(address + "gradio_api/upload", data=b"0" * size, method="POST")
+        with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        if isinstance(caught.value, urllib.error.HTTPError):
+            assert (caught.value.code == 413) == (expected == 413)
+        else:
+            assert expected == 413  # it did not wait for the rest
+
+
+def test_a_port_that_is_taken(session):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: choose another --port"):
+            launch(session, port=port, block=False)

@@ -1,0 +1,93 @@
+"""What strangers send: no pictures, damaged ones, bombs, bodies without an end."""
+
+import asyncio
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from taming.web.uploads import BodyLimit, read_upload
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of that size, by its header, with next to nothing in it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "is no picture that can be read here"),
+    (b"not a picture", "is no picture that can be read here: take one of PNG, JPEG"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture"),  # Pillow would start ghostscript
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
+    (png_header(8000, 8000), "it says that it is 8000x8000 pixels, and at most 50 million are read"),
+    (png_header(60000, 60000), "is too large: it says that it is of more pixels than can be"),
+    (png_header(64, 64), "is a damaged picture"),
+])
+def test_what_is_refused(tmp_path, content, message):
+    path = tmp_path / "upload.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^upload\.png is ") as caught:
+        read_upload(path)
+    assert message in str(caught.value)
+
+
+def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(8000, 8000))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="8000x8000"):
+        read_upload(path)
+
+
+def test_pictures_of_all_modes_come_upright_as_rgb(tmp_path):
+    for mode, color in (("L", 128), ("RGBA", (1, 2, 3, 255)), ("P", 0), ("I;16", 65535), ("1", 1)):
+        Image.new(mode, (6, 4), color).save(tmp_path / "a.png")
+        assert (read_upload(tmp_path / "a.png").mode, read_upload(tmp_path / "a.png").size) == ("RGB", (6, 4))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=turned)
+    assert read_upload(tmp_path / "a.jpg").size == (4, 6)
+
+
+def answer(pieces: list[bytes], headers: list[tuple[bytes, bytes]], limit: int) -> tuple[int, int]:
+    """Status, and the bytes that the application behind the limit has got."""
+    sent, got = [], 0
+
+    async def app(scope, receive, send):
+        nonlocal got
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            got += len(message["body"])
+            if not message["more_body"]:
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    waiting = iter(pieces)
+    left = len(pieces)
+
+    async def receive():
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": next(waiting), "more_body": left > 0}
+
+    asyncio.run(BodyLimit(app, limit)({"type": "http", "headers": headers}, receive, send))
+    return sent[0]["status"], got
+
+
+def test_large_bodies_are_refused_whether_they_say_so_or_not():
+    assert answer([b"12345"], [(b"content-length", b"5")], 10) == (200, 5)
+    assert answer([b"1" * 20], [(b"content-length", b"20")], 10) == (413, 0)
+    assert answer([b"1" * 6] * 5, [], 10) == (413, 6)
+    assert answer([b"1" * 5] * 2, [(b"content-length", b"many")], 10) == (200, 10)
