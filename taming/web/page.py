@@ -23,11 +23,11 @@ CSS = """
 .label {display: inline-flex; align-items: center; gap: 5px; white-space: nowrap}
 .swatch {width: 14px; height: 14px; border-radius: 3px; border: 1px solid #8888}
 #details table {font-size: 13px; width: 100%; table-layout: fixed}
-#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details td {border: none; padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #c00; font-weight: 600}
 .dark #details table {font-size: 13px; width: 100%; table-layout: fixed}
-#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details td {border: none; padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #f88}
 #live img {width: 100%; height: 100%; object-fit: contain}
@@ -120,7 +120,8 @@ def build_page(session: Session) -> Any:
                         for side in ("height", "width")
                     )
                     pictures = gr.Slider(
-                        1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, elem_id="pictures"
+                        1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, interactive=True,
+                        elem_id="pictures",
                     )
                 here = gr.Column()
                 with gr.Accordion("Complete a picture", open=False, elem_id="completion"):
@@ -249,7 +250,7 @@ def _choose(session: Session) -> Callable:
             gr.skip(), gr.skip(),
             gr.update(
                 interactive=guided, **({} if guided else {"value": 1.0}),
-                label="guidance (1: none)" if guided else "guidance (not this model)",
+                label="guidance (1: none)" if guided else "guidance (not here)",
             ),
             gr.update(label=f"top-k (0: all {vocabulary})"),
             gr.skip(), gr.skip(),

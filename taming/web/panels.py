@@ -130,7 +130,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         )
         _sources(loaded, upload, choose, size, editor)
     fill.input(shown(canvas), [fill, *size], editor)
-    _refit(editor, size, lambda sides: condition.size(sides, resolution))
+    _refit(editor, size, "composite", lambda sides: condition.size(sides, resolution))
     return Panel([editor], lambda value: value and value["composite"])
 
 
@@ -256,7 +256,7 @@ def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel,
     button.upload(shown(upload), [button, *size], editor)
     chosen.click(shown(choose), [name, number, *size], editor)
     remove.click(lambda: None, None, editor)
-    _refit(editor, size, lambda sides: sides)
+    _refit(editor, size, "background", lambda sides: sides)
 
     def read(value: dict | None) -> tuple[Image.Image | None, list]:
         there = value is not None and value["background"] is not None
@@ -289,22 +289,17 @@ def _item_inputs(loaded: Loaded) -> tuple[Any, Any]:
     return number, gr.Button("take the item", size="sm", min_width=110, elem_id="take")
 
 
-def _refit(editor: Any, size: list[Any], condition_size: Callable[[Size], Size]) -> None:
-    """Give a painting the new proportions where the size is changed."""
+def _refit(editor: Any, size: list[Any], picture: str, condition_size: Callable[[Size], Size]) -> None:
+    """Give a painting the new proportions where the size is changed; `picture` is what of it stays."""
     import gradio as gr
 
     def refit(value: dict | None, *sides: int) -> Any:
-        if value is None or value["background"] is None:
+        if value is None or value[picture] is None:
             return gr.skip()
         height, width = canvas_size(condition_size(_checked(sides)))
-        if value["background"].size == (width, height):
+        if value[picture].size == (width, height):
             return gr.skip()
-        layers = [layer.resize((width, height), Image.Resampling.NEAREST) for layer in value["layers"]]
-        pictures = {
-            key: value[key].resize((width, height), Image.Resampling.NEAREST)
-            for key in ("background", "composite")
-        }
-        return pictures | {"layers": layers}
+        return _painting(value[picture].resize((width, height), Image.Resampling.NEAREST))
 
     for side in size:
         side.blur(shown(refit), [editor, *size], editor, show_progress="hidden")

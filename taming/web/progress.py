@@ -98,7 +98,11 @@ def so_far(
     else:
         order = (~keep).flatten().cumsum(0).view(shape)  # raster order, as the window goes
         there = keep | (order <= step + 1)
-    images = decode(model, codes.clone())
+    # a decoder normalises over the whole picture: what is there, repeated, disturbs its colours least
+    codes, drawn = codes.flatten(1).clone(), there.flatten().nonzero()[:, 0].to(codes.device)
+    missing = (~there).flatten().nonzero()[:, 0].to(codes.device)
+    codes[:, missing] = codes[:, drawn[torch.arange(len(missing), device=codes.device) % len(drawn)]]
+    images = decode(model, codes.view(-1, *shape))
     factor = model.first_stage_model.factor
     there = there.cpu().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     images = torch.where(there, images, torch.full_like(images, UNDRAWN))

@@ -128,7 +128,8 @@ class Visitor:
 
     def upload(self, button, path):
         within = f"//*[@id='{button}']/.."
-        self.browser.find_element(By.XPATH, f"{within}//input[@type='file']").send_keys(str(path))
+        field = self.until(lambda: self.browser.find_element(By.XPATH, f"{within}//input[@type='file']"))
+        field.send_keys(str(path))
 
     def draw(self):
         """Click on Draw, and return the status that it ends with."""

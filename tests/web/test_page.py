@@ -100,7 +100,8 @@ def test_a_large_body_is_refused(address):
             assert expected == 413  # it did not wait for the rest
 
 
-def test_a_port_that_is_taken(session):
+def test_a_port_that_is_taken(session, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -29,7 +29,7 @@ def png_header(width: int, height: int) -> bytes:
     (png_header(8000, 8000), "it says that it is 8000x8000 pixels, and at most 50 million are read"),
     (png_header(60000, 60000), "is too large: it says that it is of more pixels than can be"),
     (png_header(64, 64), "is a damaged picture"),
-])
+], ids=["empty", "text", "postscript", "svg", "large", "larger than Pillow allows", "cut off"])
 def test_what_is_refused(tmp_path, content, message):
     path = tmp_path / "upload.png"
     path.write_bytes(content)
