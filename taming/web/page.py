@@ -23,11 +23,13 @@ CSS = """
 .label {display: inline-flex; align-items: center; gap: 5px; white-space: nowrap}
 .swatch {width: 14px; height: 14px; border-radius: 3px; border: 1px solid #8888}
 #details table {font-size: 13px; width: 100%; table-layout: fixed}
-#details td {border: none; padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details table, #details tr, #details td {border: none}
+#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #c00; font-weight: 600}
 .dark #details table {font-size: 13px; width: 100%; table-layout: fixed}
-#details td {border: none; padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
+#details table, #details tr, #details td {border: none}
+#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #f88}
 #live img {width: 100%; height: 100%; object-fit: contain}
