@@ -27,12 +27,8 @@ CSS = """
 #details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #c00; font-weight: 600}
-.dark #details table {font-size: 13px; width: 100%; table-layout: fixed}
-#details table, #details tr, #details td {border: none}
-#details td {padding: 1px 8px; vertical-align: top; overflow-wrap: anywhere}
-#details td:first-child {width: 9em; opacity: 0.7}
-.problem {color: #f88}
-#live img {width: 100%; height: 100%; object-fit: contain}
+.dark .problem {color: #f88}
+#live img, #picture img {width: 100%; height: 100%; object-fit: contain}
 """
 
 
