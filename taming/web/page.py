@@ -2,7 +2,6 @@
 
 import html
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 from taming.sampling import Cancelled
 from taming.web.checks import MAX_PICTURES
 from taming.web.panels import Panel, condition_panel, original_panel
-from taming.web.progress import Job, side_by_side
+from taming.web.progress import Jobs, side_by_side
 from taming.web.session import Drawn, Loaded, Request, Session
 from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
 
@@ -42,48 +41,6 @@ def require_gradio() -> None:
         ) from error
 
 
-class Jobs:
-    """The drawing of each visitor, so that it can be cancelled, while it waits for its turn as well."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, tuple[Job, str]] = {}  # with its state: waiting, running, over
-        self._lock = threading.Lock()
-
-    def wait(self, visitor: str) -> None:
-        """A visitor asks for a drawing; it may come here after that has begun, which changes nothing."""
-        with self._lock:
-            if self._state(visitor) != "running":
-                self._jobs[visitor] = Job(), "waiting"
-
-    def begin(self, visitor: str) -> Job:
-        """It is the visitor's turn."""
-        with self._lock:
-            job = self._jobs[visitor][0] if self._state(visitor) == "waiting" else Job()
-            self._jobs[visitor] = job, "running"
-            return job
-
-    def end(self, visitor: str) -> None:
-        """The drawing is over."""
-        with self._lock:
-            if visitor in self._jobs:
-                self._jobs[visitor] = self._jobs[visitor][0], "over"
-
-    def cancel(self, visitor: str) -> None:
-        """Stop what a visitor waits for."""
-        with self._lock:
-            if visitor in self._jobs:
-                self._jobs[visitor][0].cancel()
-
-    def forget(self, visitor: str) -> None:
-        """A visitor has left."""
-        self.cancel(visitor)
-        with self._lock:
-            self._jobs.pop(visitor, None)
-
-    def _state(self, visitor: str) -> str:
-        return self._jobs[visitor][1] if visitor in self._jobs else "over"
-
-
 def build_page(session: Session) -> Any:
     """The page, a `gradio.Blocks`.
 
@@ -94,17 +51,6 @@ def build_page(session: Session) -> Any:
     import gradio as gr
 
     jobs = Jobs()
-
-    def wait(request: gr.Request) -> tuple:
-        jobs.wait(request.session_hash)
-        return "waiting for its turn", gr.update(interactive=True)
-
-    def stop(request: gr.Request) -> None:
-        jobs.cancel(request.session_hash)
-
-    def leave(request: gr.Request) -> None:
-        jobs.forget(request.session_hash)
-
     with gr.Blocks(title="taming", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         chosen, history = gr.State(None), gr.State([])
         gr.Markdown("# taming\nPictures from a trained transformer: choose a run, say what you want, draw.")
@@ -112,15 +58,7 @@ def build_page(session: Session) -> Any:
             with gr.Column(min_width=360):
                 run = gr.Dropdown([], label="run", elem_id="run")
                 about = gr.HTML(elem_id="about", padding=True)
-                with gr.Row():
-                    height, width = (
-                        gr.Number(64, label=f"{side}, pixels", precision=0, min_width=90, elem_id=side)
-                        for side in ("height", "width")
-                    )
-                    pictures = gr.Slider(
-                        1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, interactive=True,
-                        elem_id="pictures",
-                    )
+                height, width, pictures = _sizes()
                 here = gr.Column()
                 with gr.Accordion("Complete a picture", open=False, elem_id="completion"):
                     original, item = original_panel(session, chosen, [height, width])
@@ -137,11 +75,9 @@ def build_page(session: Session) -> Any:
             concurrency_id="load", show_progress="hidden",
         )
         page.load(_list_runs(session), None, run)
-        page.unload(leave)
         gallery, details = results["gallery"], [results["details"], results["download"]]
         gallery.select(_select(), history, details, show_progress="hidden")
-        draw.click(wait, None, [results["status"], cancel], queue=False, show_progress="hidden")
-        cancel.click(stop, None, None, queue=False)
+        _keep_track(jobs, page, draw, cancel, results["status"])
 
         with here:
             @gr.render(inputs=chosen, show_progress="hidden")
@@ -165,6 +101,40 @@ def build_page(session: Session) -> Any:
                     queue=False, show_progress="hidden",
                 )
     return page
+
+
+def _keep_track(jobs: Jobs, page: Any, draw: Any, cancel: Any, status: Any) -> None:
+    """Who waits for a drawing, wants none any longer, or has left."""
+    import gradio as gr
+
+    def wait(request: gr.Request) -> tuple:
+        jobs.wait(request.session_hash)
+        return "waiting for its turn", gr.update(interactive=True)
+
+    def stop(request: gr.Request) -> None:
+        jobs.cancel(request.session_hash)
+
+    def leave(request: gr.Request) -> None:
+        jobs.forget(request.session_hash)
+
+    draw.click(wait, None, [status, cancel], queue=False, show_progress="hidden")
+    cancel.click(stop, None, None, queue=False)
+    page.unload(leave)
+
+
+def _sizes() -> tuple[Any, Any, Any]:
+    """Height and width of a picture, and how many."""
+    import gradio as gr
+
+    with gr.Row():
+        height, width = (
+            gr.Number(64, label=f"{side}, pixels", precision=0, min_width=90, elem_id=side)
+            for side in ("height", "width")
+        )
+        pictures = gr.Slider(
+            1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, interactive=True, elem_id="pictures"
+        )
+    return height, width, pictures
 
 
 def _settings() -> dict[str, Any]:

@@ -170,10 +170,9 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
     def layout(rows: list, corner: tuple | None, *sides: int) -> Image.Image:
         picture = draw_layout(condition, boxes_of_rows(condition, rows), canvas_size(_checked(sides)))
         if corner is not None:
-            (x, y), arm = (corner[0] * picture.width, corner[1] * picture.height), 12
-            draw = ImageDraw.Draw(picture)
-            draw.line((x - arm, y, x + arm, y), fill=RED, width=3)
-            draw.line((x, y - arm, x, y + arm), fill=RED, width=3)
+            x, y, draw = corner[0] * picture.width, corner[1] * picture.height, ImageDraw.Draw(picture)
+            draw.line((x - 12, y, x + 12, y), fill=RED, width=3)
+            draw.line((x, y - 12, x, y + 12), fill=RED, width=3)
         return picture
 
     def click(name: str, rows: list, corner: tuple | None, *sides: int, x: int, y: int) -> tuple:
@@ -194,15 +193,14 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
         rows = rows_of_boxes(condition, boxes)
         return rows, None, layout(rows, None, *sides)
 
-    start = canvas_size((loaded.resolution, loaded.resolution))
     corner = gr.State(None)
     what = gr.Dropdown(
         list(condition.names), value=condition.names[0], elem_id="category", interactive=True,
         label="what to add: choose, then click two opposite corners of its box",
     )
     picture = gr.Image(
-        draw_layout(condition, [], start), type="pil", format="png", interactive=False, buttons=[],
-        label=condition.title, height=400, elem_id="layout",
+        draw_layout(condition, [], canvas_size((1, 1))), type="pil", format="png", interactive=False,
+        label=condition.title, height=400, buttons=[], elem_id="layout",
     )
     table = gr.Dataframe(
         [], headers=HEADERS, datatype=["str", *["number"] * 4], type="array", column_count=5, buttons=[],

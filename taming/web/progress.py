@@ -48,6 +48,48 @@ class Job:
         return self._cancelled.is_set()
 
 
+class Jobs:
+    """The drawing of each visitor, so that it can be cancelled, while it waits for its turn as well."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, tuple[Job, str]] = {}  # with its state: waiting, running, over
+        self._lock = threading.Lock()
+
+    def wait(self, visitor: str) -> None:
+        """A visitor asks for a drawing; it may come here after that has begun, which changes nothing."""
+        with self._lock:
+            if self._state(visitor) != "running":
+                self._jobs[visitor] = Job(), "waiting"
+
+    def begin(self, visitor: str) -> Job:
+        """It is the visitor's turn."""
+        with self._lock:
+            job = self._jobs[visitor][0] if self._state(visitor) == "waiting" else Job()
+            self._jobs[visitor] = job, "running"
+            return job
+
+    def end(self, visitor: str) -> None:
+        """The drawing is over."""
+        with self._lock:
+            if visitor in self._jobs:
+                self._jobs[visitor] = self._jobs[visitor][0], "over"
+
+    def cancel(self, visitor: str) -> None:
+        """Stop what a visitor waits for."""
+        with self._lock:
+            if visitor in self._jobs:
+                self._jobs[visitor][0].cancel()
+
+    def forget(self, visitor: str) -> None:
+        """A visitor has left."""
+        self.cancel(visitor)
+        with self._lock:
+            self._jobs.pop(visitor, None)
+
+    def _state(self, visitor: str) -> str:
+        return self._jobs[visitor][1] if visitor in self._jobs else "over"
+
+
 class Watch:
     """The callback of a sampler: tells of progress, shows the picture so far, and asks whether to go on."""
 

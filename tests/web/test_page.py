@@ -12,7 +12,8 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page needs gradio")
 
 from taming.web import page as page_module  # noqa: E402
-from taming.web.page import Jobs, build_page, launch  # noqa: E402
+from taming.web.page import build_page, launch  # noqa: E402
+from taming.web.progress import Jobs  # noqa: E402
 from taming.web.session import Session  # noqa: E402
 from tests.web.tiny_runs import export  # noqa: E402
 
