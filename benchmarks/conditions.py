@@ -39,7 +39,7 @@ SHIFT = 5  # scenes between a picture and the condition of another that it is he
 
 
 class Judge(nn.Module):
-    """Sees labels, depth and class in pictures (B, 3, 64, 64): a small U-Net, trained on the same landscapes."""
+    """Sees labels, depth and class in pictures (B, 3, 64, 64): a small U-Net, trained on such scenes."""
 
     def __init__(self, channels: int = 24, n_labels: int = 11, n_classes: int = 16):
         super().__init__()
@@ -189,7 +189,8 @@ Figure = Callable[[Seen, dict], float]
 FIGURES: dict[str, Figure] = {
     "class_label": class_accuracy, "segmentation": label_iou, "depth": depth_order, "edges": edge_f1,
     "pose": joints_on_person, "pose_tokens": joints_on_person, "objects_bbox": boxes_filled,
-    "objects_center_points": boxes_filled, "lr_image": small_psnr, "upper_half": upper_psnr, "coord": label_iou,
+    "objects_center_points": boxes_filled, "lr_image": small_psnr, "upper_half": upper_psnr,
+    "coord": label_iou,
 }
 
 
@@ -201,7 +202,8 @@ def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]
         raise ValueError(f"{run} is a {type(model).__name__}: give runs of transformers")
     params = plain(config.data)["params"]["validation"]["params"]
     extra = ["keypoints"] if {"pose", "pose_tokens"} & set(model.cond_keys) else []
-    data = Landscapes(**params | {"keys": [*dict.fromkeys((*TRUTH, *params["keys"], *extra))], "length": count})
+    keys = [*dict.fromkeys((*TRUTH, *params["keys"], *extra))]
+    data = Landscapes(**params | {"keys": keys, "length": count})
     truth = data.collate_fn([data[i] for i in range(count)])
     other = data.collate_fn([data[(i + SHIFT) % count] for i in range(count)])
     x, c = model.get_xc(truth)

@@ -13,12 +13,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+from torch import Tensor
+
 from scripts import make_panorama, sample_fast
 from taming import train
 from taming.checkpoint import read_checkpoint
+from taming.data.base import read_image
+from taming.data.landscapes import Landscapes
+from taming.images import from_uint8, image_grid, save_png
 
 ROOT = Path(__file__).resolve().parents[1]
 COAST_BY_DAY = "13"  # of the 16 classes of taming.data.landscapes
+COMPLETED = range(1, 16, 2)  # scenes of the validation set: each biome by day and at night
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,15 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         status = train_stage(out, name, config + overrides)
         if status:
             return status
-    samples = out / "samples"
-    status = sample_fast.main([
-        "-r", str(stage_run(out, "transformer")), "-o", str(samples), "-n", "64", "--batch_size", "64",
-        "--top_p", "0.95", "--seed", str(options.seed), "--grid", str(out / "samples.png"),
-    ])
-    status = status or make_panorama.main([
-        "-r", str(stage_run(out, "transformer")), "-o", str(out / "panorama.png"), "--class", COAST_BY_DAY,
-        "--top_p", "0.95", "--stride", "4", "--seed", str(options.seed),
-    ])
+    status = draw(out, options.seed)
     if status:
         return status
     vqgan = last_metrics(stage_run(out, "vqgan"))
@@ -53,11 +52,47 @@ stage 1   PSNR {vqgan["val/psnr"]:.1f} dB, SSIM {vqgan["val/ssim"]:.3f} on unsee
 {vqgan["val/codebook_usage_percent"]:.0f} % of the codes in use
 stage 2   {transformer["val/loss"]:.3f} nats per code on unseen scenes
 pictures  {out / "samples.png"}   64 samples, four of each biome and time of day
-          {out / "panorama.png"}   one scene, four times as wide as those it was trained on
+          {out / "panorama.png"}   drawn after configs/demo/panorama.png, four times as wide as in training
+          {out / "completions.png"}   upper halves of unseen scenes, completed below
           {newest(stage_run(out, "vqgan") / "images" / "val", "inputs")}   unseen scenes
           {newest(stage_run(out, "vqgan") / "images" / "val", "reconstructions")}   their reconstructions
-          {samples}   the samples one by one
+          {out / "samples"}   the samples one by one
 {(time.monotonic() - start) / 60:.1f} minutes""")
+    return 0
+
+
+def draw(out: Path, seed: int) -> int:
+    """Samples of all classes, a panorama after a label map, and completions; returns the exit status."""
+    usual = ["-r", str(stage_run(out, "transformer")), "--top_p", "0.95", "--seed", str(seed)]
+    status = sample_fast.main([
+        *usual, "-o", str(out / "samples"), "-n", "64", "--batch_size", "64",
+        "--grid", str(out / "samples.png"),
+    ])
+    status = status or make_panorama.main([
+        *usual, "-o", str(out / "panorama.png"), "--class", COAST_BY_DAY, "--stride", "4",
+        "--guidance", "2.5",
+        "--segmentation", str(ROOT / "configs" / "demo" / "panorama.png"),
+    ])
+    return status or complete(out, usual)
+
+
+def complete(out: Path, usual: list[str]) -> int:
+    """Unseen scenes without their lower halves, and below them what the transformer makes of these."""
+    scenes = Landscapes(64, split="validation")
+    rows: tuple[list[Tensor], list[Tensor]] = [], []
+    for i in COMPLETED:
+        original, completed = (out / "completions" / f"{i:02d}_{name}.png" for name in ("scene", "completed"))
+        image = torch.from_numpy(scenes[i]["image"]).permute(2, 0, 1)  # (3, H, W)
+        save_png(image, original)
+        status = make_panorama.main([
+            *usual, "-o", str(completed), "--complete", str(original), "--class", str(i),
+        ])
+        if status:
+            return status
+        image[:, image.shape[1] // 2 :] = 0.0  # gray
+        rows[0].append(image)
+        rows[1].append(torch.from_numpy(from_uint8(read_image(completed))).permute(2, 0, 1))
+    save_png(image_grid(torch.stack(rows[0] + rows[1]), len(COMPLETED)), out / "completions.png")
     return 0
 
 

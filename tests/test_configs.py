@@ -86,7 +86,7 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
         elif key == "edges":
             batch[key] = torch.randint(2, (size, side, side, 1)).float() * 2 - 1
         elif key in ("pose", "lr_image", "upper_half"):
-            height, width = {"pose": (1, 1), "lr_image": (4, 4), "upper_half": (2, 1)}[key]
+            height, width = {"pose": (1, 1), "lr_image": (2, 2), "upper_half": (2, 1)}[key]
             batch[key] = torch.rand(size, side // height, side // width, 3) * 2 - 1
         elif key == "segmentation":
             *_, owner = getattr(model, "cond_stages", [model])
@@ -97,9 +97,8 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
             stages = params.cond_stage_config
             stage = stages[0] if OmegaConf.is_list(stages) else stages
             batch[key] = torch.randint(stage.params.n_classes, (size,))
-        else:  # the tokens of a layout or a pose, beside 256 codes
-            gpt = params.transformer_config.params
-            batch[key] = torch.randint(gpt.vocab_size, (size, gpt.block_size + 1 - 256))
+        else:  # the tokens of a layout or a pose
+            batch[key] = torch.randint(params.transformer_config.params.vocab_size, (size, 24))
     return batch
 
 
@@ -160,10 +159,11 @@ def test_real_items_fit_the_model(path):
         if "transformer_config" in config.model.params:
             logits, target = model(*model.get_xc(batch))
             gpt = config.model.params.transformer_config.params
-            assert logits.shape == (2, 256, gpt.vocab_size)
+            codes = math.prod(model.latent_shape())
+            assert logits.shape == (2, codes, gpt.vocab_size)
             _, tokens = model.encode_to_c(model.get_xc(batch)[1])
-            assert tokens.shape[1] + 256 - 1 == gpt.block_size  # no more than is needed
-            assert target.shape == (2, 256)
+            assert tokens.shape[1] + codes - 1 == gpt.block_size  # no more than is needed
+            assert target.shape == (2, codes)
         else:
             x = model.get_input(batch, model.image_key)
             assert model(x)[0].shape == x.shape and x.shape[2:] == (64, 64)

@@ -49,7 +49,8 @@ class Net2NetTransformer(ImageModel):
         weight_decay: AdamW's, on the weights of linear layers only.
         scheduler_config: of a callable from batches seen to a factor on the learning rate (warm-up, cosine).
         cond_dropout: probability that `null_token` replaces all condition tokens of an item in training; 0.1
-            is usual. Guidance (Ho and Salimans 2022) needs it. A list drops each condition on its own.
+            is usual. Guidance (Ho and Salimans 2022) needs it. A list drops each condition on its own;
+            guidance then is that of those which are dropped at times, and leaves the others in both halves.
         null_token: the token that stands for no condition, which no condition uses: one more than there are
             classes or codes, for instance; `vocab_size` must count it.
         cond_size: side, or [height, width], in pixels of a condition that is no picture of the image's size,
@@ -319,7 +320,7 @@ class Net2NetTransformer(ImageModel):
         parts = [c_indices] if torch.is_tensor(c_indices) else list(c_indices)
         window = self.latent_shape()
         shape = self.latent_shape(*size) if size else window
-        null = None if self.null_token is None else [torch.full_like(part, self.null_token) for part in parts]
+        null = None if self.null_token is None else self._without_conditions(parts)
         settings["n_codes"] = self.n_codes
         if shape == window and known is None and not wavefront:
             prefix, null = (
@@ -339,6 +340,16 @@ class Net2NetTransformer(ImageModel):
             wavefront=wavefront, null_condition=null, condition_windows=self._condition_windows(parts),
             **settings,
         )
+
+    def _without_conditions(self, parts: list[Tensor]) -> list[Tensor]:
+        """What guidance leads away from: null tokens, but conditions that were never dropped stay."""
+        rates = self.cond_dropout if is_list(self.cond_dropout) else [1.0] * len(parts)
+        if len(rates) != len(parts):  # tokens of all conditions in one
+            rates = [1.0] * len(parts)
+        return [
+            torch.full_like(part, self.null_token) if rate > 0 else part
+            for part, rate in zip(parts, rates, strict=True)
+        ]
 
     def _condition_windows(self, parts: list[Tensor]) -> list[Size | None]:
         """The training size in the grid of each condition; None for tokens."""

@@ -111,6 +111,19 @@ def test_a_coarser_grid_slides_with_the_window():
         model.draw_codes(parts, known=torch.zeros(2, 4, 4).long(), mask=torch.eye(4))
 
 
+def test_guidance_leaves_alone_what_training_never_dropped():
+    model = make(cond_dropout=[0.0, 0.3], null_token=NULL).eval()
+    parts = model.encode_conditions(model.get_xc(batch(2))[1])
+    seen = inputs_of(model)
+    for size in (None, (16, 32)):
+        wide = [parts[0], parts[1].repeat(1, 1, 2 if size else 1)]
+        model.draw_codes(wide, size=size, guidance=2.0, wavefront=True)
+    for tokens in seen:
+        given, null = tokens.chunk(2)
+        assert torch.equal(given[:, 0], null[:, 0]) and (given[:, 0] < 7).all()
+        assert (null[:, 1:5] == NULL).all() and (given[:, 1:5] < 5).all()
+
+
 def test_known_codes_stay():
     model = make().eval()
     parts = model.encode_conditions(model.get_xc(batch(2))[1])
