@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 BOTTOM = {"images", "checkpoint", "weights", "config", "util"}
 LAYERS = {
     "images": set(),
+    "palette": set(),
     "util": set(),
     "config": {"util"},
     "legacy_pickle": set(),  # these three serve the checkpoints
@@ -25,8 +26,8 @@ LAYERS = {
     "pretrained": {"checkpoint", "config"},
     "lr_scheduler": set(),
     "sampling": {"util"},
-    "modules": {"sampling", "images", "util", "legacy_pickle"},  # LPIPS reads its weights by itself
-    "data": {"config", "util", "images"},
+    "modules": {"sampling", "images", "palette", "util", "legacy_pickle"},  # LPIPS reads its own weights
+    "data": {"config", "util", "images", "palette"},
     "models": {"modules", "sampling", "lr_scheduler", "pretrained", *BOTTOM},
     "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
     "loggers": {*BOTTOM},
@@ -38,7 +39,7 @@ LAYERS = {
         "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling",
         "data", "lr_scheduler", *BOTTOM,
     },
-    "web": {"drawing", "models", "modules", "sampling", "data", *BOTTOM},
+    "web": {"drawing", "models", "modules", "sampling", "data", "palette", *BOTTOM},
 }
 # packages that a part must not know
 FOREIGN = {
@@ -132,7 +133,7 @@ def test_the_layers_themselves_have_no_cycle():
     ("taming.modules.a.b", "from ...models import vqgan", "imports taming.models.vqgan"),
     ("taming.modules.a.b", "from ... import models", "imports taming.models"),
     ("taming.sampling.decode", "import taming.modules.transformer.mingpt", "sampling may import util"),
-    ("taming.data.custom", "from taming.models.vqgan import VQModel", "may import config, images, util"),
+    ("taming.data.custom", "from taming.models.vqgan import VQModel", "may import config, images, palette"),
     ("taming.models.vqgan", "from main import instantiate_from_config", "the package may import main"),
     ("taming.models.vqgan", "1\nimport_module('scripts.x')", "imports scripts"),
     ("taming.models.vqgan", "from taming.callbacks import ImageLogger", "imports taming.callbacks.Image"),

@@ -3,7 +3,6 @@
 H W pixels of an item's picture, N items, K keys that can be drawn.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import PurePath
@@ -18,6 +17,7 @@ from taming.data.conditional_builder.utils import COLOR_PALETTE, absolute_bbox, 
 from taming.data.helper_types import FULL_CROP, Annotation
 from taming.data.pose import JOINTS, limb_map
 from taming.images import to_uint8
+from taming.palette import label_colors
 
 Pictures = dict[str, Image.Image]
 
@@ -96,15 +96,6 @@ def preview_sheet(
     return sheet
 
 
-def label_colours(count: int) -> np.ndarray:
-    """Return a colour for each of `count` labels, (count, 3) uint8: neighbours differ much, 0 is dark."""
-    colours = [
-        colorsys.hsv_to_rgb(number * 0.618034 % 1.0, 0.85 - 0.25 * (number % 2), 0.35 + 0.2 * (number % 4))
-        for number in range(count)
-    ]
-    return np.rint(np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
-
-
 def _background(item: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
     """The picture to draw on, uint8 (H, W, 3); gray if there is none."""
     image = item.get("image")
@@ -117,7 +108,7 @@ def _draw_array(key: str, values: np.ndarray) -> Image.Image:
     """Draw colours, gray values, ids or one-hot labels."""
     if _is_labels(values):
         ids = values if values.ndim == 2 else values.argmax(-1)
-        return Image.fromarray(label_colours(int(ids.max(initial=0)) + 1)[ids])
+        return Image.fromarray(label_colors(int(ids.max(initial=0)) + 1)[ids])
     if values.ndim == 3 and values.shape[-1] == 3:
         return Image.fromarray(to_uint8(values))
     plane = values if values.ndim == 2 else values[..., 0]

@@ -20,6 +20,7 @@ from taming.models.stages import (
     check_sizes,
     condition_sizes,
     is_list,
+    null_shape,
 )
 from taming.modules.transformer.permuter import Identity
 from taming.sampling import filter_logits, sample_tokens, sample_window
@@ -153,7 +154,10 @@ class Net2NetTransformer(ImageModel):
         encoded = []
         for value, stage, trained in zip(values, self.cond_stages, self.cond_sizes, strict=True):
             if value is None:
-                encoded.append((None, self._null_tokens(stage, trained, size, given[0])))
+                side = self.first_stage_model.resolution
+                shape = null_shape(stage, trained, side, size or (side, side), self.null_token)
+                tokens = torch.full((len(given[0]), *shape), self.null_token, device=given[0].device)
+                encoded.append((None, tokens))
                 continue
             if self.downsample_cond_size > -1:
                 value = F.interpolate(value, size=(self.downsample_cond_size, self.downsample_cond_size))
@@ -162,19 +166,6 @@ class Net2NetTransformer(ImageModel):
             shape = quant.shape[2:] if quant.ndim == 4 else (-1,)
             encoded.append((quant, info[2].view(len(value), *shape)))
         return encoded
-
-    def _null_tokens(self, stage: nn.Module, trained: Size, size: Size | None, like: Tensor) -> Tensor:
-        """Null tokens in place of a condition, (B, h, w) or (B, M)."""
-        if self.null_token is None or not hasattr(stage, "token_count"):
-            raise ValueError(
-                f"a condition ({type(stage).__name__}) is missing, and the model has no token for none: "
-                "train it with cond_dropout and null_token"
-            )
-        side = self.first_stage_model.resolution
-        height, width = (n * own // side for n, own in zip(size or (side, side), trained, strict=True))
-        factor = getattr(stage, "factor", None)
-        shape = (stage.token_count(height, width),) if factor is None else (height // factor, width // factor)
-        return torch.full((len(like), *shape), self.null_token, device=like.device)
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: tuple[int, int, int, int]) -> Tensor:
@@ -337,7 +328,7 @@ class Net2NetTransformer(ImageModel):
             )
         return sample_window(
             self.transformer, parts, shape=shape, window=window, stride=stride, known=known, mask=mask,
-            wavefront=wavefront, null_condition=null, condition_windows=self._condition_windows(parts),
+            wavefront=wavefront, null_condition=null, condition_windows=self.condition_windows(parts),
             **settings,
         )
 
@@ -351,7 +342,7 @@ class Net2NetTransformer(ImageModel):
             for part, rate in zip(parts, rates, strict=True)
         ]
 
-    def _condition_windows(self, parts: list[Tensor]) -> list[Size | None]:
+    def condition_windows(self, parts: list[Tensor]) -> list[Size | None]:
         """The training size in the grid of each condition; None for tokens."""
         if len(parts) != len(self.cond_stages):
             return [None] * len(parts)  # tokens of all conditions in one

@@ -120,3 +120,28 @@ def check_null_token(
         used = getattr(stage, "n_tokens", None)
         if used is not None and token < used:
             logger.warning("null_token: %d is one of the condition's %d tokens as well", token, used)
+
+
+def null_shape(stage: nn.Module, trained: Size, side: int, size: Size, token: int | None) -> tuple[int, ...]:
+    """Shape of the null tokens that stand for a condition which is left out, (h, w) or (M,), per image.
+
+    Args:
+        stage: its condition stage.
+        trained: its height and width in pixels, beside an image of the training size, `side`.
+        size: (H, W) of the image that is drawn.
+        token: the model's null token.
+
+    Raises:
+        ValueError: a model without one, or a stage whose tokens cannot be counted.
+    """
+    name = type(stage).__name__
+    if token is None:
+        raise ValueError(
+            f"a condition ({name}) is missing, and the model has no token for none: train it with "
+            "cond_dropout and null_token"
+        )
+    if not hasattr(stage, "token_count"):
+        raise ValueError(f"a condition is missing, but how many tokens {name} has is up to the data: give it")
+    height, width = (n * own // side for n, own in zip(size, trained, strict=True))
+    factor = getattr(stage, "factor", None)
+    return (stage.token_count(height, width),) if factor is None else (height // factor, width // factor)

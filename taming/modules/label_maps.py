@@ -26,7 +26,10 @@ def palette(n_labels: int) -> Tensor:
 
 
 def colored(maps: Tensor, colors: Tensor) -> Tensor:
-    """Label maps (B, L, H, W) in colours (3, L, 1, 1), over the whole range: (B, 3, H, W) in [-1, 1]."""
+    """Label maps (B, L, H, W) in colours (3, L, 1, 1) of any range: (B, 3, H, W) in [-1, 1].
+
+    A label has the same colour in every picture, whichever others stand beside it.
+    """
     x = F.conv2d(maps.float(), colors.to(maps.device))
-    lowest, highest = x.aminmax()
-    return 2.0 * (x - lowest) / (highest - lowest).clamp_min(1e-8) - 1.0
+    lowest, highest = colors.aminmax()
+    return (2.0 * (x - lowest) / (highest - lowest).clamp_min(1e-8) - 1.0).clamp(-1.0, 1.0)

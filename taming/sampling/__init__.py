@@ -4,9 +4,9 @@ from taming.sampling.choice import Cancelled, image_generators
 from taming.sampling.decode import CachedTransformer, sample_tokens
 from taming.sampling.filters import filter_logits
 from taming.sampling.settings import Interval, Linear, PowerCosine
-from taming.sampling.window import sample_window
+from taming.sampling.window import sample_window, window_nll
 
 __all__ = [
     "CachedTransformer", "Cancelled", "Interval", "Linear", "PowerCosine", "filter_logits",
-    "image_generators", "sample_tokens", "sample_window",
+    "image_generators", "sample_tokens", "sample_window", "window_nll",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taming.sampling.choice import Callback, Chooser, Generators, check_logits, report
@@ -87,12 +88,8 @@ def sample_window(
 
     def read(origin: Position, guided: bool) -> tuple[Tensor, int]:
         """What the transformer reads at a window, (B, M + N) or (2B, M + N), and M."""
-        inside = _cut(codes, origin, sides, sides)
-        halves = []
-        for parts in (given, nulls)[: 1 + guided]:
-            seen = [_cut(part, origin, sides, own) for part, own in zip(parts, inner, strict=True)]
-            halves.append(torch.cat([*(part.expand(batch_size, -1) for part in seen), inside], dim=1))
-        return torch.cat(halves), halves[0].shape[1] - inside.shape[1]
+        halves = [_sequence(parts, inner, codes, origin, sides) for parts in (given, nulls)[: 1 + guided]]
+        return torch.cat([tokens for tokens, _ in halves]), halves[0][1]
 
     todo = (~kept.all(0)).tolist()  # a position is drawn unless it is known in all images
     origins = _origins(height, width, sides, stride)
@@ -139,15 +136,54 @@ def _waves(
     """Logits (B, Q, V) of all Q positions whose windows are complete, by a forward over padded sequences."""
     for positions in _levels(todo, origins, window):
         both = any(guided[i * len(todo[0]) + j] for i, j in positions)
-        parts, ends = [], []
-        for i, j in positions:
-            top, left = origins[i][j]
-            sequence, length = read((top, left), both)
-            parts.append(sequence)
-            ends.append(length + (i - top) * window[1] + j - left)
-        tokens = torch.stack(parts, dim=1)[:, :, : max(ends)]  # (B, Q, T); none sees those after it
-        logits = transformer(tokens.flatten(0, 1))[0].view(*tokens.shape, -1)
-        yield logits[:, range(len(ends)), [end - 1 for end in ends]], positions
+        yield _logits_at(transformer, read, both, positions, origins, window), positions
+
+
+def _logits_at(
+    transformer: CachedTransformer, read: Read, both: bool, positions: list[Position],
+    origins: list[list[Position]], window: Position,
+) -> Tensor:
+    """Logits (B or 2B, Q, V) of Q positions, each in its own window, by one forward."""
+    parts, ends = [], []
+    for i, j in positions:
+        top, left = origins[i][j]
+        sequence, length = read((top, left), both)
+        parts.append(sequence)
+        ends.append(length + (i - top) * window[1] + j - left)
+    tokens = torch.stack(parts, dim=1)[:, :, : max(ends)]  # (B, Q, T); none sees those after it
+    logits = transformer(tokens.flatten(0, 1))[0].view(*tokens.shape, -1)
+    return logits[:, range(len(ends)), [end - 1 for end in ends]]
+
+
+@torch.no_grad()
+def window_nll(
+    transformer: CachedTransformer, condition: Condition, codes: Tensor, *, window: int | Position = 16,
+    condition_windows: Sequence[Position | None] | None = None,
+) -> Tensor:
+    """Negative log-likelihood (B, H, W), in nats, of each code of a grid under the rule of stride 1.
+
+    It tells what another way of drawing costs: the codes of a longer stride, for instance, are less likely.
+
+    Args:
+        transformer, condition, window, condition_windows: see `sample_window`.
+        codes: the grid (B, H, W): what was drawn, or what an image was encoded to.
+
+    Raises:
+        ValueError: see `sample_window`.
+    """
+    sides = (window, window) if isinstance(window, int) else window
+    given = _as_list(condition)
+    inner = [pair or sides for pair in condition_windows or [None] * len(given)]
+    height, width = _grid_shape(given, inner, tuple(codes.shape[1:]), sides, 1)
+    _check_conditions(given, None, inner, (height, width), sides, transformer.block_size)
+    origins, rows = _origins(height, width, sides, 1), []
+    for i in range(height):
+        logits = _logits_at(
+            transformer, lambda origin, _: _sequence(given, inner, codes, origin, sides), False,
+            [(i, j) for j in range(width)], origins, sides,
+        )
+        rows.append(F.cross_entropy(logits.float().transpose(1, 2), codes[:, i], reduction="none"))
+    return torch.stack(rows, dim=1)
 
 
 def _origins(height: int, width: int, window: Position, stride: int) -> list[list[Position]]:
@@ -186,6 +222,15 @@ def _cut(part: Tensor, origin: Position, window: Position, own: Position) -> Ten
         return part
     top, left = (first * cells // side for first, side, cells in zip(origin, window, own, strict=True))
     return part[:, top : top + own[0], left : left + own[1]].flatten(1)
+
+
+def _sequence(
+    parts: list[Tensor], inner: list[Position], codes: Tensor, origin: Position, window: Position
+) -> tuple[Tensor, int]:
+    """Condition tokens and codes of a window, (B, M + N), and M."""
+    seen = [_cut(part, origin, window, own) for part, own in zip(parts, inner, strict=True)]
+    tokens = [part.expand(len(codes), -1) for part in seen] + [_cut(codes, origin, window, window)]
+    return torch.cat(tokens, dim=1), sum(part.shape[1] for part in seen)
 
 
 def _grid_shape(

@@ -9,33 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from taming.drawing.conditions import ID_MODES
+from taming.palette import label_colors
 
 Size = tuple[int, int]  # height, width
 
-# Easy to tell apart, by name in a legend too. The first ten suit the labels of the built-in landscapes.
-COLORS = (
-    "#87ceeb", "#ffd500", "#d8dbe8", "#7d6b91", "#fffafa", "#1f6fd0", "#0b6b2d", "#7ccb3f", "#e5c07b",
-    "#8a5a34", "#e6194b", "#f032e6", "#f58231", "#46f0f0", "#911eb4", "#fabebe", "#008080", "#800000",
-    "#000075", "#808000", "#404040", "#aaffc3",
-)
 NEAR = 24.0  # mean distance, of 255, of an uploaded map's colours from the palette; photographs have more
 CANVAS = 512  # pixels of the longer side of what is painted on
-
-
-def label_colors(n_labels: int) -> np.ndarray:
-    """A fixed colour for each label, uint8 (L, 3): `COLORS`, then each far from all before it."""
-    colors = [tuple(bytes.fromhex(color[1:])) for color in COLORS][:n_labels]
-    if len(colors) < n_labels:
-        steps = np.linspace(0, 255, 12).round().astype(np.int64)
-        grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-        if n_labels > len(grid):
-            raise ValueError(f"{n_labels} labels are too many to paint; {len(grid)} colours differ")
-        nearest = ((grid[:, None] - np.array(colors)) ** 2).sum(-1).min(1)  # squared distance, (G,)
-        while len(colors) < n_labels:
-            chosen = grid[nearest.argmax()]
-            colors.append(tuple(chosen.tolist()))
-            nearest = np.minimum(nearest, ((grid - chosen) ** 2).sum(-1))
-    return np.array(colors, dtype=np.uint8)
 
 
 def hex_color(color: np.ndarray) -> str:

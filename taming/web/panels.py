@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from taming.drawing.conditions import label_colors as label_palette
+from taming.palette import label_colors
 from taming.web.conditions import (
     BOXES,
     CLASS,
@@ -32,7 +33,6 @@ from taming.web.painting import (
     canvas_size,
     fitted,
     hex_color,
-    label_colors,
     paint_labels,
     read_label_file,
 )

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from taming.modules.transformer.mingpt import GPT
-from taming.sampling import image_generators, sample_tokens, sample_window
+from taming.sampling import image_generators, sample_tokens, sample_window, window_nll
 from taming.sampling.filters import draw, filter_logits
 from taming.sampling.window import _levels, _origins
 
@@ -199,3 +199,20 @@ def test_logits_that_are_not_numbers_name_their_step(gpt):
         gpt.head.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="logits of step 0 are NaN"):
         sample_window(gpt, condition(5, 6), window=WINDOW)
+
+
+def test_the_likelihood_of_a_grid_is_that_of_its_windows(gpt):
+    c = condition(5, 7)
+    codes = torch.randint(V, (2, 5, 7))
+    nll = window_nll(gpt, c, codes, window=WINDOW)
+    for i, j, top, left in ((0, 0, 0, 0), (2, 3, 0, 1), (4, 6, 1, 3)):  # the rule of 2021, by hand
+        window = slice(top, top + 4), slice(left, left + 4)
+        before = codes[:, *window].flatten(1)[:, : (i - top) * 4 + j - left]
+        with torch.no_grad():
+            logits = gpt(torch.cat((c[:, *window].flatten(1), before), dim=1))[0][:, -1]
+        want = torch.nn.functional.cross_entropy(logits, codes[:, i, j], reduction="none")
+        torch.testing.assert_close(nll[:, i, j], want)
+    greedy = sample_window(gpt, c, window=WINDOW, greedy=True)
+    assert window_nll(gpt, c, greedy, window=WINDOW).mean() < nll.mean()
+    with pytest.raises(ValueError, match="the condition has 5x7 codes, but shape is 5x6"):
+        window_nll(gpt, c, codes[:, :, :6], window=WINDOW)

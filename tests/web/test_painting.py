@@ -6,25 +6,16 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from taming.drawing.conditions import label_colors as other_palette
 from taming.modules.misc.label_grid import LabelGrid
+from taming.palette import label_colors
 from taming.web.painting import (
     brushed,
     canvas_size,
     check_shape,
     fitted,
-    label_colors,
     paint_labels,
     read_label_file,
     read_labels,
 )
-
-
-@pytest.mark.parametrize("count", [1, 10, 22, 183])
-def test_every_label_has_a_colour_of_its_own(count):
-    colors = label_colors(count).astype(int)
-    assert colors.shape == (count, 3)
-    distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1000 * np.eye(count)
-    assert distances.min() > 30 and (label_colors(count) == label_colors(count)).all()
-    assert count < 22 or (label_colors(count)[:22] == label_colors(22)).all()
 
 
 def test_painted_labels_come_back():

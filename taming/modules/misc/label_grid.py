@@ -3,11 +3,14 @@
 B batch, L labels, H W pixels, h w latent grid (H and W over the downsampling factor).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.modules.label_maps import colored, one_hot_maps, palette
+from taming.images import from_uint8
+from taming.modules.label_maps import one_hot_maps
 from taming.modules.util import AbstractEncoder
+from taming.palette import label_colors
 
 
 class LabelGrid(AbstractEncoder):
@@ -61,5 +64,6 @@ class LabelGrid(AbstractEncoder):
         return one_hot_maps(ids, self.n_labels)
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """Label maps (B, L, H, W) in arbitrary, fixed colours: (B, 3, H, W) in [-1, 1]."""
-        return colored(x, palette(self.n_labels))
+        """Label maps (B, L, H, W) in the colours of `label_colors`: (B, 3, H, W) in [-1, 1]."""
+        colors = from_uint8(torch.tensor(label_colors(self.n_labels))).T  # (3, L)
+        return F.conv2d(x.float(), colors[:, :, None, None].to(x.device))

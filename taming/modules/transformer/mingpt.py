@@ -63,20 +63,26 @@ class CausalSelfAttention(nn.Module):
         self.attn_pdrop, self.n_head, self.n_unmasked = config.attn_pdrop, config.n_head, config.n_unmasked
         self.register_load_state_dict_pre_hook(_drop_mask)
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        """x (B, T, D) at positions start.. of the sequence; what stands before them is in the cache."""
-        parts = self.query, self.key, self.value
-        q, k, v = (rearrange(part(x), "b t (n d) -> b n t d", n=self.n_head) for part in parts)
+    def forward(
+        self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0, last_only: bool = False
+    ) -> Tensor:
+        """x (B, T, D) at positions start.. of the sequence; what stands before them is in the cache.
+
+        With `last_only`, only the last position asks, and only its result comes out, (B, 1, D).
+        """
+        asking = x[:, -1:] if last_only else x
+        parts = (self.query, asking), (self.key, x), (self.value, x)
+        q, k, v = (rearrange(part(seen), "b t (n d) -> b n t d", n=self.n_head) for part, seen in parts)
         end = start + x.shape[1]
         if cache is not None:
             keys, values = cache
             keys[:, :, start:end], values[:, :, start:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]  # (B, n, end, d)
         dropout = self.attn_pdrop if self.training else 0.0
-        if x.shape[1] == 1 and x.device.type == "cpu" and not dropout:  # the fused kernel is for many queries
+        if asking.shape[1] == 1 and x.device.type == "cpu" and not dropout:  # fused kernels want more queries
             y = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
         else:
-            mask, causal = self._mask(start, end, x.device)
+            mask, causal = self._mask(end - asking.shape[1], end, x.device)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.resid_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
 
@@ -111,8 +117,11 @@ class Block(nn.Module):
             nn.Dropout(config.resid_pdrop),
         )
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        x = x + self.attn(self.ln1(x), cache, start)
+    def forward(
+        self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0, last_only: bool = False
+    ) -> Tensor:
+        y = self.attn(self.ln1(x), cache, start, last_only)
+        x = (x[:, -1:] if last_only else x) + y
         return x + self.mlp(self.ln2(x))
 
 
@@ -218,10 +227,12 @@ class GPT(nn.Module):
                 f"the first {end} tokens do not hold the whole unmasked prefix of {self.config.n_unmasked}: "
                 "give condition and known codes at once"
             )
-        for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, (keys, values), cache.length)
+        last = len(cache.keys) - 1
+        for i, (block, *kept) in enumerate(zip(cache.blocks, cache.keys, cache.values, strict=True)):
+            # of the last block, later steps need keys and values alone, and the vocabulary one position
+            x = block(x, kept, cache.length, last_only=i == last)
         cache.length = end
-        return cache.head(self.ln_f(x[:, -1]))  # only the last position needs the vocabulary
+        return cache.head(self.ln_f(x[:, -1]))
 
 
 class CodeGPT(GPT):
