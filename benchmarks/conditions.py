@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from taming.checkpoint import load_model
-from taming.config import plain
 from taming.data.edges import canny, gray
 from taming.data.landscape_objects import CATEGORIES
 from taming.data.landscapes import Landscapes
@@ -29,6 +28,7 @@ from taming.images import image_grid, save_png
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.metrics import psnr
 from taming.sampling import image_generators
+from taming.train import plain
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
 LABELS = {  # of the judge, for each category of objects
@@ -194,6 +194,17 @@ FIGURES: dict[str, Figure] = {
 }
 
 
+def drawn_conditions(
+    model: Net2NetTransformer, data: Landscapes, c: Tensor | list[Tensor], x: Tensor
+) -> list[Tensor]:
+    """A row (8, 3, H, W) for each condition that can be drawn, as large as the images x."""
+    rows = list(model.draw_conditions(c, x).values())
+    for key in model.cond_keys:
+        if key in data.conditional_builders:
+            rows.append(data.plot_conditionals(key, c, tuple(x.shape[:1:-1])))
+    return [F.interpolate(row[:8].expand(-1, 3, -1, -1), x.shape[2:]) for row in rows]
+
+
 @torch.no_grad()
 def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]:
     """The figures of a run, one for each of its conditions."""
@@ -213,7 +224,8 @@ def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]
     decode = model.first_stage_model.decode_code
     seen = {name: Seen(judge, decode(codes).clamp(-1, 1)) for name, codes in pictures.items()}
     if out:
-        save_png(image_grid(torch.cat((x[:8], seen["sample"].images[:8])), 8), out / f"{run.name}.png")
+        sheet = torch.cat((x[:8], *drawn_conditions(model, data, c, x), seen["sample"].images[:8]))
+        save_png(image_grid(sheet, 8), out / f"{run.name}.png")
     nll = [model.shared_step(batch | {"image": truth["image"]}).item() for batch in (truth, other)]
     rows = []
     for key in model.cond_keys:
@@ -233,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of transformers")
     parser.add_argument("-n", "--count", type=int, default=64, help="pictures of each; default: 64")
-    parser.add_argument("--judge-steps", type=int, default=600, help="batches of 16; default: 600")
+    parser.add_argument("--judge-steps", type=int, default=300, help="batches of 16; default: 300")
     parser.add_argument("--out", type=Path, help="folder for the JSON file, and for a sheet of each run")
     options = parser.parse_args(argv)
     judge, rows = train_judge(options.judge_steps), []
