@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from taming.modules.transformer import mingpt
 from taming.modules.transformer.mingpt import GPT, CodeGPT, KMeans, sample, sample_with_past, top_k_logits
 
 V, BLOCK = 19, 12
@@ -179,3 +180,19 @@ def test_kmeans_finds_clusters_and_goes_back():
     torch.testing.assert_close(kmeans(clusters, reverse=True, shape=image.shape), image, atol=0.1, rtol=0)
     with pytest.raises(ValueError, match="expected"):
         kmeans.initialize(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("n_unmasked", [0, 5, 200])
+def test_attention_in_blocks_is_the_fused_one(n_unmasked, monkeypatch):
+    """Few sequences on a CPU are attended to block by block, many by the fused kernel: the same result."""
+    gpt = GPT(10, 300, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked).eval()
+    idx = torch.randint(10, (2, 290))
+    with torch.no_grad():
+        blocks = gpt(idx)[0]
+        cache = gpt.new_cache(2, 300)
+        gpt.extend(idx[:, :250], cache)
+        later = gpt.extend(idx[:, 250:], cache)
+        monkeypatch.setattr(mingpt, "FEW", 0)
+        fused = gpt(idx)[0]
+    torch.testing.assert_close(blocks, fused, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(later, fused[:, -1], rtol=1e-4, atol=1e-5)
