@@ -83,7 +83,7 @@ def _nearest(picture: Image.Image, colors: np.ndarray) -> tuple[torch.Tensor, to
     """The number of the nearest colour of each pixel, and how far it is: (H, W) each."""
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     found, where = np.unique(pixels, axis=0, return_inverse=True)
-    parts, palette = torch.from_numpy(found).float().split(4096), torch.from_numpy(colors).float()
+    parts, palette = torch.from_numpy(found).float().split(4096), torch.tensor(colors).float()
     nearest = [torch.cdist(part, palette).min(1) for part in parts]
     where = torch.from_numpy(where.reshape(picture.height, picture.width))
     return torch.cat([n.indices for n in nearest])[where], torch.cat([n.values for n in nearest])[where]
