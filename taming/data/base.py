@@ -48,7 +48,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         BadImage: missing, truncated, not an image, or of a mode without a defined range (32-bit float).
     """
-    with _names_file(path), Image.open(path) as image:
+    with names_file(path), Image.open(path) as image:
         return np.asarray(_to_rgb(image))
 
 
@@ -68,29 +68,31 @@ def read_placed(
         BadImage: as read_image.
         ValueError: the picture is smaller than the crop.
     """
-    with _names_file(path):
+    with names_file(path):
         opened = Image.open(path if file is None else file)
     with opened:
-        with _names_file(path):
+        with names_file(path):
             # Only of an upright JPEG the size is known, and may be chosen, before it is decoded.
             reducible = opened.format == "JPEG" and opened.getexif().get(_ORIENTATION, 1) == 1
             picture = opened if reducible else _to_rgb(opened)
         placement = transform.place(picture.height, picture.width, path)
-        with _names_file(path):
+        with names_file(path):
             box = _reduce(picture, *placement.resized) if reducible else None
             return placement.image(np.asarray(_to_rgb(picture)), box), placement
 
 
 @contextmanager
-def _names_file(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into a BadImage that names it."""
+def names_file(
+    path: str | os.PathLike, what: str = "image", kind: type[BadSample] = BadImage
+) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into an error of that kind, which names it."""
     try:
         yield
     except (MemoryError, BadSample):
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        message = f"cannot read image {os.fspath(path)}: {type(error).__name__}: {error}"
-        raise BadImage(message) from error
+        message = f"cannot read {what} {os.fspath(path)}: {type(error).__name__}: {error}"
+        raise kind(message) from error
 
 
 def _reduce(image: Image.Image, h: int, w: int) -> Box | None:
@@ -259,7 +261,7 @@ class NumpyPaths(ImagePaths):
     def read(self, path: Path) -> tuple[np.ndarray, Placement]:
         if not os.fspath(path).endswith(".npy"):
             return super().read(path)
-        with _names_file(path):
+        with names_file(path):
             pixels = np.load(path, allow_pickle=False)
             pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
             pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 and pixels.shape[0] == 3 else pixels

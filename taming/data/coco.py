@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taming.data.base import BadSample, read_placed
+from taming.data.base import BadSample, names_file, read_placed
 from taming.data.paired import PairedTransform, Placement, Size
 from taming.data.segmented import SegmentedImages, check_same_size
 from taming.data.sflckr import SegmentationBase
@@ -209,12 +209,7 @@ def _read_captions(datajson: str | os.PathLike) -> tuple[dict[int, str], dict[in
 
 def _read_colours(path: str, placement: Placement) -> np.ndarray:
     """Read a segmentation as a picture (H, W, 3) uint8, moved like its image; its colours are not mixed."""
-    try:
-        with Image.open(path) as image:
-            colours = np.asarray(image.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        raise BadSample(f"cannot read segmentation {path}: {type(error).__name__}: {error}") from error
+    with names_file(path, "segmentation", BadSample), Image.open(path) as image:
+        colours = np.asarray(image.convert("RGB"))
     check_same_size("segmentation", path, colours, placement)
     return placement.mask(colours)

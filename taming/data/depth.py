@@ -8,7 +8,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from taming.data.base import BadSample
+from taming.data.base import BadSample, names_file
 
 
 def rgba_to_depth(x: np.ndarray) -> np.ndarray:
@@ -33,13 +33,8 @@ def read_depth(path: str | os.PathLike) -> np.ndarray:
     Raises:
         BadSample: the file is no image, not RGBA, or holds numbers that are not finite.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        raise BadSample(f"cannot read depth {path}: {type(error).__name__}: {error}") from error
+    with names_file(path, "depth", BadSample), Image.open(path) as image:
+        image.load()
     if image.mode != "RGBA":
         raise BadSample(
             f"depth {path} has mode {image.mode}, but must be RGBA: the four bytes of a float32 a pixel "

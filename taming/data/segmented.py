@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taming.data.base import BadSample, Samples, check_some_exist, read_placed
+from taming.data.base import BadSample, Samples, check_some_exist, names_file, read_placed
 from taming.data.paired import PairedTransform, Placement
 from taming.images import from_uint8
 
@@ -25,13 +25,8 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
     Raises:
         BadSample: the file is no image, or has colours instead of ids.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        raise BadSample(f"cannot read segmentation {path}: {type(error).__name__}: {error}") from error
+    with names_file(path, "segmentation", BadSample), Image.open(path) as image:
+        image.load()
     if image.mode not in _MODES:
         raise BadSample(
             f"segmentation {path} has mode {image.mode}, but a label map has one channel of ids (mode L or "
