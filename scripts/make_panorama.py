@@ -22,10 +22,9 @@ from taming.drawing.conditions import (
     condition_shapes,
     conditions_of,
     kept_codes,
-    read_labels,
-    resized_labels,
     takes_labels,
 )
+from taming.drawing.label_files import read_labels, resized_labels
 from taming.drawing.options import add_options, decode, load_transformer, read_size, settings
 from taming.drawing.shares import TokenBar, share
 from taming.images import save_png

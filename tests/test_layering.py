@@ -32,7 +32,7 @@ LAYERS = {
     "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
     "loggers": {*BOTTOM},
     "eval": {"models", "modules", "sampling", "data", *BOTTOM},
-    "drawing": {"models", "modules", "sampling", "data", *BOTTOM},  # what the sampling commands share
+    "drawing": {"models", "modules", "sampling", "data", "palette", *BOTTOM},  # what the sampling commands share
     "trainer_arguments": set(),
     "options": {"trainer_arguments", *BOTTOM},
     "train": {

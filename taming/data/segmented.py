@@ -16,7 +16,7 @@ from taming.data.paired import PairedTransform, Placement
 from taming.images import from_uint8
 
 UNLABELED = 255  # in the files of COCO-Stuff; one more, in 8 bits, is 0
-_MODES = ("L", "P", "1", "I", "I;16")
+ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other pictures have colours
 
 
 def read_ids(path: str | os.PathLike) -> np.ndarray:
@@ -27,7 +27,7 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
     """
     with names_file(path, "segmentation", BadSample), Image.open(path) as image:
         image.load()
-    if image.mode not in _MODES:
+    if image.mode not in ID_MODES:
         raise BadSample(
             f"segmentation {path} has mode {image.mode}, but a label map has one channel of ids (mode L or "
             "P): convert colours to ids"

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from taming.data.base import read_image
-from taming.data.segmented import read_ids
 from taming.drawing.options import check_size
-from taming.images import to_uint8
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.modules.util import Labelator, SOSProvider
 
-ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other pictures have colours
-NEAR = 24  # levels of 255 that a pixel of a palette picture may be off
 Size = tuple[int, int]  # height, width
 
 
@@ -113,46 +108,6 @@ def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], siz
                 f"the condition {key} has {found} pixels (height x width), but must have {wanted} for "
                 f"pictures of {'x'.join(map(str, size)) if size else 'the training size'}: resize it"
             )
-
-
-# ---- label maps from files
-
-
-def label_colors(stage: nn.Module) -> Tensor:
-    """The palette that label maps are painted with: uint8 (L, 3), 0..255."""
-    ids = torch.arange(stage.n_labels, device=getattr(stage, "device", "cpu")).view(1, 1, -1)
-    return to_uint8(stage.to_rgb(stage.one_hot(ids)))[0, :, 0].T.cpu()
-
-
-def read_labels(path: Path, stage: nn.Module) -> Tensor:
-    """Read a label map for a condition stage: int64 (H, W), from a PNG of ids, or a picture in its palette.
-
-    Raises:
-        ValueError: no image, an id that is no label, or a colour that is not one of `label_colors`.
-    """
-    picture = torch.tensor(read_image(path))  # (H, W, 3); says so where the file is no image
-    with Image.open(path) as image:
-        mode = image.mode
-    if mode in ID_MODES:
-        ids = torch.from_numpy(read_ids(path).astype("int64"))
-        if (highest := int(ids.max())) >= stage.n_labels:
-            raise ValueError(f"{path} has the label {highest}, the model's are 0..{stage.n_labels - 1}")
-        return ids
-    found, inverse = picture.flatten(0, 1).unique(dim=0, return_inverse=True)  # (N, 3), (H * W,)
-    distances = (found[:, None].int() - label_colors(stage).int()).abs().amax(-1)  # (N, L)
-    nearest = distances.min(1)
-    worst = int(nearest.values.argmax())
-    if nearest.values[worst] > NEAR:
-        raise ValueError(
-            f"{path} has the colour {tuple(found[worst].tolist())}, which is none of the palette of "
-            f"{stage.n_labels} labels: give a PNG of one channel, whose pixels are label numbers"
-        )
-    return nearest.indices[inverse].view(picture.shape[:2])
-
-
-def resized_labels(ids: Tensor, size: Size) -> Tensor:
-    """Label ids (H, W) at another size, by the nearest pixel."""
-    return F.interpolate(ids[None, None].double(), size, mode="nearest-exact")[0, 0].long()
 
 
 # ---- completion

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from taming.drawing import options
+from taming.drawing.conditions import check_drawable
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.permuter import Identity
 
 if TYPE_CHECKING:
     from taming.web.session import Request
@@ -39,13 +38,8 @@ def check_request(model: Net2NetTransformer, request: "Request", max_pixels: int
 
 def check_size(model: Net2NetTransformer, request: "Request", max_pixels: int) -> None:
     """Raise ValueError, with the nearest size that works, for a size the model cannot draw."""
-    (height, width), count, least = request.size, request.pictures, model.first_stage_model.resolution
-    options.check_size(model, request.size, "size")
-    if (height, width) != (least, least) and not isinstance(model.permuter, Identity):
-        raise ValueError(
-            f"this model draws in the order of {type(model.permuter).__name__}, at its training size only: "
-            f"ask for {least}x{least}"
-        )
+    (height, width), count = request.size, request.pictures
+    check_drawable(model, request.size, None, "size")
     if not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"{count} pictures: give 1 to {MAX_PICTURES}")
     if height * width * count > max_pixels:

@@ -24,7 +24,7 @@ from taming.images import from_uint8, to_pil
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.modules.util import Labelator, SOSProvider
-from taming.web.painting import Size, check_shape, fitted, paint_labels, read_labels
+from taming.web.painting import Size, check_shape, fitted, labels_of, paint_labels
 
 POINT = 0.06  # side of the box that stands for an object of which only the centre is known, as a share
 CLASS, LABELS, PICTURE, BOXES, TOKENS = "class", "labels", "picture", "boxes", "tokens"
@@ -142,7 +142,7 @@ def to_tensor(
     wanted = condition.size(size, resolution)
     check_shape(name, value, wanted)
     if kind == LABELS:
-        return condition.stage.one_hot(read_labels(value, len(condition.names), wanted)[None])
+        return condition.stage.one_hot(labels_of(value, len(condition.names), wanted)[None])
     pixels = np.array(fitted(value, wanted).convert("L" if condition.channels == 1 else "RGB"))
     return from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)[None]
 

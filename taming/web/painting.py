@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from taming.drawing.conditions import ID_MODES
+from taming.drawing.label_files import nearest_colors
 from taming.palette import label_colors
 
 Size = tuple[int, int]  # height, width
 
-NEAR = 24.0  # mean distance, of 255, of an uploaded map's colours from the palette; photographs have more
 CANVAS = 512  # pixels of the longer side of what is painted on
 
 
@@ -27,13 +26,13 @@ def paint_labels(ids: np.ndarray, n_labels: int) -> Image.Image:
     return Image.fromarray(label_colors(n_labels)[ids])
 
 
-def read_labels(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor:
+def labels_of(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor:
     """The label ids (H, W), int64, at another size, of what was painted with `label_colors`.
 
     Each painted pixel counts as the label of the nearest colour; each pixel of the result is the commonest
     label of the painted pixels that it covers, so that the blended rims of a brush do not count.
     """
-    ids = _nearest(painted, label_colors(n_labels))[0][None]
+    ids = nearest_colors(np.asarray(painted.convert("RGB")), label_colors(n_labels))[0][None]
     if tuple(ids.shape[1:]) == size:
         return ids[0]
     used, compact = ids.unique(return_inverse=True)  # few, where a vocabulary may have hundreds
@@ -44,49 +43,6 @@ def read_labels(painted: Image.Image, n_labels: int, size: Size) -> torch.Tensor
 def resized_shares(mask: torch.Tensor, size: Size) -> torch.Tensor:
     """Which share of each pixel of a size a mask (1, H, W) covers, (H', W'), float32."""
     return F.interpolate(mask[None], size, mode="area")[0, 0]
-
-
-def read_label_file(path: str, picture: Image.Image, n_labels: int, other: np.ndarray) -> Image.Image:
-    """An uploaded label map in our colours: painted with them, or with others, or gray values that are ids.
-
-    Args:
-        path: the file; `picture` is what was read of it.
-        other: a second palette, uint8 (L, 3), which the files of other commands have.
-
-    Raises:
-        ValueError: gray values that are no labels, or colours of neither palette.
-    """
-    with Image.open(path) as file:
-        mode = file.mode
-        ids = np.asarray(file).astype(np.int64) if mode in ID_MODES and file.size == picture.size else None
-    if ids is not None and (mode != "P" or ids.max(initial=0) < n_labels):
-        if ids.max(initial=0) >= n_labels:
-            raise ValueError(
-                f"the label map has values up to {ids.max()}, but the model has labels 0..{n_labels - 1}: "
-                "give ids as gray values, or colours of the page's palette"
-            )
-        return paint_labels(ids, n_labels)
-    off = {}  # how far the colours are from those of each palette
-    for name, colors in (("ours", label_colors(n_labels)), ("other", other)):
-        nearest, distance = _nearest(picture, colors)
-        off[name] = distance.mean().item(), nearest
-    name = min(off, key=lambda name: off[name][0])
-    if off[name][0] > NEAR:
-        raise ValueError(
-            "the colours of the picture are none of the palette: upload a label map, painted with the "
-            "colours below the canvas, or of gray values that are the labels' numbers"
-        )
-    return paint_labels(off[name][1].numpy(), n_labels)
-
-
-def _nearest(picture: Image.Image, colors: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The number of the nearest colour of each pixel, and how far it is: (H, W) each."""
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    found, where = np.unique(pixels, axis=0, return_inverse=True)
-    parts, palette = torch.from_numpy(found).float().split(4096), torch.tensor(colors).float()
-    nearest = [torch.cdist(part, palette).min(1) for part in parts]
-    where = torch.from_numpy(where.reshape(picture.height, picture.width))
-    return torch.cat([n.indices for n in nearest])[where], torch.cat([n.values for n in nearest])[where]
 
 
 def brushed(layers: list[Image.Image | None], size: Size) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from taming.drawing.conditions import label_colors as label_palette
+from taming.drawing.label_files import read_labels
 from taming.palette import label_colors
 from taming.web.conditions import (
     BOXES,
@@ -34,7 +34,6 @@ from taming.web.painting import (
     fitted,
     hex_color,
     paint_labels,
-    read_label_file,
 )
 from taming.web.session import Loaded, Session
 from taming.web.uploads import read_upload
@@ -100,7 +99,7 @@ def _class_panel(session: Session, loaded: Loaded, condition: Condition, size: l
 def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
     import gradio as gr
 
-    count, other = len(condition.names), label_palette(condition.stage).numpy()
+    count = len(condition.names)
     colors = [hex_color(color) for color in label_colors(count)]
     resolution = loaded.resolution
 
@@ -109,7 +108,8 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(paint_labels(ids, count))
 
     def upload(path: str, *sides: int) -> dict:
-        picture = read_label_file(path, read_upload(path), count, other)
+        read_upload(path)  # refuses what is no picture, or too large
+        picture = paint_labels(read_labels(path, condition.stage).numpy(), count)
         return _painting(_enlarged(picture, condition.size(sides, resolution)))
 
     def choose(number: int, *sides: int) -> dict:

@@ -8,9 +8,7 @@ from PIL import Image
 from scripts import make_panorama
 from scripts.make_panorama import main
 from taming.checkpoint import load_model
-from taming.config import instantiate_from_config
 from taming.data.base import read_image
-from taming.drawing.conditions import label_colors, read_labels
 from taming.drawing.options import decode
 from taming.images import from_uint8
 from tests.scripts.test_make_samples import stage
@@ -93,19 +91,6 @@ def test_a_label_map_gives_size_and_content(mode, tmp_path):
     assert (read_image(tmp_path / "a.png") != read_image(tmp_path / "d.png")).any()
 
 
-def test_a_picture_in_the_palette_is_read_as_its_ids(tmp_path):
-    stages = [instantiate_from_config(GRID), instantiate_from_config(STAGE_OF_LABELS)]
-    ids = read_labels(label_map(tmp_path / "labels.png"), stages[0])
-    assert ids.unique().tolist() == [3, 8] and ids.shape == (16, 32)
-    for stage_ in stages:
-        colors = label_colors(stage_)
-        Image.fromarray(colors[ids].numpy()).save(tmp_path / "painted.png")
-        assert torch.equal(read_labels(tmp_path / "painted.png", stage_), ids)
-    Image.fromarray(255 - colors[ids].numpy()).save(tmp_path / "negative.png")
-    with pytest.raises(ValueError, match="which is none of the palette of 10 labels"):
-        read_labels(tmp_path / "negative.png", stages[0])
-
-
 def test_a_class_a_label_map_or_both(tmp_path):
     run = export(tmp_path / "run", *SEGMENTED, strong=True, **NULL)
     file = label_map(tmp_path / "labels.png")
@@ -163,7 +148,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
     for arguments, message in (
         (["--segmentation", tmp_path / "text.png"], "cannot read image"),
         (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
-        (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
+        (["--segmentation", wrong], "has the label 10, but the model's are 0..9"),
         (["--segmentation", small], "the picture: 8x32 pixels (height x width) cannot be drawn"),
         (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),

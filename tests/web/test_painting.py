@@ -4,35 +4,32 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from taming.drawing.conditions import label_colors as other_palette
-from taming.modules.misc.label_grid import LabelGrid
 from taming.palette import label_colors
 from taming.web.painting import (
     brushed,
     canvas_size,
     check_shape,
     fitted,
+    labels_of,
     paint_labels,
-    read_label_file,
-    read_labels,
 )
 
 
 def test_painted_labels_come_back():
     ids = np.random.default_rng(0).integers(0, 183, (16, 24))
     painted = paint_labels(ids, 183)
-    assert (read_labels(painted, 183, (16, 24)).numpy() == ids).all()
+    assert (labels_of(painted, 183, (16, 24)).numpy() == ids).all()
     enlarged = painted.resize((240, 160), Image.Resampling.NEAREST)
-    assert (read_labels(enlarged, 183, (16, 24)).numpy() == ids).all()
+    assert (labels_of(enlarged, 183, (16, 24)).numpy() == ids).all()
 
 
 def test_blended_rims_are_no_labels_of_their_own():
     canvas = paint_labels(np.zeros((256, 256), int), 10)  # sky
     ImageDraw.Draw(canvas).rectangle((0, 128, 255, 255), fill=tuple(label_colors(10)[9]))  # rock
     blurred = canvas.filter(ImageFilter.GaussianBlur(2))
-    ids = read_labels(blurred, 10, (32, 32))
+    ids = labels_of(blurred, 10, (32, 32))
     assert ids[:16].eq(0).all() and ids[16:].eq(9).all()
-    assert set(read_labels(blurred, 10, (256, 256)).unique().tolist()) - {0, 9}  # what it guards against
+    assert set(labels_of(blurred, 10, (256, 256)).unique().tolist()) - {0, 9}  # what it guards against
 
 
 def test_a_code_is_brushed_if_one_pixel_is():
@@ -57,31 +54,7 @@ def test_canvas_keeps_the_proportions():
         check_shape("the depth", Image.new("RGB", (512, 128)), (64, 64))
 
 
-class TestFiles:
-    other = other_palette(LabelGrid(10, 8)).numpy()
-
-    def read(self, tmp_path, picture, name="map.png", **options):
-        picture.save(tmp_path / name, **options)
-        return read_label_file(tmp_path / name, picture.convert("RGB"), 10, self.other)
-
-    def test_ids_and_both_palettes(self, tmp_path):
-        ids = np.arange(100).reshape(10, 10) // 10
-        ours = paint_labels(ids, 10)
-        theirs = Image.fromarray(self.other[ids])
-        gray = Image.fromarray(ids.astype(np.uint8))
-        for picture in (ours, theirs, gray):
-            assert (np.asarray(self.read(tmp_path, picture)) == np.asarray(ours)).all()
-        compressed = self.read(tmp_path, ours.resize((200, 200), 0), "map.jpg", quality=90)
-        assert (read_labels(compressed, 10, (10, 10)).numpy() == ids).all()
-
-    def test_what_is_no_label_map(self, tmp_path):
-        with pytest.raises(ValueError, match=r"values up to 200, but the model has labels 0\.\.9"):
-            self.read(tmp_path, Image.new("L", (8, 8), 200))
-        with pytest.raises(ValueError, match="none of the palette"):
-            self.read(tmp_path, Image.new("RGB", (8, 8), (255, 0, 255)))
-
-
 def test_reading_is_quick_at_the_size_of_a_canvas():
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
-    ids = read_labels(Image.fromarray(noise), 20, (64, 64))
+    ids = labels_of(Image.fromarray(noise), 20, (64, 64))
     assert ids.shape == (64, 64) and 0 <= ids.min() and ids.max() < 20
