@@ -67,12 +67,9 @@ def sample_window(
             are not numbers.
         Cancelled: by the callback; it holds the grid so far.
     """
-    sides = (window, window) if isinstance(window, int) else window
-    given = _as_list(condition)
-    nulls = None if null_condition is None else _as_list(null_condition)
-    inner = [pair or sides for pair in condition_windows or [None] * len(given)]  # one for each condition
-    height, width = _grid_shape(given, inner, shape, sides, stride)
-    _check_conditions(given, nulls, inner, (height, width), sides, transformer.block_size)
+    sides, given, nulls, inner, (height, width) = _checked(
+        transformer, condition, null_condition, shape, window, condition_windows, stride
+    )
     if wavefront and stride != 1:
         raise ValueError(f"wavefront draws with stride 1, not {stride}")
     batch_size, device = len(given[0]), given[0].device
@@ -171,11 +168,10 @@ def window_nll(
     Raises:
         ValueError: see `sample_window`.
     """
-    sides = (window, window) if isinstance(window, int) else window
-    given = _as_list(condition)
-    inner = [pair or sides for pair in condition_windows or [None] * len(given)]
-    height, width = _grid_shape(given, inner, tuple(codes.shape[1:]), sides, 1)
-    _check_conditions(given, None, inner, (height, width), sides, transformer.block_size)
+    shape = tuple(codes.shape[1:])
+    sides, given, _, inner, (height, width) = _checked(
+        transformer, condition, None, shape, window, condition_windows, stride=1
+    )
     origins, rows = _origins(height, width, sides, 1), []
     for i in range(height):
         logits = _logits_at(
@@ -214,6 +210,21 @@ def _levels(todo: list[list[bool]], origins: list[list[Position]], window: Posit
 
 def _as_list(condition: Condition) -> list[Tensor]:
     return [condition] if torch.is_tensor(condition) else list(condition)
+
+
+def _checked(
+    transformer: CachedTransformer, condition: Condition, null_condition: Condition | None,
+    shape: Position | None, window: int | Position,
+    condition_windows: Sequence[Position | None] | None, stride: int,
+) -> tuple[Position, list[Tensor], list[Tensor] | None, list[Position], Position]:
+    """Sides of the window, conditions, null conditions, the window in each condition's own grid, (H, W)."""
+    sides = (window, window) if isinstance(window, int) else window
+    given = _as_list(condition)
+    nulls = None if null_condition is None else _as_list(null_condition)
+    inner = [pair or sides for pair in condition_windows or [None] * len(given)]
+    shape = _grid_shape(given, inner, shape, sides, stride)
+    _check_conditions(given, nulls, inner, shape, sides, transformer.block_size)
+    return sides, given, nulls, inner, shape
 
 
 def _cut(part: Tensor, origin: Position, window: Position, own: Position) -> Tensor:
