@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # part of the package -> parts that it may import, besides itself
-BOTTOM = {"images", "checkpoint", "weights", "config", "util"}
+BOTTOM = {"images", "palette", "checkpoint", "weights", "config", "util"}
 LAYERS = {
     "images": set(),
     "palette": set(),
@@ -32,14 +32,14 @@ LAYERS = {
     "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
     "loggers": {*BOTTOM},
     "eval": {"models", "modules", "sampling", "data", *BOTTOM},
-    "drawing": {"models", "modules", "sampling", "data", "palette", *BOTTOM},  # what the sampling commands share
+    "drawing": {"models", "modules", "sampling", "data", *BOTTOM},  # what the sampling commands share
     "trainer_arguments": set(),
     "options": {"trainer_arguments", *BOTTOM},
     "train": {
         "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling",
         "data", "lr_scheduler", *BOTTOM,
     },
-    "web": {"drawing", "models", "modules", "sampling", "data", "palette", *BOTTOM},
+    "web": {"drawing", "models", "modules", "sampling", "data", *BOTTOM},
 }
 # packages that a part must not know
 FOREIGN = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from taming.callbacks import LastCheckpoint
 from taming.checkpoint import load_model, read_checkpoint, save_exported
 from taming.train import main
 from tests.tiny import BATCHES, curves, resume, train, trouble, write_transformer, write_vqgan
@@ -112,6 +113,19 @@ def test_resumed_amid_accumulated_batches(transformer, tmp_path, at):
     run = train(transformer[0], tmp_path, "part", *words, *trouble(kind="SIGINT", at=at), status=130)
     resume(run)
     assert_same(whole, run)
+
+
+def test_a_signal_saves_and_training_goes_on(vqgan, tmp_path, monkeypatch):
+    saved, save = [], LastCheckpoint.save
+
+    def noted(self, trainer, pl_module):
+        saved.append(pl_module.batches_seen)
+        save(self, trainer, pl_module)
+
+    monkeypatch.setattr(LastCheckpoint, "save", noted)
+    run = train(vqgan[0], tmp_path, "part", "--max_steps", STEPS, *trouble(kind="SIGUSR1", at=2))
+    assert saved[0] == 1 < BATCHES  # before the batch at whose start it came, long before a validation
+    assert_same(vqgan[1], run)
 
 
 def test_error_saves_the_state_before_it_and_keeps_its_traceback(vqgan, tmp_path, capfd):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
@@ -213,10 +214,11 @@ def test_training_batches_are_resized():
 
 def test_its_loss_takes_what_its_configs_say():
     target = "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
-    loss = instantiate_from_config({"target": target, "params": {**LOSS["params"], "n_classes": 16}})
-    assert loss.n_classes == 16 and loss.disc_factor == 1.0
-    for argument in ("pixel_loss", "perceptual_loss"):
-        with pytest.raises(ValueError, match=f"{argument}: 'dists' is not here"):
+    params = {**LOSS["params"], "n_classes": 16, "pixel_loss": "l2"}
+    loss = instantiate_from_config({"target": target, "params": params})
+    assert loss.n_classes == 16 and loss.disc_factor == 1.0 and loss.pixel_loss is F.mse_loss
+    for argument, says in (("pixel_loss", "is unknown"), ("perceptual_loss", "is not here")):
+        with pytest.raises(ValueError, match=f"{argument}: 'dists' {says}"):
             instantiate_from_config({"target": target, "params": {"disc_start": 0, argument: "dists"}})
     with pytest.raises(ConfigError, match="n_clases"):
         instantiate_from_config({"target": target, "params": {"disc_start": 0, "n_clases": 3}})

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator, adopt_weight, vanilla_d_loss
+from taming.modules.losses.vqperceptual import VQLPIPS, VQLPIPSWithDiscriminator, adopt_weight, vanilla_d_loss
 
 
 def make(disc_start=0, **arguments):
@@ -202,3 +202,17 @@ def test_perceptual_distance_is_added_and_logged(scene):
     total, log = scene(loss, 0, 0)
     torch.testing.assert_close(total, (scene.target - scene.rec).abs().mean() + 0.5 * 2.0 + 0.3)
     assert float(log["train/p_loss"]) == 2.0
+
+
+def test_pixels_are_compared_as_asked():
+    few = torch.full((1, 1, 4, 8), -1.0)
+    few[..., 2] = 1.0  # an edge: an eighth of the picture
+    blank, mean = torch.full_like(few, -1.0), torch.full_like(few, -0.75)
+    for pixel_loss, want in (("l1", [0.25, 0.4375]), ("l2", [0.5, 0.4375])):  # L1 takes the blank picture
+        loss = VQLPIPS(perceptual_weight=0.0, pixel_loss=pixel_loss)
+        assert [float(loss(torch.zeros(()), few, rec)[0]) for rec in (blank, mean)] == pytest.approx(want)
+    scene = Scene()
+    _, log = scene(make(disc_start=5, pixel_loss="l2"), 0, 0)
+    torch.testing.assert_close(log["train/rec_loss"], F.mse_loss(scene.rec, scene.target).detach())
+    with pytest.raises(ValueError, match="pixel_loss: 'l3' is unknown"):
+        VQLPIPS(pixel_loss="l3")
