@@ -31,8 +31,8 @@ from taming.sampling import image_generators
 from taming.train import plain
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
-LABELS = {  # of the judge, for each category of objects
-    "sun": (1,), "moon": (1,), "spruce": (6,), "cactus": (6,), "palm": (6,), "person": (10,),
+LABELS = {  # of the judge, for the sky, and for each category of objects
+    "sky": (0,), "sun": (1,), "moon": (1,), "spruce": (6,), "cactus": (6,), "palm": (6,), "person": (10,),
     "mountains": (3, 4), "water": (5,), "sand": (8,),
 }
 SHIFT = 5  # scenes between a picture and the condition of another that it is held against; classes differ
@@ -79,15 +79,17 @@ def train_judge(steps: int) -> Judge:
     judge = Judge().train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    weight = torch.tensor([1.0] * 10 + [4.0])  # few pixels show a person
     bar = tqdm(total=steps, desc="judge", unit="batch")
     while bar.n < steps:
         for batch in DataLoader(data, batch_size=16, shuffle=True, drop_last=True):
             if bar.n == steps:
                 break
             x = batch["image"].permute(0, 3, 1, 2)
+            x[::2] = F.interpolate(F.avg_pool2d(x[::2], 2), scale_factor=2.0, mode="bilinear")  # as decoders blur
             x = x + 0.05 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
             labels, depth, kind = judge(x)
-            loss = F.cross_entropy(labels, batch["segmentation"].argmax(-1))
+            loss = F.cross_entropy(labels, batch["segmentation"].argmax(-1), weight)
             loss = loss + F.l1_loss(depth, batch["depth"][..., 0])
             loss = loss + 0.3 * F.cross_entropy(kind, batch["class_label"])
             optimizer.zero_grad()
@@ -175,6 +177,13 @@ def boxes_filled(seen: Seen, truth: dict) -> float:
     return float(np.mean(scores))
 
 
+def place_of_sky(seen: Seen, truth: dict) -> float:
+    """Correlation, over pictures, of how low in its scene a crop lies and how little sky is seen in it."""
+    sky = (seen.labels == LABELS["sky"][0]).float().mean((1, 2))
+    low = truth["coord"].flatten(1).mean(1)
+    return -torch.corrcoef(torch.stack((sky, low)))[0, 1].item()
+
+
 def small_psnr(seen: Seen, truth: dict) -> float:
     """Of the shrunk pictures against the small ones, in dB."""
     small = truth["lr_image"].permute(0, 3, 1, 2)
@@ -192,7 +201,7 @@ FIGURES: dict[str, Figure] = {
     "class_label": class_accuracy, "segmentation": label_iou, "depth": depth_order, "edges": edge_f1,
     "pose": joints_on_person, "pose_tokens": joints_on_person, "objects_bbox": boxes_filled,
     "objects_center_points": boxes_filled, "lr_image": small_psnr, "upper_half": upper_psnr,
-    "coord": label_iou,
+    "coord": place_of_sky,
 }
 
 
@@ -217,6 +226,7 @@ def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]
     extra = ["keypoints"] if {"pose", "pose_tokens"} & set(model.cond_keys) else []
     keys = [*dict.fromkeys((*TRUTH, *params["keys"], *extra))]
     data = Landscapes(**params | {"keys": keys, "length": count})
+    torch.manual_seed(0)  # of random crops
     truth = data.collate_fn([data[i] for i in range(count)])
     other = data.collate_fn([data[(i + SHIFT) % count] for i in range(count)])
     x, c = model.get_xc(truth)
@@ -247,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of transformers")
     parser.add_argument("-n", "--count", type=int, default=64, help="pictures of each; default: 64")
-    parser.add_argument("--judge-steps", type=int, default=300, help="batches of 16; default: 300")
+    parser.add_argument("--judge-steps", type=int, default=400, help="batches of 16; default: 400")
     parser.add_argument("--out", type=Path, help="folder for the JSON file, and for a sheet of each run")
     options = parser.parse_args(argv)
     judge, rows = train_judge(options.judge_steps), []

@@ -91,6 +91,7 @@ class Landscapes(Dataset):
         crop_size: pixels that are cut out of the scene, a side or [H, W]; all of it when None.
         random_crop: crop anywhere, else in the centre.
         lr_factor: how many times smaller "lr_image" is.
+        pose_bins: places along a side that "pose_tokens" tell apart; their vocabulary has one token more.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what would do.
@@ -102,7 +103,6 @@ class Landscapes(Dataset):
     labels = LABELS
     category_names = CATEGORIES
     no_tokens = 512  # vocabulary of layouts: categories, and a grid of 22x22 places
-    pose_bins = 64  # places along a side; the vocabulary of poses has one token more
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class Landscapes(Dataset):
         crop_size: int | Sequence[int] | None = None,
         random_crop: bool = False,
         lr_factor: int = 4,
+        pose_bins: int = 64,
     ):
         self.height, self.width = _height_width(size)
         if length < 1:
@@ -136,7 +137,10 @@ class Landscapes(Dataset):
             )
         if not 1 <= lr_factor <= min(crop or (self.height, self.width)):
             raise ValueError(f"lr_factor is {lr_factor}; give a whole number from 1 to the size of the image")
+        if pose_bins < 1:
+            raise ValueError(f"pose_bins is {pose_bins}; give at least 1 place along a side")
         self.length, self.seed, self.split, self.lr_factor = int(length), int(seed), split, lr_factor
+        self.pose_bins = pose_bins
         self._transform = PairedTransform(None, crop, random_crop) if crop else None
         self._builders: dict[str, Any] | None = None
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None

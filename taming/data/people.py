@@ -63,7 +63,7 @@ def paint_person(scene: "Scene", rng: Generator) -> Array:
     """Paint one person, in front of all, and return the joints (17, 3) in pixels; a face turned away is 0."""
     canvas = scene.canvas
     places, facing = attitude(rng)
-    x, y, tall = rng.uniform(-0.32, 0.32), rng.uniform(0.90, 0.975), rng.uniform(0.34, 0.52)
+    x, y, tall = rng.uniform(-0.28, 0.28), rng.uniform(0.90, 0.975), rng.uniform(0.60, 0.85)
     x *= min(1.0, canvas.width / canvas.height)  # a portrait keeps the person in view
     skin, shirt, trousers = (
         scene.lit(colours[rng.integers(len(colours))], 0.75) for colours in (SKINS, SHIRTS, TROUSERS)

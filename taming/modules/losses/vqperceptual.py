@@ -18,6 +18,9 @@ __all__ = [
 ]
 
 
+PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
 class DummyLoss(nn.Module):
     """Stands where a model that is only used, not trained, has no loss."""
 
@@ -42,16 +45,24 @@ class VQLPIPS(nn.Module):
 
     Args:
         codebook_weight: weight of the quantizer's loss.
-        pixelloss_weight: weight of the L1 distance.
+        pixelloss_weight: weight of the distance of pixels.
         perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
         perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze"); the file of its weights.
+        pixel_loss: distance of pixels, "l1" as in the paper, or "l2" (squared), for pictures that are mostly
+            background, such as edges: L1 is least for the median, and that is the background alone.
+
+    Raises:
+        ValueError: an unknown `pixel_loss`.
     """
 
     def __init__(
         self, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0, perceptual_weight: float = 1.0, *,
-        perceptual_net: str = "vgg", perceptual_path: str | None = None,
+        perceptual_net: str = "vgg", perceptual_path: str | None = None, pixel_loss: str = "l1",
     ):
         super().__init__()
+        if pixel_loss not in PIXEL_LOSSES:
+            raise ValueError(f'pixel_loss: {pixel_loss!r} is unknown; choose "l1" or "l2"')
+        self.pixel_loss = PIXEL_LOSSES[pixel_loss]
         self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
         self.perceptual_weight = perceptual_weight
         self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
@@ -70,7 +81,7 @@ class VQLPIPS(nn.Module):
         """The loss, its part that compares the images, and the terms for the log (eq. 4 with LPIPS)."""
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
-            rec_loss = self.pixel_weight * (inputs - rec).abs()  # (B, C, H, W)
+            rec_loss = self.pixel_weight * self.pixel_loss(rec, inputs, reduction="none")  # (B, C, H, W)
             p_loss = rec.new_zeros(1)
             if self.perceptual_weight > 0:
                 p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
@@ -89,7 +100,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
 
     Args:
         disc_start: batch from which the discriminator is trained.
-        codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net, perceptual_path: see `VQLPIPS`.
+        codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net, perceptual_path,
+            pixel_loss: see `VQLPIPS`.
         disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
         disc_factor: multiplies both adversarial losses.
         disc_weight: multiplies the generator's adversarial loss, besides the adaptive weight.
@@ -102,7 +114,7 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         disc_weight_max: bound of the adaptive weight.
 
     Raises:
-        ValueError: an unknown `disc_loss`, or `gen_start` before `disc_start`.
+        ValueError: an unknown `disc_loss` or `pixel_loss`, or `gen_start` before `disc_start`.
     """
 
     def __init__(
@@ -112,10 +124,11 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
         gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True,
         disc_weight_max: float = 1e4, perceptual_net: str = "vgg", perceptual_path: str | None = None,
+        pixel_loss: str = "l1",
     ):
         super().__init__(
             codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net=perceptual_net,
-            perceptual_path=perceptual_path,
+            perceptual_path=perceptual_path, pixel_loss=pixel_loss,
         )
         if disc_loss not in ("hinge", "vanilla"):
             raise ValueError(f'disc_loss: {disc_loss!r} is unknown; choose "hinge" or "vanilla"')
