@@ -86,7 +86,7 @@ def train_judge(steps: int) -> Judge:
             if bar.n == steps:
                 break
             x = batch["image"].permute(0, 3, 1, 2)
-            x[::2] = F.interpolate(F.avg_pool2d(x[::2], 2), scale_factor=2.0, mode="bilinear")  # as decoders blur
+            x[::2] = F.interpolate(F.avg_pool2d(x[::2], 2), scale_factor=2.0, mode="bilinear")  # a blur
             x = x + 0.05 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
             labels, depth, kind = judge(x)
             loss = F.cross_entropy(labels, batch["segmentation"].argmax(-1), weight)

@@ -9,37 +9,23 @@ is kept: start the command again after an interruption.
 
 import argparse
 import sys
-from pathlib import Path
-
-from tqdm import tqdm
 
 from taming.data.extraction import (
     LABELS,
-    extract,
+    extract_all,
     label_estimate,
     label_names,
     label_pixels,
     load_label_model,
     map_names,
+    read_options,
 )
 from taming.util import exit_status, pick_device
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
-    add = parser.add_argument
-    add("folder", type=Path, help="is searched for images at any depth")
-    add("-o", "--outdir", type=Path, required=True, help="folder for the maps")
-    add("--model", required=True, help="name on the hub, or a folder")
-    add("--offline", action="store_true", help="do not ask the hub: the model was fetched before")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return exit_status(run, parse(argv))
+    return exit_status(run, read_options(__doc__, argv))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,13 +36,7 @@ def run(options: argparse.Namespace) -> None:
     options.outdir.mkdir(parents=True, exist_ok=True)
     (options.outdir / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     estimate = label_estimate(model, device)
-    count = {"made": 0, "kept": 0, "bad": 0}
-    with tqdm(total=len(names), unit="image") as bar:
-        for outcome, reason in extract(names, estimate, label_pixels):
-            count[outcome] += 1
-            bar.update()
-            if reason:
-                bar.write(f"skipped: {reason}", file=sys.stderr)
+    count = extract_all(names, estimate, label_pixels)
     print("{made} label maps made, {kept} were there, {bad} images skipped".format(**count))
     print(f"n_labels: {len(labels)}, named in {options.outdir / LABELS}")
 

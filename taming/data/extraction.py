@@ -4,8 +4,10 @@ H W pixels, L labels. A map lies below the output folder where its image lies be
 map that is there already is not made again, so that a command that was stopped can be started anew.
 """
 
+import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from taming.data.base import BadImage, read_image
 from taming.data.custom import find_images
@@ -52,6 +55,31 @@ def extract(
         Image.fromarray(encode(values)).save(partial, format="PNG")
         partial.replace(target)  # whole or not at all
         yield "made", ""
+
+
+def extract_all(names: Mapping[str, Path], estimate: Estimate, encode: Callable) -> dict[str, int]:
+    """Do the work of `extract` beside a progress bar, name bad images on stderr, and count the outcomes."""
+    count = {"made": 0, "kept": 0, "bad": 0}
+    with tqdm(total=len(names), unit="image") as bar:
+        for outcome, reason in extract(names, estimate, encode):
+            count[outcome] += 1
+            bar.update()
+            if reason:
+                bar.write(f"skipped: {reason}", file=sys.stderr)
+    return count
+
+
+def read_options(description: str, argv: list[str] | None) -> argparse.Namespace:
+    """Read the words of a command that makes maps of a folder of images."""
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=as_is)
+    add = parser.add_argument
+    add("folder", type=Path, help="is searched for images at any depth")
+    add("-o", "--outdir", type=Path, required=True, help="folder for the maps")
+    add("--model", required=True, help="name on the hub, or a folder")
+    add("--offline", action="store_true", help="do not ask the hub: the model was fetched before")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
+    return parser.parse_args(argv)
 
 
 def map_names(folder: str | os.PathLike, outdir: str | os.PathLike) -> dict[str, Path]:
