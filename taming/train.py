@@ -298,6 +298,8 @@ def train(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, *, 
     if not (fit or test):
         say("built; add -t to train")
         return 0
+    if fit and run.resume is None:
+        claim(run.logdir)
     trainer = build_trainer(run, model, data, fit)
     checkpoint = None if run.resume is None else str(run.resume)
     if fit:
@@ -329,6 +331,18 @@ def run_fit(run: Run, trainer: pl.Trainer, model: pl.LightningModule, data, chec
     else:
         say(f"trained for {model.batches_seen} batches: {run.logdir}")
     return 0
+
+
+@rank_zero_only
+def claim(logdir: Path) -> None:
+    """Make a new run's directory, before anything is written to it."""
+    try:
+        logdir.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(
+            f"{logdir} is there already: a run of that name was started in the same second; start again, or "
+            "give the run another name (-n)"
+        ) from None
 
 
 def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, fit: bool) -> pl.Trainer:

@@ -115,6 +115,15 @@ def test_resumed_amid_accumulated_batches(transformer, tmp_path, at):
     assert_same(whole, run)
 
 
+def test_two_runs_of_one_second_do_not_share_a_directory(vqgan, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("taming.train.time.strftime", lambda _: "2026-01-01T00-00-00")
+    run = train(vqgan[0], tmp_path, "twin", "--max_steps", 1)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    train(vqgan[0], tmp_path, "twin", "--max_steps", 1, status=1)
+    assert f"error: {run} is there already: a run of that name" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_a_signal_saves_and_training_goes_on(vqgan, tmp_path, monkeypatch):
     saved, save = [], LastCheckpoint.save
 
