@@ -217,8 +217,8 @@ def drawn_conditions(
 
 
 @torch.no_grad()
-def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]:
-    """The figures of a run, one for each of its conditions."""
+def measure(run: Path, judge: Judge, count: int, guidance: float, out: Path | None) -> list[dict]:
+    """The figures of a run, one for each of its conditions; guided where it has a null token."""
     model, config, _ = load_model(run)
     if not isinstance(model, Net2NetTransformer):
         raise ValueError(f"{run} is a {type(model).__name__}: give runs of transformers")
@@ -231,7 +231,9 @@ def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]
     other = data.collate_fn([data[(i + SHIFT) % count] for i in range(count)])
     x, c = model.get_xc(truth)
     parts = model.encode_conditions(c)
-    codes = model.draw_codes(parts, top_p=0.95, generator=image_generators(0, range(count)))
+    guidance = 1.0 if model.null_token is None else guidance
+    generators = image_generators(0, range(count))
+    codes = model.draw_codes(parts, top_p=0.95, guidance=guidance, generator=generators)
     pictures = {"sample": codes, "reconstruction": model.encode_to_z(x)[1].view_as(codes)}
     decode = model.first_stage_model.decode_code
     seen = {name: Seen(judge, decode(codes).clamp(-1, 1)) for name, codes in pictures.items()}
@@ -243,7 +245,7 @@ def measure(run: Path, judge: Judge, count: int, out: Path | None) -> list[dict]
     for key in model.cond_keys:
         figure = FIGURES[key]
         rows.append({
-            "run": run.name, "condition": key, "figure": figure.__name__,
+            "run": run.name, "condition": key, "figure": figure.__name__, "guidance": guidance,
             "sample": figure(seen["sample"], truth), "other_condition": figure(seen["sample"], other),
             "reconstruction": figure(seen["reconstruction"], truth), "nll": nll[0],
             "nll_other_condition": nll[1],
@@ -257,13 +259,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of transformers")
     parser.add_argument("-n", "--count", type=int, default=64, help="pictures of each; default: 64")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of models with a null token; default: 1")
     parser.add_argument("--judge-steps", type=int, default=400, help="batches of 16; default: 400")
     parser.add_argument("--out", type=Path, help="folder for the JSON file, and for a sheet of each run")
     options = parser.parse_args(argv)
     judge, rows = train_judge(options.judge_steps), []
-    print(f"{'condition':24s}{'figure':20s}{'sample':>8s}{'other':>8s}{'recon.':>8s}{'nll':>8s}{'other':>8s}")
+    print(f"{'condition':24s}{'figure':20s}{'guidance':>8s}{'sample':>8s}{'other':>8s}{'recon.':>8s}{'nll':>8s}{'other':>8s}")
     for run in options.runs:
-        for row in measure(run, judge, options.count, options.out):
+        for row in measure(run, judge, options.count, options.guidance, options.out):
             rows.append(row)
             numbers = "".join(f"{value:8.3f}" for value in row.values() if isinstance(value, float))
             print(f"{row['condition']:24s}{row['figure']:20s}{numbers}", flush=True)
