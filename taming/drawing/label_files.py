@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from taming.data.base import read_image
+from taming.data.base import names_file, read_image
 from taming.data.segmented import ID_MODES, read_ids
 from taming.images import to_uint8
 from taming.palette import label_colors
 
-NEAR = 24.0  # mean distance, of 255, of a picture's colours from its palette; photographs have more
+NEAR = 24  # of 255: how far colours may be from their palette's, each of them, or in the mean
 Size = tuple[int, int]  # height, width
 
 
@@ -23,32 +23,40 @@ def stage_colors(stage: nn.Module) -> np.ndarray:
     return to_uint8(stage.to_rgb(stage.one_hot(ids)))[0, :, 0].T.cpu().numpy()
 
 
-def read_labels(path: str | Path, stage: nn.Module) -> Tensor:
+def read_labels(path: str | Path, stage: nn.Module, *, exact: bool = True) -> Tensor:
     """Read a label map for a condition stage: its ids, int64 (H, W).
 
     The file has one channel of ids, or the colours of `taming.palette.label_colors`, or those that the stage
     itself shows; each pixel then counts as the label of the nearest colour.
 
+    Args:
+        path: the file.
+        stage: of label maps.
+        exact: every pixel must be near a colour of the palette; False takes pictures that are near in the
+            mean, as compressed ones are (photographs are not).
+
     Raises:
         ValueError: no image, an id that is no label, or colours of neither palette.
     """
-    path, pixels = Path(path), read_image(path)  # says so where the file is no image
-    with Image.open(path) as image:
+    path = Path(path)
+    with names_file(path), Image.open(path) as image:
         mode = image.mode
     if mode in ID_MODES:
         ids = torch.from_numpy(read_ids(path).astype(np.int64))
         if (highest := int(ids.max())) < stage.n_labels:
             return ids
         if mode != "P":  # of a palette picture the numbers may be those of colours alone
-            raise ValueError(
-                f"{path.name} has the label {highest}, but the model's are 0..{stage.n_labels - 1}"
-            )
-    tries = [nearest_colors(pixels, colors) for colors in (label_colors(stage.n_labels), stage_colors(stage))]
-    ids, distance = min(tries, key=lambda found: float(found[1].mean()))
-    if distance.mean() > NEAR:
+            raise ValueError(f"{path.name} has the label {highest}, the model's are 0..{stage.n_labels - 1}")
+    pixels = read_image(path)
+    palettes = label_colors(stage.n_labels), stage_colors(stage)
+    tries = [(*nearest_colors(pixels, colors), colors) for colors in palettes]
+    ids, distance, colors = min(tries, key=lambda found: float(found[1].mean()))
+    off = np.abs(pixels.astype(np.int64) - colors[ids.numpy()]).max(-1)  # (H, W)
+    if (off.max() if exact else distance.mean()) > NEAR:
+        worst = tuple(pixels.reshape(-1, 3)[off.argmax()].tolist())
         raise ValueError(
-            f"{path.name} has colours that are none of the palette of {stage.n_labels} labels: give a map "
-            "painted with them, or a PNG of one channel, whose pixels are the labels' numbers"
+            f"{path.name} has the colour {worst}, which is none of the palette of {stage.n_labels} labels: "
+            "give a map painted with them, or a PNG of one channel, whose pixels are the labels' numbers"
         )
     return ids
 

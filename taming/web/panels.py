@@ -109,7 +109,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
 
     def upload(path: str, *sides: int) -> dict:
         read_upload(path)  # refuses what is no picture, or too large
-        picture = paint_labels(read_labels(path, condition.stage).numpy(), count)
+        picture = paint_labels(read_labels(path, condition.stage, exact=False).numpy(), count)
         return _painting(_enlarged(picture, condition.size(sides, resolution)))
 
     def choose(number: int, *sides: int) -> dict:

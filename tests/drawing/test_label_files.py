@@ -33,8 +33,22 @@ def test_ids_and_the_colours_of_both_palettes(stage, tmp_path):
 
 def test_colours_survive_compression(stage, tmp_path):
     painted = Image.fromarray(label_colors(10)[IDS]).resize((200, 200), Image.Resampling.NEAREST)
-    ids = read_labels(save(tmp_path, painted, "map.jpg", quality=90), stage)
+    file = save(tmp_path, painted, "map.jpg", quality=90)
+    ids = read_labels(file, stage, exact=False)
     assert (resized_labels(ids, (10, 10)).numpy() == IDS).all()
+    with pytest.raises(ValueError, match="which is none of the palette of 10 labels"):
+        read_labels(file, stage)  # the rims are of other colours
+
+
+def test_a_single_foreign_pixel_is_named(stage, tmp_path):
+    pixels = label_colors(10)[IDS]
+    pixels[3, 4] = 255, 0, 255
+    file = save(tmp_path, pixels)
+    with pytest.raises(ValueError, match=r"the colour \(255, 0, 255\), which is none of the palette"):
+        read_labels(file, stage)
+    negative = save(tmp_path, 255 - stage_colors(stage)[np.where(IDS < 5, 3, 8)], "negative.png")
+    with pytest.raises(ValueError, match="which is none of the palette of 10 labels"):
+        read_labels(negative, stage)
 
 
 def test_a_palette_file_may_hold_ids_or_colours(stage, tmp_path):
@@ -49,7 +63,7 @@ def test_a_palette_file_may_hold_ids_or_colours(stage, tmp_path):
 
 
 def test_what_is_no_label_map(stage, tmp_path):
-    with pytest.raises(ValueError, match=r"map.png has the label 200, but the model's are 0\.\.9"):
+    with pytest.raises(ValueError, match=r"map.png has the label 200, the model's are 0\.\.9"):
         read_labels(save(tmp_path, np.full((8, 8), 200)), stage)
     with pytest.raises(ValueError, match="none of the palette of 10 labels: give a map"):
         read_labels(save(tmp_path, np.full((8, 8, 3), (255, 0, 255))), LabelGrid(10, 8))

@@ -148,7 +148,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
     for arguments, message in (
         (["--segmentation", tmp_path / "text.png"], "cannot read image"),
         (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
-        (["--segmentation", wrong], "has the label 10, but the model's are 0..9"),
+        (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
         (["--segmentation", small], "the picture: 8x32 pixels (height x width) cannot be drawn"),
         (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),
