@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from taming.callbacks import plain
 from taming.checkpoint import load_model
 from taming.data.edges import canny, gray
 from taming.data.landscape_objects import CATEGORIES
@@ -28,7 +29,6 @@ from taming.images import image_grid, save_png
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.metrics import psnr
 from taming.sampling import image_generators
-from taming.train import plain
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
 LABELS = {  # of the judge, for the sky, and for each category of objects
@@ -264,11 +264,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the JSON file, and for a sheet of each run")
     options = parser.parse_args(argv)
     judge, rows = train_judge(options.judge_steps), []
-    print(f"{'condition':24s}{'figure':20s}{'guidance':>8s}{'sample':>8s}{'other':>8s}{'recon.':>8s}{'nll':>8s}{'other':>8s}")
+    names = "guidance", "sample", "other", "recon.", "nll", "other"
+    print(f"{'condition':24s}{'figure':20s}" + "".join(f"{name:>10s}" for name in names))
     for run in options.runs:
         for row in measure(run, judge, options.count, options.guidance, options.out):
             rows.append(row)
-            numbers = "".join(f"{value:8.3f}" for value in row.values() if isinstance(value, float))
+            numbers = "".join(f"{value:10.3f}" for value in row.values() if isinstance(value, float))
             print(f"{row['condition']:24s}{row['figure']:20s}{numbers}", flush=True)
     if options.out:
         (options.out / "conditions.json").write_text(json.dumps(rows, indent=1) + "\n")
