@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
@@ -86,11 +87,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     try:
-        return train(run, model, data, fit=options.train, test=not options.no_test)
+        status = train(run, model, data, fit=options.train, test=not options.no_test)
     except Exception as error:
         if debug or isinstance(error, NonFiniteLoss) or is_ours(error):
             return report(error, debug)
         raise
+    leave_group()
+    return status
+
+
+def leave_group() -> None:
+    """Part from the other processes, which Lightning does for nccl alone.
+
+    The threads of a gloo group that is left would let go of tensors while the interpreter shuts down, which
+    now and then aborts a process whose work was done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def report(error: Exception, debug: bool) -> int:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from taming.modules.vqvae.quantize import EMAVectorQuantizer
+from tests.ranks import on_two_ranks
 from tests.tiny import write_transformer, write_vqgan
 
 pytestmark = pytest.mark.slow
@@ -29,6 +28,8 @@ def run(yaml, folder, devices, *words):
     )
     assert result.returncode == 0, result.stderr
     assert len(list((folder / "logs").glob(f"*_run{devices}"))) == 1
+    for rank in range(devices):
+        assert (folder / f"group_{devices}_{rank}.txt").read_text() == "None"  # and no thread of it
     return [
         [torch.load(folder / f"{what}_{devices}_{rank}.pt", weights_only=True) for rank in range(devices)]
         for what in ("gradients", "weights")
@@ -56,12 +57,9 @@ def test_both_stages(tmp_path):
     assert_equal_on_both(run(yaml, folder, 2, "--max_steps", 2)[1])
 
 
-def learn(rank, folder, latents):
+def learn(rank, latents):
     """One of two processes: half of each batch, and the codebook that follows."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    quantizer = running_means(latents.chunk(2, dim=1)[rank])
-    torch.save(quantizer.state_dict(), f"{folder}/codebook_{rank}.pt")
-    dist.destroy_process_group()
+    return running_means(latents.chunk(2, dim=1)[rank]).state_dict()
 
 
 def running_means(latents):
@@ -74,9 +72,7 @@ def running_means(latents):
 
 def test_running_means_follow_the_latents_of_all_processes(tmp_path):
     latents = torch.randn(5, 4, 4, 3, 3)  # batches of 4 maps
-    mp.spawn(learn, (str(tmp_path), latents), nprocs=2)
     want = running_means(latents).state_dict()
-    for rank in range(2):
-        got = torch.load(tmp_path / f"codebook_{rank}.pt", weights_only=True)
+    for got in on_two_ranks(learn, tmp_path, latents):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert not torch.equal(want["embedding.weight"], running_means(latents[:1]).embedding.weight)

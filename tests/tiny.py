@@ -1,11 +1,14 @@
 """Both stages in the smallest size that trains, runs of main() on them, and callbacks that get in the way."""
 
+import atexit
 import csv
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
@@ -136,7 +139,7 @@ class Trouble(Callback):
 
 
 class Record(Callback):
-    """Write what each process has: the gradients of the first step, and the weights at the end."""
+    """Write what each process has: gradients of the first step, weights at the end, a group at its exit."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
@@ -151,3 +154,6 @@ class Record(Callback):
         codes = {"codes": pl_module.val_codes.histogram} if hasattr(pl_module, "val_codes") else {}
         state = {**pl_module.state_dict(), **codes}
         torch.save(state, self.folder / f"weights_{trainer.world_size}_{trainer.global_rank}.pt")
+        group = weakref.ref(dist.group.WORLD) if dist.is_initialized() else lambda: None
+        left = self.folder / f"group_{trainer.world_size}_{trainer.global_rank}.txt"
+        atexit.register(lambda: left.write_text(str(group())))

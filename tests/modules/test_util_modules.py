@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
 from taming.modules.util import ActNorm, Labelator, SOSProvider, count_params
+from tests.ranks import on_two_ranks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -82,21 +81,17 @@ def test_actnorm_refuses_what_it_cannot_do():
         ActNorm(2).train()(torch.zeros(1, 2))
 
 
-def _actnorm_rank(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _actnorm(rank):
     norm = ActNorm(4).train()
     norm(batch(8, 4, 5, 3)[rank::2])
-    torch.save(norm.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return norm.state_dict()
 
 
 @pytest.mark.slow
 def test_actnorm_starts_from_the_batch_of_all_ranks(tmp_path):
-    mp.spawn(_actnorm_rank, (str(tmp_path),), nprocs=2)
     whole = ActNorm(4).train()
     whole(batch(8, 4, 5, 3))
-    for rank in range(2):
-        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for state in on_two_ranks(_actnorm, tmp_path):
         torch.testing.assert_close(state["loc"], whole.loc.data)
         torch.testing.assert_close(state["scale"], whole.scale.data)
 
