@@ -4,6 +4,7 @@ H W pixels.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,16 @@ def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.
 class BodyLimit:
     """ASGI middleware that refuses requests with a body of more than `limit` bytes, with status 413.
 
-    The limit on files alone leaves the other ways in open: paintings, and what pretends to be one.
+    The limit on files alone leaves the other ways in open: paintings, and what pretends to be one. Whoever
+    leaves amid a body, or was refused then, is no error of the server's, and its log stays silent.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], limit: int):
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        from starlette.requests import ClientDisconnect
+
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
@@ -86,4 +90,5 @@ class BodyLimit:
             if not refused:
                 await send(message)
 
-        await self.app(scope, counted, unless_refused)
+        with suppress(ClientDisconnect):
+            await self.app(scope, counted, unless_refused)
