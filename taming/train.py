@@ -9,11 +9,8 @@ import glob
 import logging
 import math
 import os
-import re
 import sys
 import time
-import traceback
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +35,13 @@ from taming.callbacks import (
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint, without_ckpt_paths
 from taming.config import allow_targets, instantiate_from_config, load_config
 from taming.loggers import build_loggers
+from taming.messages import message_of_ours, report, say, silence
 from taming.models.base import NonFiniteLoss
 from taming.options import device_count, parse, resolve_trainer_arguments
 from taming.util import count_params
 
 STAGES = ("first_stage_config", "cond_stage_config")
 DEFAULT_SEED = 23  # that of 2021
-NOISE = (  # what Lightning and torch say that is no news here: advertisements, and advice on what we chose
-    "litlogger", "litmodels", "`weights_only` was not set", "TPU available", "at the start of training",
-    "does not have many workers", "LeafSpec", "Experiment logs directory", "exists and is not empty",
-)
 
 
 @dataclass
@@ -71,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
-    silence(NOISE)
+    silence()
     debug = False
     try:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
@@ -89,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status = train(run, model, data, fit=options.train, test=not options.no_test)
     except Exception as error:
-        if debug or isinstance(error, NonFiniteLoss) or is_ours(error):
+        if debug or isinstance(error, NonFiniteLoss) or message_of_ours(error):
             return report(error, debug)
         raise
     leave_group()
@@ -104,40 +98,6 @@ def leave_group() -> None:
     """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def report(error: Exception, debug: bool) -> int:
-    """Print a user's error, after a look around with the debugger if wished; returns the exit status."""
-    if debug:
-        import pdb
-
-        traceback.print_exception(error)
-        pdb.post_mortem(error.__traceback__)
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return 1
-
-
-def is_ours(error: Exception) -> bool:
-    """Whether an error is one that this package raises for users, amid training."""
-    if not isinstance(error, ValueError | FileNotFoundError):
-        return False
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(innermost).is_relative_to(Path(__file__).parent)
-
-
-def silence(phrases: tuple[str, ...]) -> None:
-    """Drop Lightning's messages and everyone's warnings that contain one of these phrases."""
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logger = logging.getLogger(f"pytorch_lightning.{name}")
-        logger.addFilter(lambda record: not any(phrase in record.getMessage() for phrase in phrases))
-    for phrase in phrases:
-        warnings.filterwarnings("ignore", message=f"(?s).*{re.escape(phrase)}")
-
-
-@rank_zero_only
-def say(*words: object, file=None) -> None:
-    """Print, in the first process only."""
-    print(*words, file=file or sys.stdout, flush=True)
 
 
 def prepare(options, overrides: dict, dotlist: list[str], notes: list[str]) -> Run:
@@ -223,8 +183,8 @@ def fill_stage(key: str, stage: dict, path: str) -> dict:
     matches = [path] if os.path.exists(path) else sorted(glob.glob(path), key=os.path.getmtime)
     if not matches:
         raise FileNotFoundError(
-            f"model.params.{key}.params.ckpt_path: nothing at {path}. Train that stage first "
-            "(python main.py --base configs/custom_vqgan.yaml -t), or name its run directory"
+            f"model.params.{key}.params.ckpt_path: nothing at {path}. Train that stage "
+            f"first{training_of(path)}, or name its run directory"
         )
     file = find_checkpoint(matches[-1])
     say(f"{key}: {file}")
@@ -237,6 +197,13 @@ def fill_stage(key: str, stage: dict, path: str) -> dict:
     if "lossconfig" in kept:
         kept["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
     return {"target": stage.get("target", trained["target"]), "params": {**kept, **given}}
+
+
+def training_of(path: str) -> str:
+    """The command that trains what a pattern such as logs/*_custom_vqgan is of, in brackets, or nothing."""
+    name = Path(path).name.strip("*_")
+    files = sorted(Path("configs").rglob(f"{name}.yaml")) if name else []
+    return f" (python main.py --base {files[0]} -t)" if files else ""
 
 
 def build(run: Run, scale_lr: bool) -> tuple[pl.LightningModule, pl.LightningDataModule]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from taming.train import main
 from tests.tiny import write_transformer, write_vqgan
@@ -26,7 +27,9 @@ def test_mistake_with_the_first_stage(tmp_path, capsys, words, message):
 
 
 @pytest.mark.parametrize(("first_stage", "message"), [
-    ("nowhere/*", "nothing at nowhere/*. Train that stage first"),
+    ("nowhere/*", "nothing at nowhere/*. Train that stage first, or name its run directory"),
+    ("nowhere/*_landscapes_vqgan*",
+     "stage first (python main.py --base configs/landscapes/landscapes_vqgan.yaml -t), or name"),
     ("???", "first_stage_config names no checkpoint"),
 ])
 def test_mistake_with_the_second_stage(tmp_path, capsys, first_stage, message):
@@ -52,6 +55,26 @@ def test_list_of_missing_files(tmp_path, capsys):
             f"data.params.train.params.training_images_list_file={tmp_path / 'list.txt'}"]
     status = main([*words, *data])
     assert_refused(status, capsys.readouterr().err, "nowhere/a.png", tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_data_that_turn_out_bad_amid_training(tmp_path, capsys, workers):
+    """One line, too, where a loader process has met them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 32)).save(images / f"{number}.png")
+    for number in (3, 5):
+        (images / f"{number}.png").write_bytes(b"")
+    words = ["-b", str(write_vqgan(tmp_path)), "-t", "-l", str(tmp_path / "logs"), "--ignore_base_data"]
+    data = ["data.target=main.DataModuleFromConfig", "data.params.batch_size=2",
+            f"data.params.num_workers={workers}", "data.params.train.target=taming.data.custom.CustomTrain",
+            "data.params.train.params.size=32", f"data.params.train.params.folder={images}"]
+    status = main([*words, *data])
+    error = capsys.readouterr().err
+    assert status == 1 and "Traceback" not in error
+    assert "error: 2 of 8 images cannot be read so far, more than max_bad_fraction=0.01 allows; " in error
+    assert f"cannot read image {images / '3.png'}" in error
 
 
 def assert_refused(status, error, message, folder):

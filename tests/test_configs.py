@@ -85,8 +85,8 @@ def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> di
             batch[key] = torch.rand(size, side, side, 1)
         elif key == "edges":
             batch[key] = torch.randint(2, (size, side, side, 1)).float() * 2 - 1
-        elif key in ("pose", "lr_image", "upper_half"):
-            height, width = {"pose": (1, 1), "lr_image": (2, 2), "upper_half": (2, 1)}[key]
+        elif key in ("pose", "lr", "lr_image", "upper_half"):
+            height, width = {"lr_image": (2, 2), "upper_half": (2, 1)}.get(key, (1, 1))
             batch[key] = torch.rand(size, side // height, side // width, 3) * 2 - 1
         elif key == "segmentation":
             *_, owner = getattr(model, "cond_stages", [model])

@@ -34,10 +34,11 @@ LAYERS = {
     "eval": {"models", "modules", "sampling", "data", *BOTTOM},
     "drawing": {"models", "modules", "sampling", "data", *BOTTOM},  # what the sampling commands share
     "trainer_arguments": set(),
+    "messages": set(),
     "options": {"trainer_arguments", *BOTTOM},
     "train": {
-        "options", "trainer_arguments", "callbacks", "loggers", "eval", "models", "modules", "sampling",
-        "data", "lr_scheduler", *BOTTOM,
+        "options", "trainer_arguments", "messages", "callbacks", "loggers", "eval", "models", "modules",
+        "sampling", "data", "lr_scheduler", *BOTTOM,
     },
     "web": {"drawing", "models", "modules", "sampling", "data", *BOTTOM},
 }

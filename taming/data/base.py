@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from taming.data.errors import BadImage, BadSample
 from taming.data.paired import Box, PairedTransform, Placement, Size
 from taming.images import from_uint8
 
@@ -26,14 +27,6 @@ Path = str | os.PathLike
 _ORIENTATION = 0x0112  # the EXIF tag
 _REDUCE_FROM = 2  # JPEGs are decoded small if that leaves this many times the pixels a side that are wanted
 _PROBES = 64  # files that a list is judged by
-
-
-class BadSample(ValueError):
-    """One sample of a data set cannot be used; the message names the file and the reason."""
-
-
-class BadImage(BadSample):
-    """A file cannot be read as an image; the message names the file and the reason."""
 
 
 # ---- one file
@@ -83,15 +76,15 @@ def read_placed(
 
 @contextmanager
 def names_file(
-    path: str | os.PathLike, what: str = "image", kind: type[BadSample] = BadImage
+    path: object, what: str = "image", kind: type[BadSample] = BadImage
 ) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into an error of that kind, which names it."""
+    """Turn whatever goes wrong with a file into an error of that kind, which names it as `str(path)` does."""
     try:
         yield
     except (MemoryError, BadSample):
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        message = f"cannot read {what} {os.fspath(path)}: {type(error).__name__}: {error}"
+        message = f"cannot read {what} {path}: {type(error).__name__}: {error}"
         raise kind(message) from error
 
 
@@ -304,15 +297,20 @@ def read_lines(list_file: Path, what: str) -> list[str]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: there are none.
+        ValueError: there are none, or it is no text.
     """
     if not os.path.isfile(list_file):
         raise FileNotFoundError(
             f"{what} {os.fspath(list_file)} does not exist (working directory: {os.getcwd()}); write it, or "
             "give the path of yours"
         )
-    with open(list_file, encoding="utf-8-sig") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with open(list_file, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{what} {os.fspath(list_file)} is no UTF-8 text ({error}): save it as UTF-8"
+        ) from error
     if not any(lines):
         raise ValueError(f"{what} {os.fspath(list_file)} is empty")
     return [line for line in lines if line]

@@ -1,6 +1,6 @@
 """DeepFashion, people in shop clothes, with the joints of their pose.
 
-H W pixels of the crop, K joints.
+H W pixels of the crop, K = 17 joints of COCO (see `taming.data.pose`).
 """
 
 import csv
@@ -10,37 +10,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from taming.data.base import BadSample, Samples, check_some_exist, read_placed
 from taming.data.paired import PairedTransform, Size
+from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
 from taming.images import from_uint8
 
-# the joint that takes each one's place in a mirrored picture: left for right
-COCO_SWAP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-OPENPOSE_SWAP = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
-_SWAPS = {len(swap): swap for swap in (COCO_SWAP, OPENPOSE_SWAP)}
+OPENPOSE = 18  # joints, of which the second is the neck
+# where OpenPose has each joint of COCO
+_COCO_OF_OPENPOSE = (0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10)
 _FOLDERS = {"train": "train", "validation": "test"}  # as pose transfer has parted the set
 _SLACK = 1.0  # pixels that a joint may lie outside of its picture: rounding
 
 
 class DeepFashionBase(Samples):
-    """People with joints: items "image" (H, W, 3) float32 in [-1, 1], "keypoints" (K, 3), "file_path_".
+    """People with their poses: items of
 
-    Rows of "keypoints" are x and y as shares of the crop's width and height, and the visibility: 0 unknown
-    or outside of the crop, 1 hidden, 2 seen. A joint outside of its own picture makes a bad sample, which
-    is skipped.
+        image: (H, W, 3) float32 in [-1, 1].
+        keypoints: (K, 3) float32: x and y in pixels of the crop, and the visibility: 0 unknown or outside of
+            the crop, 1 hidden, 2 seen.
+        pose: (H, W, 3) float32 in [-1, 1], the limbs, as `taming.data.pose.limb_map` draws them.
+        pose_tokens: (2 K,) int64, the places of the joints, of `PoseTokens`.
+        file_path_: str.
+
+    A joint outside of its own picture makes a bad sample, which is skipped.
 
     Args:
         size: smallest side in pixels after resizing, or [height, width].
         root: folder of the images, or one that holds them in `images`, or in `train` and `test`.
-        keypoints: COCO-style JSON with "images" and "annotations" (17 joints; of several people in a
-            picture the largest counts), or the table of pose transfer, `name:keypoints_y:keypoints_x` a
-            line (18 joints of OpenPose, -1 for unknown). By default `keypoints_train.json` or
-            `keypoints_validation.json` in `root`, or else `fasion-resize-annotation-train.csv` or
-            `-test.csv`.
+        keypoints: COCO-style JSON with "images" and "annotations" (of several people in a picture the
+            largest counts), or the table of pose transfer, `name:keypoints_y:keypoints_x` a line (-1 for
+            unknown). The 18 joints of OpenPose become COCO's 17, without the neck. By default
+            `keypoints_train.json` or `keypoints_validation.json` in `root`, or else
+            `fasion-resize-annotation-train.csv` or `-test.csv`.
         crop_size: pixels; `size` by default.
         random_crop: crop anywhere, else in the centre.
         flip: mirror every second picture, drawn at random; left joints become right ones.
+        pose_bins: places along a side that the tokens tell apart.
         max_bad_fraction: share of bad samples that is tolerated.
 
     Raises:
@@ -59,6 +66,7 @@ class DeepFashionBase(Samples):
         crop_size: Size = None,
         random_crop: bool = False,
         flip: bool = False,
+        pose_bins: int = 64,
         max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(max_bad_fraction)
@@ -69,6 +77,7 @@ class DeepFashionBase(Samples):
         folder = next((folder for folder in folders if folder.is_dir()), Path(root))
         self.paths = [os.path.join(folder, name) for name in joints]
         self.keypoints = np.stack(list(joints.values()))  # (N, K, 3), in pixels
+        self.conditional_builders = {"pose_tokens": PoseTokens(pose_bins)}
         check_some_exist(self.paths, file)
 
     def __len__(self) -> int:
@@ -85,10 +94,19 @@ class DeepFashionBase(Samples):
                 f"{path} is {height}x{width} pixels (height x width), but {outside.sum()} of its joints lie "
                 f"outside, such as x={x[outside][0]:g}, y={y[outside][0]:g}: are they of another size?"
             )
-        moved = placement.points(joints, _SWAPS.get(len(joints)))
-        moved[:, :2] /= placement.shape[::-1]
+        moved = placement.points(joints, MIRRORED)
         moved[moved[:, 2] == 0] = 0
-        return {"image": from_uint8(pixels), "keypoints": moved, "file_path_": path}
+        return {
+            "image": from_uint8(pixels),
+            "keypoints": moved,
+            "pose": from_uint8(limb_map(moved, placement.shape)),
+            "pose_tokens": self.conditional_builders["pose_tokens"].build(moved, placement.shape),
+            "file_path_": path,
+        }
+
+    def plot_conditionals(self, key: str, tokens: Tensor, figure_size: tuple[int, int]) -> Tensor:
+        """Draw "pose_tokens" (B, 2 K) as limb maps (B, 3, height, width) in [-1, 1]."""
+        return self.conditional_builders[key].plot_batch(tokens, figure_size)
 
     def _keypoint_file(self, root: Path, keypoints: str | os.PathLike | None) -> Path:
         usual = [
@@ -115,11 +133,12 @@ class DeepFashionTrain(DeepFashionBase):
         crop_size: Size = None,
         random_crop: bool = True,
         flip: bool = True,
+        pose_bins: int = 64,
         max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(
             size, root=root, keypoints=keypoints, crop_size=crop_size, random_crop=random_crop, flip=flip,
-            max_bad_fraction=max_bad_fraction,
+            pose_bins=pose_bins, max_bad_fraction=max_bad_fraction,
         )
 
 
@@ -133,16 +152,22 @@ def read_keypoints(file: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read joints (K, 3), rows of x, y in pixels and visibility 0 to 2, by image name; see DeepFashionBase.
 
     Raises:
-        ValueError: the file is broken, has no joints, or not always as many.
+        ValueError: the file is broken, or has joints that are neither COCO's nor OpenPose's.
     """
     try:
         joints = _from_json(file) if os.fspath(file).endswith(".json") else _from_table(file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no file of joints: {type(error).__name__}: {error}") from error
+        reason = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is no file of joints: {reason}; repair it, or make it anew") from error
     counts = {len(points) for points in joints.values()}
-    if len(counts) != 1 or 0 in counts:
+    if counts == {OPENPOSE}:
+        return {name: points[list(_COCO_OF_OPENPOSE)] for name, points in joints.items()}
+    if counts != {len(JOINTS)}:
         found = ", ".join(map(str, sorted(counts))) or "no picture"
-        raise ValueError(f"{file} must have the same number of joints in every picture, found {found}")
+        raise ValueError(
+            f"{file} must have the {len(JOINTS)} joints of COCO, or the {OPENPOSE} of OpenPose, of every "
+            f"person, found {found}"
+        )
     return joints
 
 
@@ -150,7 +175,13 @@ def _from_json(file: str | os.PathLike) -> dict[str, np.ndarray]:
     data = json.loads(Path(file).read_text(encoding="utf-8"))
     names = {image["id"]: image["file_name"] for image in data["images"]}
     largest: dict[str, tuple[float, np.ndarray]] = {}
-    for annotation in data["annotations"]:
+    for number, annotation in enumerate(data["annotations"]):
+        if missing := {"image_id", "keypoints"} - set(annotation):
+            raise ValueError(f"annotation {number} has no {' and no '.join(sorted(missing))}")
+        if annotation["image_id"] not in names:
+            raise ValueError(
+                f"annotation {number} is of the image {annotation['image_id']}, which 'images' does not list"
+            )
         points = np.array(annotation["keypoints"], dtype=np.float32).reshape(-1, 3)
         seen = points[points[:, 2] > 0, :2]
         extent = float(np.ptp(seen, axis=0).sum()) if len(seen) else 0.0

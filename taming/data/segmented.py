@@ -45,6 +45,34 @@ def check_same_size(what: str, path: str, values: np.ndarray, placement: Placeme
         )
 
 
+def checked_ids(ids: np.ndarray, name: object, n_labels: int, shift: bool = False) -> np.ndarray:
+    """Return the ids of a label map, with `shift` one more and 0 for UNLABELED, none of them >= n_labels.
+
+    Raises:
+        BadSample: there are others; `name` says whose.
+    """
+    if shift:
+        unlabeled = ids == UNLABELED
+        ids = ids + 1
+        ids[unlabeled] = 0
+    if ids.min(initial=0) < 0 or ids.max(initial=0) >= n_labels:
+        raise BadSample(
+            f"segmentation {name} holds label ids from {ids.min()} to {ids.max()}{', shifted by 1' * shift}, "
+            f"but n_labels={n_labels} allows 0 to {n_labels - 1}: repair the file, or, if the data set takes "
+            "them, raise n_labels, or set shift_segmentation where 255 means unlabeled"
+        )
+    return ids
+
+
+def encode_ids(ids: np.ndarray, n_labels: int, as_ids: bool) -> np.ndarray:
+    """Make ids (H, W) one-hot, (H, W, L) float32, or with `as_ids` small, uint8 where n_labels <= 256."""
+    if as_ids:
+        return ids.astype(np.uint8 if n_labels <= 256 else np.int32)
+    onehot = np.zeros((*ids.shape, n_labels), dtype=np.float32)
+    np.put_along_axis(onehot, ids[..., None].astype(np.int64), 1.0, axis=-1)
+    return onehot  # (H, W, L)
+
+
 class SegmentedImages(Samples):
     """Items {"image": (H, W, 3) float32 in [-1, 1], "segmentation": see below, and one value per label}.
 
@@ -99,23 +127,8 @@ class SegmentedImages(Samples):
         """Read the ids (H, W) of a label map, moved like its picture, and check them."""
         ids = read_ids(path)
         check_same_size("segmentation", path, ids, placement)
-        if self.shift_segmentation:
-            unlabeled = ids == UNLABELED
-            ids = ids + 1
-            ids[unlabeled] = 0
-        if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.n_labels:
-            raise BadSample(
-                f"segmentation {path} holds label ids from {ids.min()} to {ids.max()}"
-                f"{', shifted by 1' if self.shift_segmentation else ''}, but n_labels={self.n_labels} allows "
-                f"0 to {self.n_labels - 1}: raise n_labels, or, where 255 means unlabeled, set "
-                "shift_segmentation"
-            )
-        return placement.mask(ids)
+        return placement.mask(checked_ids(ids, path, self.n_labels, self.shift_segmentation))
 
     def encode(self, ids: np.ndarray) -> np.ndarray:
         """Turn ids (H, W) into what items hold."""
-        if self.segmentation_ids:
-            return ids.astype(np.uint8 if self.n_labels <= 256 else np.int32)
-        onehot = np.zeros((*ids.shape, self.n_labels), dtype=np.float32)
-        np.put_along_axis(onehot, ids[..., None].astype(np.int64), 1.0, axis=-1)
-        return onehot  # (H, W, L)
+        return encode_ids(ids, self.n_labels, self.segmentation_ids)

@@ -42,8 +42,8 @@ def _build(config: dict, name: str) -> nn.Module:
     path = (config.get("params") or {}).get("ckpt_path")
     if path is not None and not Path(path).exists():
         raise FileNotFoundError(
-            f"{name}.params.ckpt_path: {path} does not exist. Train that stage first (for instance "
-            "python main.py --base configs/custom_vqgan.yaml -t), or name its checkpoint or run directory"
+            f"{name}.params.ckpt_path: {path} does not exist. Train that stage first, or name its "
+            "checkpoint or run directory"
         )
     return instantiate_from_config(config).eval().requires_grad_(False)
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from taming.data import deepfashion
-from taming.data.deepfashion import COCO_SWAP, OPENPOSE_SWAP
+from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
+from taming.data.preview import describe_item
+from taming.images import to_uint8
 
 HEIGHT, WIDTH = 60, 40
 
@@ -47,7 +49,7 @@ def spots_agree(item, swap=None):
     height, width, _ = item["image"].shape
     checked = 0
     for k, (x, y, seen) in enumerate(item["keypoints"]):
-        column, row = int(x * width), int(y * height)
+        column, row = int(x), int(y)
         if seen and 1 <= column < width - 1 and 1 <= row < height - 1:
             green = round(float((item["image"][row, column, 1] + 1) * 127.5))
             source = k if swap is None else swap[k]
@@ -64,17 +66,33 @@ def test_joints_stay_on_their_spots(coco):
         item = data[0]
         assert item["image"].shape == (WIDTH, WIDTH, 3) and item["keypoints"].shape == (17, 3)
         assert item["keypoints"].dtype == np.float32
-        as_is, turned = spots_agree(item), spots_agree(item, COCO_SWAP)
+        as_is, turned = spots_agree(item), spots_agree(item, MIRRORED)
         assert as_is != turned
         plain, mirrored = plain + as_is, mirrored + turned
         unknown = item["keypoints"][4 if turned else 3]
         assert unknown.tolist() == [0, 0, 0]
         inside = item["keypoints"][item["keypoints"][:, 2] > 0, :2]
-        assert inside.min() >= 0 and inside.max() <= 1
+        assert inside.min() >= 0 and 1 < inside.max() <= WIDTH
     assert plain > 3 and mirrored > 3
 
 
+def test_poses_are_drawn_and_told_in_tokens(coco):
+    data = deepfashion.DeepFashionTrain(48, root=coco, crop_size=40, pose_bins=20)
+    for _ in range(5):
+        item = data[0]
+        assert np.array_equal(to_uint8(item["pose"]), limb_map(item["keypoints"], (40, 40)))
+        assert item["pose"].min() == -1 and item["pose"].max() > 0.5
+        tokens = item["pose_tokens"]
+        assert tokens.tolist() == PoseTokens(20).build(item["keypoints"], (40, 40)).tolist()
+        assert 0 <= tokens.min() and tokens.max() == 20  # the joint that is not known
+    pictures, _ = describe_item(item, data)
+    lit = np.asarray(pictures["pose_tokens"]).max(-1) > 0
+    assert pictures["pose_tokens"].size == (40, 40) and 0.05 < lit.mean() < 0.9
+    assert {"image", "keypoints", "pose"} <= set(pictures)
+
+
 def test_the_table_of_pose_transfer(tmp_path):
+    """Its joints are OpenPose's: the neck is dropped, and the others come in the order of COCO."""
     joints = pose(18)
     draw(tmp_path / "test" / "x.jpg.png", joints)
     known = joints[:, 2] > 0
@@ -83,9 +101,14 @@ def test_the_table_of_pose_transfer(tmp_path):
     table.write_text(f"name:keypoints_y:keypoints_x\nx.jpg.png: {y}: {x}\n")
     data = deepfashion.DeepFashionValidation([HEIGHT, WIDTH], root=tmp_path)
     item = data[0]
-    assert len(data) == 1 and item["keypoints"].shape == (18, 3) and spots_agree(item)
-    assert np.allclose(item["keypoints"][0], [4.5 / WIDTH, 4.5 / HEIGHT, 2])
-    assert [OPENPOSE_SWAP[OPENPOSE_SWAP[k]] for k in range(18)] == list(range(18))
+    assert len(data) == 1 and item["keypoints"].shape == (17, 3)
+    openpose = [  # from its paper, as the drawing of it counts
+        "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow",
+        "left_wrist", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+        "right_eye", "left_eye", "right_ear", "left_ear",
+    ]
+    for name, joint in zip(JOINTS, item["keypoints"], strict=True):
+        assert np.allclose(joint, joints[openpose.index(name)]), name
 
 
 def test_a_joint_outside_of_the_frame_makes_a_bad_sample(coco):
@@ -102,9 +125,15 @@ def test_a_joint_outside_of_the_frame_makes_a_bad_sample(coco):
 @pytest.mark.parametrize("text, message", [
     ("{", "is no file of joints: JSONDecodeError"),
     ('{"images": []}', "is no file of joints: KeyError: 'annotations'"),
-    ('{"images": [], "annotations": []}', "the same number of joints in every picture, found no picture"),
+    ('{"images": [], "annotations": []}', "must have the 17 joints of COCO, .* found no picture"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2]}]}',
-     "is no file of joints: ValueError"),
+     "is no file of joints: cannot reshape"),
+    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}',
+     "17 joints of COCO, or the 18 of OpenPose, of every person, found 1"),
+    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 7, "keypoints": []}]}',
+     "annotation 0 is of the image 7, which 'images' does not list"),
+    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}',
+     "annotation 0 has no keypoints; repair it, or make it anew"),
 ])
 def test_a_broken_index_ends_the_run(coco, text, message):
     (coco / "keypoints_train.json").write_text(text)
