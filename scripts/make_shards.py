@@ -10,6 +10,7 @@ they are; their order is mixed. In a configuration:
 
 import argparse
 import sys
+from glob import escape
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Pack, and say what was written."""
     progress = pack(
-        options.folder, options.outdir, name=options.name, max_bytes=int(options.megabytes * 1e6),
+        options.folder, options.outdir, name=options.name, max_bytes=options.megabytes * 1e6,
         max_samples=options.samples, classes=options.classes, captions=options.captions,
         segmentation=options.segmentation, depth=options.depth,
         seed=None if options.seed < 0 else options.seed,
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         for _, total in progress:
             bar.total = total
             bar.update()
-    shards = sorted(options.outdir.glob(f"{options.name}-*.tar"))
+    shards = sorted(options.outdir.glob(f"{escape(options.name)}-*.tar"))
     size = sum(path.stat().st_size for path in shards) / 1e6
     print(f"{bar.n} images in {len(shards)} shards of {size:.0f} MB together: {options.outdir}")
 

@@ -3,12 +3,14 @@
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -16,8 +18,12 @@ from urllib.parse import urlsplit
 
 from taming.util import download
 
+logger = logging.getLogger(__name__)
+
 INDEX = ".json"  # behind the name of a shard
 _BLOCK = 512  # bytes
+_PIECE = 1 << 20  # bytes that are read at once
+_LONG_END = 1 << 20  # bytes; tar programs pad shards with zeros to 10 KB by default
 _TRIES, _PAUSE = 3, 2.0  # of a download, seconds
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -103,8 +109,13 @@ def index_of(shard: str, cache_dir: Path | None) -> Index:
         ShardError: the shard is broken.
     """
     if is_address(shard):
-        index = _remote_index(shard, cache_dir)
-        return index or scan(fetch(shard, cache_dir))
+        if index := _remote_index(shard, cache_dir):
+            return index
+        path = fetch(shard, cache_dir)
+        with _is_copy(path, shard):
+            return scan(path)
+    if os.path.isdir(shard):
+        raise ShardError(f"shard {shard} is a folder, not a tar file: rename it, or leave it out")
     return _read_index(Path(shard + INDEX), os.path.getsize(shard)) or scan(shard)
 
 
@@ -112,7 +123,7 @@ def scan(shard: str | os.PathLike) -> Index:
     """Look through the headers of a tar file.
 
     Raises:
-        ShardError: it is no tar file, is compressed or ends early.
+        ShardError: it is no tar file, is compressed or ends early, or has a damaged header.
     """
     size = os.path.getsize(shard)
     broken = f"shard {os.fspath(shard)} is broken"
@@ -121,16 +132,37 @@ def scan(shard: str | os.PathLike) -> Index:
             members = [(m.name, m.offset_data, m.size) for m in tar if m.isreg() and not m.issparse()]
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        hint = "; shards must not be compressed" if _is_compressed(shard) else ""
+        compressed = isinstance(error, tarfile.TarError) and _is_compressed(shard)
+        hint = "; shards must not be compressed" if compressed else ""
         raise ShardError(f"{broken}: {error}{hint}. Fetch or pack it again, or leave it out") from error
     for name, offset, length in members:
         if offset + length > size:
             raise ShardError(
                 f"{broken}: {name} ends at byte {offset + length} of {size}. Fetch or pack it again"
             )
-    if end > size or (members and end + _BLOCK > size and not _ends_with_zeros(shard)):
+    if end + _BLOCK > size:
         raise ShardError(f"{broken}: it is cut off at byte {size}. Fetch or pack it again")
+    _check_end(shard, end, broken)
     return Index(size, members)
+
+
+def _check_end(shard: str | os.PathLike, end: int, broken: str) -> None:
+    """Look for data behind the end: tarfile takes a damaged header for it, without a word."""
+    with open(shard, "rb") as file:
+        file.seek(end)
+        while piece := file.read(_PIECE):
+            if data := piece.lstrip(b"\0"):
+                raise ShardError(
+                    f"{broken}: its members end at byte {end}, but data follow at byte "
+                    f"{file.tell() - len(data)}: a header is damaged, or tar files were joined. Fetch or "
+                    "pack it again"
+                )
+        zeros = file.tell() - end
+    if zeros > _LONG_END:
+        logger.warning(
+            "shard %s ends with %d bytes of zeros, as one that was not fetched to its end may: if so, fetch "
+            "it again", os.fspath(shard), zeros,
+        )
 
 
 def write_index(shard: str | os.PathLike, index: Index) -> None:
@@ -146,17 +178,12 @@ def _read_index(path: Path, size: int | None) -> Index | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         index = Index(int(content["size"]), [(str(n), int(o), int(s)) for n, o, s in content["members"]])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:  # OverflowError: 1e999 is no int
         raise ShardError(f"index {path} is broken: {error}; delete it") from error
-    if any(offset < 0 or size_ < 0 or offset + size_ > index.size for _, offset, size_ in index.members):
+    inside = (0 <= offset <= offset + length <= index.size for _, offset, length in index.members)
+    if index.size >= 1 << 63 or not all(inside):  # 63 bits: what the places are kept in
         raise ShardError(f"index {path} is broken: a member lies outside of the shard; delete it")
     return index if size in (None, index.size) else None
-
-
-def _ends_with_zeros(shard: str | os.PathLike) -> bool:
-    with open(shard, "rb") as file:
-        file.seek(-min(_BLOCK, os.path.getsize(shard)), os.SEEK_END)
-        return not any(file.read())
 
 
 def _is_compressed(shard: str | os.PathLike) -> bool:
@@ -189,32 +216,47 @@ def fetch(shard: str, cache_dir: Path, size: int | None = None) -> str:
                 _download(shard, path)
     found = os.path.getsize(path)
     if size is not None and found != size:
-        raise ShardError(f"shard {shard} has {found} bytes ({path}), its index says {size}: delete that file")
+        raise ShardError(
+            f"shard {shard} has {found} bytes, its index says {size}: one of them is of another time. Delete "
+            f"the copies {path} and {path}{INDEX} to fetch both again; if these differ, too, the shard or "
+            "its index must be made anew at the address"
+        )
     return path
+
+
+@contextmanager
+def _is_copy(path: str, address: str) -> Iterator[None]:
+    """Have errors say where the file in the cache comes from."""
+    try:
+        yield
+    except ShardError as error:
+        raise ShardError(f"{error}. {path} is a copy from {address}: delete it to fetch it again") from error
 
 
 def _remote_index(shard: str, cache_dir: Path) -> Index | None:
     path = local_copy(shard, cache_dir) + INDEX
+    parts = urlsplit(shard)
+    address = parts._replace(path=parts.path + INDEX).geturl()
     if not os.path.isfile(path):
-        parts = urlsplit(shard)
         try:
-            _download(parts._replace(path=parts.path + INDEX).geturl(), path)
+            _download(address, path)
         except FileNotFoundError:
             return None
-    return _read_index(Path(path), None)
+    with _is_copy(path, address):
+        return _read_index(Path(path), None)
 
 
 def _download(address: str, path: str) -> None:
     for trial in range(1, _TRIES + 1):
         try:
-            return download(address, path, chunk_size=1 << 20)
+            return download(address, path, chunk_size=_PIECE)
         except HTTPError as error:
             if error.code in (403, 404, 410):
                 raise FileNotFoundError(f"{address} does not exist (HTTP {error.code})") from error
             reason = error
-        except OSError as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             reason = error
-        if trial == _TRIES:
+        if trial == _TRIES or isinstance(reason, InvalidURL | UnicodeError):  # these do not pass
             raise ShardError(f"cannot fetch {address}: {reason}") from reason
         time.sleep(_PAUSE * trial)
 

@@ -5,6 +5,8 @@ import os
 import random
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from taming.data.custom import _class_folders, find_images
@@ -19,7 +21,7 @@ def pack(
     outdir: str | os.PathLike,
     *,
     name: str = "train",
-    max_bytes: int = 500_000_000,
+    max_bytes: float = 500_000_000,
     max_samples: int | None = None,
     classes: bool = False,
     captions: bool = False,
@@ -29,7 +31,8 @@ def pack(
 ) -> Iterator[tuple[int, int]]:
     """Write the images below a folder, as they are, into `name`-000000.tar, ... with an index beside each.
 
-    Yields (images packed, images in all) after each one. A shard appears when it is whole.
+    Yields (images packed, images in all) after each one. A shard appears when it is whole; what is wrong with
+    the arguments, or missing beside an image, is said before the first.
 
     Args:
         folder: is searched at any depth.
@@ -42,37 +45,64 @@ def pack(
         seed: of the order of the images, so that neighbours are a mixture; None: sorted.
 
     Raises:
-        ValueError: no images, a file that is missing beside one, shards of that name in outdir.
+        FileNotFoundError: no such folder.
+        ValueError: no images, a file that is missing beside one, shards of that name in outdir, no such name,
+            an outdir that is a file, or an image that cannot be read or a shard that cannot be written.
     """
     folder, outdir = Path(folder), Path(outdir)
     paths = find_images(folder)
-    if max_bytes < 1 or (max_samples is not None and max_samples < 1):
+    if not max_bytes >= 1 or (max_samples is not None and max_samples < 1):  # nan fails, too
         raise ValueError(f"a shard needs room: max_bytes is {max_bytes}, max_samples {max_samples}")
-    if present := sorted(outdir.glob(f"{name}-*.tar")):
-        raise ValueError(
-            f"{outdir} holds {len(present)} shards {name}-*.tar: remove them, or choose another name"
-        )
+    _check_free(outdir, name)
     numbers = {label: number for number, label in enumerate(_class_folders(folder))} if classes else {}
     others = {PARTS["segmentation"]: segmentation, PARTS["depth"]: depth}
     others = {ending: Path(other) for ending, other in others.items() if other is not None}
+    for path in paths:
+        _sample(Path(path), folder, numbers, captions, others)
     named = [*zip(_names(paths, folder), paths, strict=True)]
     if seed is not None:
         random.Random(seed).shuffle(named)
-    outdir.mkdir(parents=True, exist_ok=True)
-    if classes:
-        (outdir / "classes.txt").write_text("".join(f"{label}\n" for label in numbers), encoding="utf-8")
-    shard, written = _Shard(outdir / f"{name}-000000.tar"), 0
+    samples = ((key, _sample(Path(path), folder, numbers, captions, others)) for key, path in named)
+    return _write(samples, len(named), outdir, name, [*numbers], max_bytes, max_samples)
+
+
+def _check_free(outdir: Path, name: str) -> None:
+    """Raise ValueError if shards of that name cannot be put there."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name for shards: give one without a folder, such as train")
+    for parent in (outdir, *outdir.parents):
+        if parent.is_file():
+            raise ValueError(f"{parent} is a file, but shards need a folder {outdir}: name another")
+    if present := sorted(outdir.glob(f"{escape(name)}-*.tar")):
+        raise ValueError(
+            f"{outdir} holds {len(present)} shards {name}-*.tar: remove them, or choose another name"
+        )
+
+
+def _write(
+    samples: Iterator[tuple[str, Sample]], total: int, outdir: Path, name: str, labels: list[str],
+    max_bytes: float, max_samples: int | None,
+) -> Iterator[tuple[int, int]]:
+    """Write the shards, and the names of the classes where there are any."""
+    shard, written = None, 0
     try:
-        for count, (key, path) in enumerate(named, 1):
-            shard.add(key, _sample(Path(path), folder, numbers, captions, others))
-            yield count, len(named)
-            if shard.size >= max_bytes or shard.samples == max_samples or count == len(named):
+        outdir.mkdir(parents=True, exist_ok=True)
+        if labels:
+            text = "".join(f"{label}\n" for label in labels)
+            (outdir / "classes.txt").write_text(text, encoding="utf-8")
+        for count, (key, sample) in enumerate(samples, 1):
+            shard = shard or _Shard(outdir / f"{name}-{written:06}.tar")
+            shard.add(key, sample)
+            yield count, total
+            if shard.size >= max_bytes or shard.samples == max_samples or count == total:
                 shard.close()
-                written += 1
-                if count < len(named):
-                    shard = _Shard(outdir / f"{name}-{written:06}.tar")
+                shard, written = None, written + 1
+    except (OSError, ValueError) as error:
+        left = f". Remove the {written} shards {outdir / name}-*.tar before the next try" if written else ""
+        raise ValueError(f"packing stopped: {error}{left}") from error
     finally:
-        shard.discard()
+        if shard:
+            shard.discard()
 
 
 def _names(paths: list[str], folder: Path) -> list[str]:
@@ -143,5 +173,6 @@ class _Shard:
 
     def discard(self) -> None:
         """Leave nothing behind if it was not finished."""
-        self.tar.close()
+        with suppress(OSError):  # it writes the end, for which the disk may have no room
+            self.tar.close()
         self.partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from taming.data.base import BadSample, Samples, read_placed
 from taming.data.custom import EXTENSIONS
 from taming.data.depth import read_depth
 from taming.data.paired import PairedTransform, Placement, Size
-from taming.data.segmented import check_same_size, read_ids
+from taming.data.segmented import check_same_size, checked_ids, encode_ids, read_ids
 from taming.data.shard_index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
 from taming.images import from_uint8
 
@@ -39,7 +39,8 @@ class TarShards(Samples):
 
         class_label: int, of `.cls`, a number in a text file; with names also "human_label", str.
         caption: str, of `.txt`.
-        segmentation: ids (H, W) of `.seg.png`, or with `n_labels` one-hot (H, W, L) float32.
+        segmentation: ids (H, W) of `.seg.png`, or with `n_labels` one-hot (H, W, L) float32, or with
+            `segmentation_ids` ids again, checked, as SegmentedImages gives them.
         depth: (H, W, 1) float32 in [-1, 1], of `.depth.png`, packed as in `taming.data.depth`.
         coord: if asked for, as ImagePaths gives it.
 
@@ -51,8 +52,9 @@ class TarShards(Samples):
             number ranges, `train-{000..146}.tar`, and files wildcards.
         size, random_crop, crop_size, flip, coord: as ImagePaths.
         keys: what items hold besides the image, of class_label, caption, segmentation and depth; by default
-            all that every sample has.
+            all that no more samples lack than max_bad_fraction tolerates, or one. Those are bad samples.
         n_labels: number of labels: ids are checked, and become one-hot vectors.
+        segmentation_ids, shift_segmentation: as SegmentedImages; they need n_labels.
         classes_from: text file with a class name a line; by default `classes.txt` beside the first shard.
         mixed_shards: how many shards are shuffled together and read at a time, for slow disks and for
             addresses; by default all, the best mixture.
@@ -61,7 +63,8 @@ class TarShards(Samples):
 
     Raises:
         FileNotFoundError: no such shard.
-        ValueError: a broken shard, an address without cache_dir, no images, a key that some sample lacks.
+        ValueError: a broken shard, an address without cache_dir, no images, one of `keys` that too many
+            samples lack.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class TarShards(Samples):
         coord: bool = False,
         keys: Sequence[str] | None = None,
         n_labels: int | None = None,
+        segmentation_ids: bool = False,
+        shift_segmentation: bool = False,
         classes_from: str | os.PathLike | None = None,
         mixed_shards: int | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -86,9 +91,13 @@ class TarShards(Samples):
             raise ValueError(f"{self.shards[0]} is an address: set cache_dir to a folder for the shards")
         if mixed_shards is not None and mixed_shards < 1:
             raise ValueError(f"mixed_shards is {mixed_shards}; give at least 1, or null for all")
+        if n_labels is None and (segmentation_ids or shift_segmentation):
+            raise ValueError("segmentation_ids and shift_segmentation need n_labels: set it, to check ids")
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
-        self.coord, self.n_labels, self.mixed_shards = coord, n_labels, mixed_shards
+        self.coord, self.mixed_shards = coord, mixed_shards
+        self.n_labels, self.segmentation_ids = n_labels, segmentation_ids
+        self.shift_segmentation = shift_segmentation
         self._sizes: list[int] = []  # bytes, of each shard
         self._names: np.ndarray  # (N,) the samples, utf-8
         self._shard: np.ndarray  # (N,) the number of each one's shard
@@ -115,17 +124,22 @@ class TarShards(Samples):
         return np.concatenate([rng.permutation(indices) for indices in members])
 
     def load_sample(self, index: int) -> dict[str, Any]:
-        name = self._names[index].decode()
-        ending = IMAGES[self._image[index]]
-        path = f"{self.shards[self._shard[index]]}/{name}.{ending}"
+        name = self._name(index)
+        for key in self.keys:
+            if self._where[key][index, 1] < 0:
+                raise BadSample(f"{name} has no .{PARTS[key]} for the key {key}")
+        path = f"{name}.{IMAGES[self._image[index]]}"
         pixels, placement = read_placed(path, self.transform, self._part(index, "image", path))
         item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": path}  # (H, W, 3)
         if self.coord:
             item["coord"] = placement.coord()
         for key in self.keys:
-            part = self._part(index, key, f"{self.shards[self._shard[index]]}/{name}.{PARTS[key]}")
+            part = self._part(index, key, f"{name}.{PARTS[key]}")
             item |= self._decode(key, part, placement)
         return item
+
+    def _name(self, index: int) -> str:
+        return f"{self.shards[self._shard[index]]}/{self._names[index].decode()}"
 
     def _decode(self, key: str, part: "_Member", placement: Placement) -> dict[str, Any]:
         """Turn the bytes of a part into what items hold."""
@@ -136,7 +150,10 @@ class TarShards(Samples):
         if key == "segmentation":
             ids = read_ids(part)
             check_same_size("segmentation", str(part), ids, placement)
-            return {"segmentation": self._encode(placement.mask(ids), part)}
+            if self.n_labels is None:
+                return {"segmentation": placement.mask(ids)}
+            ids = placement.mask(checked_ids(ids, part, self.n_labels, self.shift_segmentation))
+            return {"segmentation": encode_ids(ids, self.n_labels, self.segmentation_ids)}
         try:
             text = part.getvalue().decode().strip()
             if key == "caption":
@@ -149,16 +166,6 @@ class TarShards(Samples):
         if not 0 <= number < len(self.class_names):
             raise BadSample(f"{part} says class {number}, but there are {len(self.class_names)} class names")
         return {"class_label": number, "human_label": self.class_names[number]}
-
-    def _encode(self, ids: np.ndarray, part: "_Member") -> np.ndarray:
-        if self.n_labels is None:
-            return ids
-        if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.n_labels:
-            raise BadSample(
-                f"{part} holds label ids from {ids.min()} to {ids.max()}, but n_labels={self.n_labels} "
-                f"allows 0 to {self.n_labels - 1}: raise n_labels"
-            )
-        return np.eye(self.n_labels, dtype=np.float32)[ids]  # (H, W, L)
 
     # ---- bytes
 
@@ -221,20 +228,31 @@ class TarShards(Samples):
         self._where = {key: np.array(places, np.int64) for key, places in where.items()}
 
     def _chosen(self, keys: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the keys asked for, which every sample must have, or else all that every sample has."""
-        missing = {key: np.flatnonzero(self._where[key][:, 1] < 0) for key in PARTS}
-        if keys is None:
-            return tuple(key for key in PARTS if not len(missing[key]))
-        for key in keys:
+        """Return the keys of `keys`, or of all, that few enough samples lack; say what is lacking."""
+        chosen: list[str] = []
+        bad = np.zeros(len(self), bool)  # (N,) the samples that lack a chosen key
+        for key in PARTS if keys is None else keys:
             if key not in PARTS:
                 raise ValueError(f"keys name {key!r}; choose from {', '.join(PARTS)}")
-            if len(missing[key]):
-                first = missing[key][0]
-                raise ValueError(
-                    f"{len(missing[key])} of {len(self)} samples have no .{PARTS[key]} for the key {key}, "
-                    f"such as {self._names[first].decode()} in {self.shards[self._shard[first]]}"
-                )
-        return tuple(keys)
+            lacks = self._where[key][:, 1] < 0
+            count, skipped, total = lacks.sum(), (bad | lacks).sum(), len(self)
+            if keys is None and count == total:
+                continue
+            state = f"{count} of {total} samples have no .{PARTS[key]} for the key {key}"
+            if count:
+                state += f", such as {self._name(lacks.argmax())}"
+            share = self.max_bad_fraction
+            if skipped == total or (skipped > 1 and skipped > share * total):
+                state += f": add them, or raise max_bad_fraction={share}, or give keys without {key}"
+                if keys is not None:
+                    raise ValueError(state)
+                logger.warning("items hold no %s: %s", key, state)
+                continue
+            if count:
+                logger.warning("%s: they are skipped; to have them, give keys without %s", state, key)
+            chosen.append(key)
+            bad |= lacks
+        return tuple(chosen)
 
 
 class _Member(io.BytesIO):
@@ -246,6 +264,8 @@ class _Member(io.BytesIO):
 
     def __str__(self) -> str:
         return self._name
+
+    __repr__ = __str__  # which messages of Pillow use
 
 
 def _samples_of(index: Index, shard: str) -> dict[str, dict[str, tuple[int, int]]]:
