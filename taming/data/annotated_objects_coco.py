@@ -123,8 +123,8 @@ def load_annotations(
 ) -> None:
     """Add the list "annotations" of an annotation file to what is known of its images, by image id.
 
-    Boxes are cut to their picture. Those that are empty or outside of it, and those of categories that no
-    file describes, are left out, counted and reported.
+    Boxes are cut to their picture. Those that are empty, absent or outside of it, and those of categories
+    that no file describes, are left out, counted and reported.
 
     Raises:
         ValueError: an annotation lacks something, or is of an image that the file does not describe.
@@ -134,7 +134,8 @@ def load_annotations(
         try:
             image_id, category_id = str(entry["image_id"]), str(entry["category_id"])
             category_id = category_mapping.get(category_id, category_id)
-            x, y, w, h = map(float, entry["bbox"])
+            box = entry.get("bbox")
+            x, y, w, h = map(float, (0, 0, 0, 0) if box in (None, []) else box)  # none: an empty one
             if image_id not in descriptions:
                 raise ValueError(f"image_id {image_id} is not among its images")
         except (KeyError, TypeError, ValueError) as error:
@@ -148,7 +149,7 @@ def load_annotations(
             continue
         bbox, reason = usable_box((x / width, y / height, w / width, h / height))
         if bbox is None:
-            skipped.add(reason, f"{name} {entry['bbox']}")
+            skipped.add(reason, f"{name} {box}")
             continue
         into.setdefault(image_id, []).append(Annotation(
             area=bbox[2] * bbox[3], image_id=image_id, bbox=bbox, category_no=number,
@@ -161,4 +162,8 @@ def _broken(path: Path, part: str, entry: Any, error: Exception) -> ValueError:
     shown = {key: value for key, value in entry.items() if key != "segmentation"} \
         if isinstance(entry, dict) else entry
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return ValueError(f"annotation file {path} is broken in {part!r} ({reason}): {str(shown)[:200]}")
+    which = f"the entry with the id {entry.get('id')}" if isinstance(entry, dict) else "an entry"
+    return ValueError(
+        f"annotation file {path} is broken in {part!r} ({reason}): download it again, or correct or remove "
+        f"{which}: {str(shown)[:200]}"
+    )

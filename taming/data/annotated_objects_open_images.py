@@ -94,27 +94,33 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[st
     """Read some columns of a CSV file with a header: (line number, values).
 
     Raises:
-        ValueError: a column is missing, or a line is too short.
+        ValueError: a column is missing, or a line is too short; blank ones are left out.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
-        header = next(reader, [])
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise ValueError(f"annotation file {path} has no column {', '.join(missing)}: download it again")
-        places = [header.index(name) for name in columns]
         try:
+            header = next(reader, [])
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise ValueError(
+                    f"annotation file {path} has no column {', '.join(missing)}: download it again"
+                )
+            places = [header.index(name) for name in columns]
             for row in reader:
-                yield reader.line_num, [row[i] for i in places]
+                if row:
+                    yield reader.line_num, [row[i] for i in places]
         except (IndexError, csv.Error, UnicodeDecodeError) as error:
-            message = f"annotation file {path} is broken in line {reader.line_num}: download it again"
+            message = f"annotation file {path} is broken in line {reader.line_num or 1}: download it again"
             raise ValueError(message) from error
 
 
 def load_categories(path: Path) -> dict[str, Category]:
     """Read the names of categories by id: lines `id,name`, with or without a header."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"class descriptions {path} are broken ({error}): download them again") from error
     short = next((row for row in rows if len(row) < 2), None)
     if short is not None or not rows:
         raise ValueError(f"class descriptions {path} must hold lines `id,name`, got {short or 'nothing'}")

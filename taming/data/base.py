@@ -59,7 +59,7 @@ def read_placed(
 
     Raises:
         BadImage: as read_image.
-        ValueError: the picture is smaller than the crop.
+        BadSample: as PairedTransform.place.
     """
     with names_file(path):
         opened = Image.open(path if file is None else file)
@@ -172,8 +172,8 @@ class Samples(Dataset):
 class ImagePaths(Samples):
     """Image files as items {"image": HWC float32 in [-1, 1], "file_path_": str, and one value per label}.
 
-    `size`, `crop_size`, `random_crop` and `flip` are those of PairedTransform; a picture smaller than a
-    `crop_size` without `size` is an error. An unreadable file is skipped as Samples says, with its labels.
+    `size`, `crop_size`, `random_crop` and `flip` are those of PairedTransform. A file that cannot be read, or
+    is smaller than a `crop_size` without `size`, is skipped as Samples says, with its labels.
 
     Args:
         paths: image files.
@@ -184,7 +184,7 @@ class ImagePaths(Samples):
         crop_size: pixels; `size` by default.
         coord: add "coord", HW1 float32 in [0, 1): the row-major position i / (h * w) of each pixel in the
             whole resized picture, of which the crop is a part (as FacesHQ did in 2021).
-        max_bad_fraction: share of unreadable files that is tolerated.
+        max_bad_fraction: share of bad samples that is tolerated.
 
     Raises:
         ValueError: no paths, labels of another length, or a crop that is larger than `size`.
@@ -339,14 +339,14 @@ def image_batches(
         size: resize and crop to it, as ImagePaths does; None keeps each picture's own.
         multiple: what both sides are cropped to a multiple of, around the centre, in pixels.
         batch_size: most images in a batch.
-        bad: gets a line for each file that cannot be read, or is smaller than `multiple`.
+        bad: gets a line for each file that cannot be read or used, or is smaller than `multiple`.
     """
     reader = ImagePaths(paths, size)
     batch: list[tuple[str, Tensor]] = []
     for path in reader.paths:
         try:
             image = torch.from_numpy(reader.load(path)["image"])  # (H, W, 3)
-        except BadImage as error:
+        except BadSample as error:
             bad.append(str(error))
             continue
         height, width = (side // multiple * multiple for side in image.shape[:2])

@@ -197,11 +197,21 @@ def _read_captions(datajson: str | os.PathLike) -> tuple[dict[int, str], dict[in
         data = json.loads(Path(datajson).read_text(encoding="utf-8"))
         files = {image["id"]: image["file_name"] for image in data["images"]}
         captions: dict[int, list[str]] = {number: [] for number in files}
+        for number, name in files.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"image {number} has the file_name {name!r}")
         for annotation in data["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"])
+            number, caption = annotation["image_id"], annotation["caption"]
+            if number not in captions:
+                raise ValueError(
+                    f"annotation {annotation.get('id')} is of image {number}, which the file does not list"
+                )
+            captions[number].append(caption)
     except (ValueError, KeyError, TypeError) as error:
-        message = f"{datajson} is no file of COCO captions: {type(error).__name__}: {error}"
-        raise ValueError(message) from error
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{datajson} cannot be used as COCO captions: {reason}; download it again, or correct that entry"
+        ) from error
     if not files:
         raise ValueError(f"{datajson} names no images")
     return files, captions

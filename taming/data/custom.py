@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from taming.data.base import ImagePaths
+from taming.data.base import ImagePaths, read_lines
 from taming.data.paired import Size
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,11 @@ def read_list_file(list_file: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: the list file does not exist.
-        ValueError: it is empty, or names files that do not exist: says how many, and shows the first five.
+        ValueError: it is empty or no UTF-8, or names files that do not exist: says how many, and shows the
+            first five.
     """
     list_file = Path(list_file)
-    if not list_file.is_file():
-        raise FileNotFoundError(f"image list file {list_file} does not exist")
-    lines = [line.strip() for line in list_file.read_text(encoding="utf-8-sig").splitlines()]
-    names = [line for line in lines if line]
-    if not names:
-        raise ValueError(f"image list file {list_file} is empty: write one image path a line")
+    names = read_lines(list_file, "image list file")
     paths, missing = [], []
     for name in names:
         beside = os.path.join(list_file.parent, name)  # of an absolute name, that name
@@ -264,7 +260,7 @@ def _read_class_names(source: str | os.PathLike) -> list[str]:
     source = Path(source)
     if not source.is_file():
         return _class_folders(_existing_folder(source))
-    names = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"class name file {source} is empty or names a class twice: write one name a line")
+    names = read_lines(source, "class name file")
+    if len(set(names)) != len(names):
+        raise ValueError(f"class name file {source} names a class twice: write each name once, one a line")
     return names

@@ -31,6 +31,7 @@ class WrappedDataset(Dataset):
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
         self.collate_fn = getattr(dataset, "collate_fn", None)
+        self.permutation = getattr(dataset, "permutation", None)  # see BatchStream
 
     def __len__(self) -> int:
         return len(self.data)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -182,12 +183,14 @@ def _load(name: str, kinds: tuple[str, ...], device: torch.device, offline: bool
 
     Raises:
         FileNotFoundError: neither a folder nor (unless `offline`) a name on the hub.
-        ValueError: the package is missing, or the model is of another kind.
+        ValueError: the package is missing, or the model is of another kind or damaged.
     """
     try:
         import transformers
     except ImportError as error:
-        raise ValueError("this needs the package transformers: pip install transformers") from error
+        raise ValueError(
+            'this needs the package transformers: pip install "taming[data]", or pip install transformers'
+        ) from error
     local = offline or os.path.isdir(name)
     if os.path.isdir(name):
         _check_kind(Path(name))
@@ -201,6 +204,10 @@ def _load(name: str, kinds: tuple[str, ...], device: torch.device, offline: bool
         try:
             network = getattr(transformers, kind).from_pretrained(name, use_safetensors=True, **options)
             return processor, network.eval().requires_grad_(False).to(device)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights (*.safetensors) of {name} are cut off or damaged: fetch them again ({error})"
+            ) from error
         except ValueError as error:  # of another kind
             reason = reason or error
         except OSError as error:

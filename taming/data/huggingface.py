@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from taming.data.base import BadSample, Samples, read_placed
+from taming.data.base import BadSample, Samples, names_file, read_placed
 from taming.data.paired import PairedTransform, Size
 from taming.images import from_uint8
 
@@ -39,7 +39,8 @@ class HuggingFaceImages(Samples):
 
     Raises:
         FileNotFoundError: no such files, and no such name.
-        ValueError: the package is not installed; a column that the table lacks, or that holds something else.
+        ValueError: the package is not installed; a file is broken or has no rows; a column that the table
+            lacks, or that holds something else.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class HuggingFaceImages(Samples):
         if not cell or not (cell.get("bytes") or cell.get("path")):
             raise BadSample(f"{place} holds no image")
         data = cell.get("bytes")
-        file = io.BytesIO(data) if data else open(cell["path"], "rb")
+        with names_file(place):
+            file = io.BytesIO(data) if data else open(cell["path"], "rb")
         with file:
             pixels, placement = read_placed(place, self.transform, file)
         item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": place}  # (H, W, 3)
@@ -100,9 +102,11 @@ class HuggingFaceImages(Samples):
         if label := self.columns["class_label"]:
             if not isinstance(row[label], int | np.integer) or row[label] < 0:
                 raise BadSample(f"{place} has the label {row[label]!r}, which is no class number")
-            words["class_label"] = int(row[label])
+            words["class_label"] = number = int(row[label])
+            if number >= (count := len(self.class_names)) > 0:
+                raise BadSample(f"{place} has the label {number}, but there are {count} class names")
             if self.class_names:
-                words["human_label"] = self.class_names[row[label]]
+                words["human_label"] = self.class_names[number]
         if caption := self.columns["caption"]:
             text = row[caption]
             text = text[0] if isinstance(text, Sequence) and not isinstance(text, str) and text else text
@@ -119,12 +123,18 @@ def _load(
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("HuggingFaceImages needs the package datasets: pip install datasets") from error
+        raise ValueError(
+            'this needs the package datasets: pip install "taming[data]", or pip install datasets'
+        ) from error
     cache = None if cache_dir is None else os.fspath(cache_dir)
     files = _parquet_files(path)
     if files:
         chosen = _files_of_split(files, split)
-        return datasets.load_dataset("parquet", data_files={"train": chosen}, split="train", cache_dir=cache)
+        options = {"data_files": {"train": chosen}, "split": "train", "cache_dir": cache}
+        try:
+            return datasets.load_dataset("parquet", **options)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # Arrow's own are the last
+            raise ValueError(_why_unreadable(chosen, error)) from error
     try:
         return datasets.load_dataset(path, name, split=split, revision=revision, cache_dir=cache)
     except (ConnectionError, FileNotFoundError) as error:
@@ -145,6 +155,28 @@ def _parquet_files(path: str) -> list[str]:
     if not found and path.endswith(PARQUET):
         raise FileNotFoundError(f"parquet file {path} does not exist (working directory: {os.getcwd()})")
     return found
+
+
+def _why_unreadable(files: list[str], error: Exception) -> str:
+    """Say which file is broken, as the library does not, by reading them all; or else what it said."""
+    from pyarrow.parquet import ParquetFile
+
+    more = " ..." if len(files) > 5 else ""
+    what, remedy = f"parquet files {', '.join(files[:5])}{more}", "see whether all have the same columns"
+    reason, rows = error.__cause__ or error, 0
+    for file in files:
+        try:
+            with ParquetFile(file) as table:
+                rows += sum(len(batch) for batch in table.iter_batches())
+        except (OSError, ValueError) as found:
+            what, remedy, reason = f"parquet file {file}", "fetch it again, or leave it out", found
+            break
+    else:
+        if not rows:
+            return f"{what} hold no rows: give others"
+    # The reason can have many lines, and bytes of the file.
+    said = "".join(letter if letter.isprintable() else " " for letter in str(reason))
+    return f"{what} cannot be read: {remedy} ({' '.join(said.split())[:300]})"
 
 
 def _files_of_split(files: list[str], split: str) -> list[str]:

@@ -1,6 +1,6 @@
 """LSUN churches and towers, from a folder of images or from the lmdb files as they are distributed.
 
-H W pixels of the crop. Reading lmdb files needs the package lmdb.
+H W pixels of the crop. Reading lmdb files needs the package lmdb, of the extra `data`.
 """
 
 import io
@@ -26,7 +26,7 @@ class LmdbImages(ImagePaths):
         root: folder of `data.mdb`; the others are those of ImagePaths.
 
     Raises:
-        ValueError: the package lmdb is missing, or the file is broken or empty.
+        ValueError: the package lmdb is missing, or the file is broken, cut off or empty.
     """
 
     def __init__(self, root: Path, size: Size = None, random_crop: bool = False, **options: Any) -> None:
@@ -35,7 +35,9 @@ class LmdbImages(ImagePaths):
             with _environment(self.root).begin() as transaction:
                 keys = [bytes(key).decode("ascii") for key in transaction.cursor().iternext(values=False)]
         except _lmdb().Error as error:
-            raise ValueError(f"{self.root} is no lmdb folder that can be read: {error}") from error
+            raise ValueError(
+                f"{self.root} is no lmdb folder that can be read: {error}; fetch it or unpack it again"
+            ) from error
         if not keys:
             raise ValueError(f"{self.root} holds no images")
         super().__init__([f"{self.root}/{key}" for key in keys], size, random_crop, **options)
@@ -132,14 +134,33 @@ _environments: dict[str, tuple[int, Any]] = {}  # folder -> process, open enviro
 
 
 def _environment(root: str) -> Any:
-    """Open an lmdb folder once in each process; lmdb allows no second time, and no sharing."""
+    """Open an lmdb folder once in each process; lmdb allows no second time, and no sharing.
+
+    Raises:
+        ValueError: its file is cut off.
+    """
     process, environment = _environments.get(root, (0, None))
     if process != os.getpid():
         if environment is not None:  # of the process that forked this one
             environment.close()
         environment = _lmdb().open(root, readonly=True, lock=False, readahead=False, meminit=False)
+        _check_whole(environment, os.path.join(root, "data.mdb"))
         _environments[root] = os.getpid(), environment
     return environment
+
+
+def _check_whole(environment: Any, file: str) -> None:
+    """Close an environment whose file is shorter than it says: reading beyond the end kills the process.
+
+    Of a whole file the last pages can be missing as well, if what they were for was removed at once.
+    """
+    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if (size := os.path.getsize(file)) < wanted:
+        environment.close()
+        raise ValueError(
+            f"{file} is cut off: it has {size} bytes of {wanted} or more; fetch it or unpack it again (if it "
+            "is whole, since images were removed from it, use what `mdb_copy -c` makes of it)"
+        )
 
 
 def _lmdb() -> Any:
@@ -147,6 +168,7 @@ def _lmdb() -> Any:
         import lmdb
     except ImportError as error:
         raise ValueError(
-            "reading lmdb files needs the package lmdb: pip install lmdb, or unpack the images into a folder"
+            'reading lmdb files needs the package lmdb: pip install "taming[data]", or pip install lmdb; or '
+            "unpack the images into a folder"
         ) from error
     return lmdb

@@ -17,11 +17,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from taming.data.errors import BadSample
+
 logger = logging.getLogger(__name__)
 
 Size = int | Sequence[int] | None  # pixels: a side, or [height, width]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
+# What a picture may be enlarged to: where Pillow suspects an attack on the memory as well, 256 MiB of RGB.
+_MOST_PIXELS = 2**28 // 3
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos")
 _TORCH = {  # several times as fast as Pillow, and within one level of it
     "nearest": InterpolationMode.NEAREST_EXACT,
@@ -150,7 +154,7 @@ class PairedTransform:
         random_crop: crop anywhere, else in the centre.
         flip: mirror every second picture, drawn at random (the whole picture, before the crop).
         interpolation: for pictures: nearest, bilinear, bicubic, area or lanczos; antialiased but the first.
-        enlarge: resize pictures smaller than a `crop_size` without `size`; otherwise they are an error.
+        enlarge: resize pictures smaller than a `crop_size` without `size`; otherwise they are bad samples.
         whole: resize only, crop nothing.
 
     Raises:
@@ -183,7 +187,8 @@ class PairedTransform:
         """Draw the placement of a picture of that many pixels; `name` stands in messages.
 
         Raises:
-            ValueError: the picture is smaller than the crop.
+            BadSample: the picture has no pixels, is smaller than the crop, or would become huge (such as one
+                of 1x4000 pixels at a size of 256).
         """
         h, w = self._resized(name, height, width)
         shape = (self.crop_size if not self.whole else None) or (h, w)
@@ -192,26 +197,35 @@ class PairedTransform:
         return Placement((height, width), (h, w), corner, shape, mirrored, self.interpolation)
 
     def _resized(self, name: str | os.PathLike, height: int, width: int) -> tuple[int, int]:
-        """Return height and width after resizing, and check that the crop fits."""
+        """Return height and width after resizing, and check that they are of use and that the crop fits."""
+        if height < 1 or width < 1:
+            raise BadSample(f"{os.fspath(name)} has no pixels, {height}x{width} (height x width): remove it")
         cover = self.size
         if cover is None:
             if not self.crop_size or (height >= self.crop_size[0] and width >= self.crop_size[1]):
                 return height, width
             if not self.enlarge:
-                raise ValueError(
+                raise BadSample(
                     f"{os.fspath(name)} is {height}x{width} pixels (height x width), smaller than crop_size "
                     f"{self.crop_size[0]}x{self.crop_size[1]}: give size as well, to enlarge such pictures, "
                     "or choose a smaller crop_size, or remove the file"
                 )
             cover = self.crop_size
         scale = max(cover[0] / height, cover[1] / width)
+        resized = max(cover[0], round(height * scale)), max(cover[1], round(width * scale))
+        if scale > 1 and resized[0] * resized[1] > _MOST_PIXELS:
+            raise BadSample(
+                f"{os.fspath(name)} is {height}x{width} pixels (height x width), and to cover "
+                f"{cover[0]}x{cover[1]} it would become {resized[0]}x{resized[1]}, more than "
+                f"{_MOST_PIXELS // 10**6} million pixels: crop or remove it, or choose a smaller size"
+            )
         if scale > 1 and not self._warned_of_enlarging:
             self._warned_of_enlarging = True
             logger.warning(
                 "%s is %dx%d pixels (height x width), smaller than %dx%d; such pictures are enlarged and "
                 "look soft (said once)", os.fspath(name), height, width, *cover,
             )
-        return max(cover[0], round(height * scale)), max(cover[1], round(width * scale))
+        return resized
 
     def _corner(self, free_rows: int, free_columns: int) -> tuple[int, int]:
         if not self.random_crop:

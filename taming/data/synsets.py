@@ -43,14 +43,20 @@ def give_synsets_from_indices(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it does not map numbers to synsets, or lacks one.
+        ValueError: it is no YAML, does not map numbers to synsets, or lacks one.
     """
     if not os.path.isfile(path_to_yaml):
         raise FileNotFoundError(
             f"{path_to_yaml} does not exist: put a YAML file there, a line `number: synset` for each class"
         )
-    with open(path_to_yaml, encoding="utf-8") as file:
-        known: Any = yaml.safe_load(file)
+    try:
+        with open(path_to_yaml, encoding="utf-8") as file:
+            known: Any = yaml.safe_load(file)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        reason = " ".join(str(error).split())  # of several lines
+        raise ValueError(
+            f"{path_to_yaml} is no valid YAML: write a line `number: synset` for each class ({reason})"
+        ) from error
     unknown = [index for index in indices if not isinstance(known, dict) or index not in known]
     if unknown:
         raise ValueError(f"{path_to_yaml} has no synset for class {unknown[0]}")

@@ -16,6 +16,7 @@ from taming.models.stages import (
     Size,
     build_cond_stage,
     build_first_stage,
+    check_conditions,
     check_null_token,
     check_sizes,
     condition_sizes,
@@ -214,6 +215,7 @@ class Net2NetTransformer(ImageModel):
         for key, stage in zip(self.cond_keys, self.cond_stages, strict=True):
             value = self.get_input(batch, key)[:N]
             c.append(stage.one_hot(value) if value.ndim == 3 else value)  # label ids
+        check_conditions(self, x, c)
         return x, c if is_list(self.cond_stage_key) else c[0]
 
     def training_step(self, batch: dict, batch_idx: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.modules.util import SOSProvider
@@ -93,6 +93,46 @@ def check_sizes(
             f"tokens and {grid} image codes at {resolution} pixels: set "
             f"transformer_config.params.block_size to at least {needed} (condition + codes - 1)"
         )
+
+
+def check_conditions(model: Any, x: Tensor, c: Sequence[Tensor]) -> None:
+    """Raise where a condition of a batch has another size than the transformer was laid out for, or no token.
+
+    Args:
+        model: the `Net2NetTransformer`.
+        x: images (B, C, H, W).
+        c: a condition for each of its stages: pictures (B, C, H, W), tokens (B, M) or classes (B,).
+    """
+    config, first = model.transformer.config, model.first_stage_model
+    for key, value, stage, own in zip(model.cond_keys, c, model.cond_stages, model.cond_sizes, strict=True):
+        if value.ndim == 4 and model.downsample_cond_size == -1 and _laid_out(model):
+            (height, width), wanted = value.shape[2:], [
+                side * each // first.resolution for side, each in zip(x.shape[2:], own, strict=True)
+            ]
+            if [height, width] != wanted:
+                raise ValueError(
+                    f"the condition {key} has {height}x{width} pixels (height x width), but the transformer "
+                    f"was laid out for {wanted[0]}x{wanted[1]} beside such images: give it that size, or "
+                    "change cond_size and block_size"
+                )
+        if value.ndim == 2 and not hasattr(stage, "n_tokens") and not value.is_floating_point():
+            lowest, highest = (int(bound) for bound in value.aminmax())
+            if lowest < 0 or highest >= config.vocab_size:
+                raise ValueError(
+                    f"the condition {key} has tokens from {lowest} to {highest}, but the transformer's "
+                    f"vocab_size: {config.vocab_size} allows 0 to {config.vocab_size - 1}: change what makes "
+                    "the tokens, or vocab_size"
+                )
+
+
+def _laid_out(model: Any) -> bool:
+    """Whether the block size is that of the conditions' sizes: then others would lie at wrong places."""
+    first, stages = model.first_stage_model, model.cond_stages
+    if getattr(first, "resolution", None) is None or not all(hasattr(s, "token_count") for s in stages):
+        return False
+    counts = [stage.token_count(*size) for stage, size in zip(stages, model.cond_sizes, strict=True)]
+    needed = sum(counts) + first.token_count(first.resolution, first.resolution) - 1
+    return model.transformer.config.block_size in (needed, needed + 1)  # published ones have one more
 
 
 def check_null_token(

@@ -88,6 +88,12 @@ class VQModel(ImageModel):
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
+        channels = self.encoder.conv_in.in_channels
+        if x.shape[1] != channels:
+            raise ValueError(
+                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {channels}, its "
+                "ddconfig.in_channels: give it what it was trained on"
+            )
         self.check_size(*x.shape[-2:])
         device = x.device.type
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):

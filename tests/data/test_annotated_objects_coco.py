@@ -194,6 +194,13 @@ def test_empty_foreign_and_unknown_boxes_are_counted_and_left_out(coco, caplog):
     assert "annotation 204 (7)" in caplog.text and "annotation 205 (7)" not in caplog.text
 
 
+def test_an_empty_box_counts_as_one_of_no_size(coco, caplog):
+    empty = [{"id": 100, "bbox": []}, {"id": 101, "bbox": None}, {"id": 102}]
+    write(coco, INSTANCES + [{"image_id": 2, "category_id": 2} | entry for entry in empty])
+    assert [a.id for a in dataset(coco, use_stuff=False).annotations["2"]] == [21]
+    assert "3 empty boxes left out; the first: annotation 100 [], annotation 101 None" in caplog.text
+
+
 def test_boxes_are_cut_to_their_picture(coco):
     write(coco, [{"id": 1, "image_id": 3, "category_id": 2, "bbox": [-10, 20, 20, 40]}])
     found = dataset(coco, use_stuff=False).annotations["3"][0]
@@ -244,8 +251,11 @@ def test_what_is_no_annotation_file_ends_it_at_once(coco, content, message):
     ("images", {"id": 1, "file_name": "x", "width": 0, "height": 2}, "an image of 0x2 pixels"),
     ("categories", {"id": 3}, "no 'name'"),
     ("annotations", {"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}, "image_id 9 is not among"),
-    ("annotations", {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1]}, "not enough values"),
-    ("annotations", {"image_id": 1, "category_id": 1}, "no 'bbox'"),
+    ("annotations", {"id": 5, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1]},
+     "not enough values .*: download it again, or correct or remove the entry with the id 5"),
+    ("annotations", {"image_id": 1, "category_id": 1, "bbox": 0}, "'int' object is not iterable"),
+    ("annotations", {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, "a"]}, "could not convert"),
+    ("annotations", {"image_id": 1, "bbox": []}, "no 'category_id'"),
     ("annotations", 7, "not subscriptable"),
 ])
 def test_a_broken_entry_ends_it_at_once(coco, part, entry, message):

@@ -113,6 +113,21 @@ def test_bad_boxes_are_counted_and_left_out(folder, caplog):
     assert "1 boxes of unknown categories left out; the first: line 8 (/m/unheard)" in caplog.text
 
 
+def test_blank_lines_are_left_out(folder):
+    write(folder, ROWS[0], "", *ROWS[1:], "", "")
+    assert [len(dataset(folder).annotations[name]) for name in ("abc", "def")] == [2, 1]
+
+
+def test_an_index_that_is_no_text_is_named(folder):
+    file = folder / "oidv6-train-annotations-bbox.csv"
+    file.write_text(file.read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match="train-annotations-bbox.csv is broken in line 1: download it again"):
+        dataset(folder)
+    (folder / "class-descriptions-boxable.csv").write_text(CLASSES, encoding="utf-16")
+    with pytest.raises(ValueError, match="class-descriptions-boxable.csv are broken .*: download them"):
+        dataset(folder)
+
+
 def test_missing_images_are_left_out(folder, caplog):
     (folder / "train" / "0000000000000abc.jpg").unlink()
     assert dataset(folder).image_ids == ["def"]

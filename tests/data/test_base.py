@@ -142,6 +142,10 @@ def test_a_picture_smaller_than_the_crop(tmp_path, caplog):
     paths = [save(noise(20, 24), tmp_path / f"{i}.png") for i in range(3)]
     with pytest.raises(ValueError, match=r"0\.png is 20x24 pixels.*than crop_size 32x32.*give size as well"):
         ImagePaths(paths, crop_size=32)[0]
+    large = save(noise(40, 40), tmp_path / "large.png")
+    some = ImagePaths([paths[0], large], crop_size=32, max_bad_fraction=0.5)
+    assert some[0]["file_path_"] == large  # one that is too small ends no run
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert [item["image"].shape for item in ImagePaths(paths, 32)] == [(32, 32, 3)] * 3
     assert [record.getMessage()[-11:] for record in caplog.records] == ["(said once)"]
@@ -185,6 +189,8 @@ def test_batches_hold_neighbours_of_one_size_cropped_around_the_centre(tmp_path)
     (tmp_path / "bad.png").write_bytes(b"")
     bad: list[str] = []
     found = list(image_batches([*paths, tmp_path / "bad.png"], None, 4, 2, bad))
+    too_long = save(noise(1, 4000), tmp_path / "f.png")
+    assert not list(image_batches([too_long], 2000, 4, 2, refused := [])) and "2000x8000000" in refused[0]
     assert [[Path(path).stem for path in names] for names, _ in found] == [["a", "b"], ["c"], ["d"]]
     assert [tuple(images.shape) for _, images in found] == [(2, 3, 8, 8), (1, 3, 8, 12), (1, 3, 8, 8)]
     assert np.array_equal(to_uint8(found[0][1][0]).permute(1, 2, 0), read_image(paths[0])[:, :8])

@@ -63,6 +63,18 @@ def test_nothing_found_is_an_error_that_says_where(tmp_path):
         CustomTest(8, "a.txt", folder="b")
 
 
+def test_lists_that_are_not_utf_8_are_named(tmp_path):
+    train = images(tmp_path / "train", "a/1.png")
+    (tmp_path / "list.txt").write_bytes("größe.png\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"image list file .*list\.txt is no.* UTF-8"):
+        CustomTrain(8, tmp_path / "list.txt")
+    with pytest.raises(ValueError, match=r"class name file .*list\.txt is no.* UTF-8"):
+        CustomClassTrain(8, train, classes_from=tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("a\nb\na\n")
+    with pytest.raises(ValueError, match=r"class name file .*list\.txt names a class twice"):
+        CustomClassTrain(8, train, classes_from=tmp_path / "list.txt")
+
+
 def test_training_varies_and_testing_does_not(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")

@@ -135,7 +135,7 @@ def library(monkeypatch):
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)  # as if it were not installed
-    with pytest.raises(ValueError, match="pip install transformers"):
+    with pytest.raises(ValueError, match=r'pip install "taming\[data\]", or pip install transformers'):
         load_depth_model("x", CPU)
 
 
@@ -177,6 +177,13 @@ def test_a_depth_model_from_a_folder(library, photos, tmp_path):
     assert [outcome for outcome, _ in extract(names, estimate, depth_pixels)] == ["made", "bad", "made"]
     depth = rgba_to_depth(np.asarray(Image.open(tmp_path / "out/a.png")))
     assert depth.shape == (20, 30) and np.isfinite(depth).all() and depth.std() > 0
+
+
+def test_weights_that_are_cut_off_are_named(library, tmp_path):
+    weights = segformer(library, tmp_path / "model") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"of {tmp_path / 'model'} are cut off or damaged: fetch them"):
+        load_label_model(str(tmp_path / "model"), CPU)
 
 
 def test_a_missing_model_is_named(library, tmp_path):

@@ -11,7 +11,7 @@ from taming.data.huggingface import HuggingFaceImages, _files_of_split, _parquet
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # as if it were not installed
-    with pytest.raises(ValueError, match="pip install datasets"):
+    with pytest.raises(ValueError, match=r'pip install "taming\[data\]", or pip install datasets'):
         HuggingFaceImages("x.parquet")
 
 
@@ -75,6 +75,48 @@ def test_rows_of_a_file(parquet, tmp_path, caplog):
         (0, "cat", "a"), (1, "dog", "c"), (1, "dog", "d"),
     ]
     assert np.array_equal(items[3]["image"], items[0]["image"]) and "row 3" in caplog.text  # skipped
+
+
+def test_a_row_without_its_file_or_with_an_unknown_label_is_skipped(library, tmp_path, caplog):
+    import pyarrow.parquet
+
+    Image.fromarray(png(0)[1]).save(tmp_path / "0.png")
+    features = library.Features({"image": library.Image(), "kind": library.ClassLabel(names=["cat", "dog"])})
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("0.png", "gone.png", "0.png")]
+    # The library itself would write neither such a path nor such a label.
+    table = pyarrow.table({"image": cells, "kind": [0, 0, 2]}, features.arrow_schema)
+    pyarrow.parquet.write_table(table, tmp_path / "table.parquet")
+    dataset = HuggingFaceImages(
+        tmp_path, label_column="kind", cache_dir=tmp_path / "cache", max_bad_fraction=0.9
+    )
+    assert [dataset[i]["file_path_"][-5:] for i in range(3)] == ["row 0"] * 3
+    assert "row 1: FileNotFoundError" in caplog.text and "gone.png" in caplog.text
+    assert "row 2 has the label 2, but there are 2 class names" in caplog.text
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda data: b"", "file size is 0 bytes"),
+    (lambda data: data[:len(data) // 2], "magic bytes not found"),
+    (lambda data: data[:20] + b"\xff" * 300 + data[320:], "."),
+])
+def test_a_broken_file_is_named(parquet, tmp_path, spoil, reason):
+    broken = tmp_path / "x-broken.parquet"
+    broken.write_bytes(spoil(parquet.read_bytes()))
+    message = rf"parquet file {broken} cannot be read: fetch it again, or leave it out \(.*{reason}.*\)$"
+    with pytest.raises(ValueError, match=message) as caught:
+        HuggingFaceImages(tmp_path, image_column="picture", cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_without_rows_or_of_other_columns_are_named(library, tmp_path):
+    empty = library.Dataset.from_dict({"image": []}, library.Features({"image": library.Image()}))
+    empty.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="parquet files .*a.parquet hold no rows"):
+        HuggingFaceImages(tmp_path, cache_dir=tmp_path / "cache")
+    library.Dataset.from_dict({"image": [png(0)[0]]}).to_parquet(tmp_path / "a.parquet")
+    library.Dataset.from_dict({"other": [1]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="a.parquet, .*b.parquet cannot be read: see whether all have the"):
+        HuggingFaceImages(tmp_path, cache_dir=tmp_path / "cache")
 
 
 def test_columns_are_checked(parquet, tmp_path):

@@ -2,6 +2,9 @@
 
 import io
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 
 from taming.data import lsun
 from taming.images import to_uint8
+
+ROOT = Path(__file__).parents[2]
 
 
 def picture(seed: int) -> Image.Image:
@@ -83,9 +88,22 @@ def test_a_broken_lmdb_file_ends_the_run(folder):
         lsun.LSUNTowersTrain(root=folder / "x")
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_that_is_cut_off_does_not_kill_the_process(folder, share):
+    write_lmdb(folder / "x", {f"{i:040x}": encoded(picture(i)) for i in range(50)})
+    file = folder / "x/data.mdb"
+    size = file.stat().st_size
+    data = file.read_bytes()[:int(share * size)]
+    file.write_bytes(data)
+    words = [sys.executable, "-c", "import sys; from taming.data.lsun import LmdbImages as L; L(sys.argv[1])"]
+    done = subprocess.run([*words, str(folder / "x")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1  # where the file is read beyond its end, -7
+    assert f"ValueError: {file} is cut off: it has {len(data)} bytes of {size} or more" in done.stderr
+
+
 def test_without_the_package_the_error_names_it(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
     (folder / "x").mkdir()
     (folder / "x/data.mdb").write_bytes(b"")
-    with pytest.raises(ValueError, match="needs the package lmdb: pip install lmdb"):
+    with pytest.raises(ValueError, match=r'lmdb: pip install "taming\[data\]", or pip install lmdb;'):
         lsun.LSUNTowersTrain(root=folder / "x")

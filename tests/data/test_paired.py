@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from taming.data.base import ImagePaths, NumpyPaths
+from taming.data.errors import BadSample
 from taming.data.paired import PairedTransform, Placement
 
 
@@ -81,10 +83,40 @@ def test_small_pictures_and_whole_ones():
     assert PairedTransform(None, 32, enlarge=True).place(20, 40).resized == (32, 64)
     assert PairedTransform(None, 32, enlarge=True).place(50, 40).resized == (50, 40)
     assert PairedTransform(20, whole=True).place(40, 60).shape == (20, 30)
-    with pytest.raises(ValueError, match=r"x\.png is 20x40 pixels.*smaller than crop_size 32x32"):
+    with pytest.raises(BadSample, match=r"x\.png is 20x40 pixels.*smaller than crop_size 32x32"):
         PairedTransform(None, 32).place(20, 40, "x.png")
     with pytest.raises(ValueError, match="interpolation is 'cubic'; choose one of nearest, bilinear"):
         PairedTransform(32, interpolation="cubic")
+
+
+@pytest.mark.parametrize("height, width, options, message", [
+    (20, 40, {"crop_size": 32}, "is 20x40 pixels .* smaller than crop_size 32x32"),
+    (0, 40, {"size": 32}, r"has no pixels, 0x40 \(height x width\): remove it"),
+    (1, 4000, {"size": 256}, "is 1x4000 .* to cover 256x256 it would become 256x1024000, more than 89 m"),
+    (4000, 1, {"crop_size": 256, "enlarge": True}, "is 4000x1 .* would become 1024000x256"),
+])
+def test_what_no_transform_can_use_is_a_bad_sample(height, width, options, message):
+    with pytest.raises(BadSample, match=rf"x\.png {message}"):
+        PairedTransform(**options).place(height, width, "x.png")
+    assert PairedTransform(256).place(1, 1000).resized == (256, 256000)  # odd, but it can be done
+
+
+def test_one_picture_that_is_too_small_is_skipped_and_reported(tmp_path, caplog):
+    for i, side in enumerate((40, 20, 40)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    data = ImagePaths(paths, crop_size=32, max_bad_fraction=0.4)
+    assert [item["file_path_"] for item in data] == [paths[0], paths[2], paths[2]]
+    assert "1.png is 20x20 pixels" in caplog.text and "1 of 3 are bad" in caplog.text
+    with pytest.raises(ValueError, match="1 of 1 images cannot be read"):
+        ImagePaths(paths[1:2], crop_size=32)[0]
+
+
+def test_an_array_without_pixels_is_skipped(tmp_path, caplog):
+    for i, height in enumerate((8, 0)):
+        np.save(tmp_path / f"{i}.npy", np.zeros((1, 3, height, 40), np.uint8))
+    data = NumpyPaths([tmp_path / "0.npy", tmp_path / "1.npy"], 8, max_bad_fraction=0.5)
+    assert data[1]["file_path_"].endswith("0.npy") and "1.npy has no pixels, 0x40" in caplog.text
 
 
 def test_placements_follow_torch_s_generator():

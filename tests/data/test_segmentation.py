@@ -93,7 +93,7 @@ def test_examples_know_their_folders(tmp_path, monkeypatch, module, size, labels
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda images, masks: write(masks / "a/y.png", regions(182, 0)),
-     "y.png holds label ids from 0 to 182, but n_labels=182 allows 0 to 181: raise n_labels"),
+     "y.png holds label ids from 0 to 182, but n_labels=182 allows 0 to 181: repair the file"),
     (lambda images, masks: write(masks / "a/y.png", regions(1, 2, height=23)),
      "y.png has 23x32 pixels .height x width., its image 24x32"),
     (lambda images, masks: write(masks / "a/y.png", np.zeros((24, 32, 3), np.uint8)),
@@ -230,8 +230,15 @@ def test_coco_errors(captioned):
         coco.CocoImagesAndCaptionsValidation(16, given_files=["x.png"])
     file = captioned / "coco/annotations/captions_train2017.json"
     file.write_text(json.dumps({"images": [{"id": 1}]}))
-    with pytest.raises(ValueError, match="is no file of COCO captions: KeyError"):
+    with pytest.raises(ValueError, match="cannot be used as COCO captions: KeyError: 'file_name'; download"):
         coco.CocoImagesAndCaptionsTrain(16)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is no file of COCO captions: JSONDecodeError"):
+    with pytest.raises(ValueError, match="cannot be used as COCO captions: JSONDecodeError"):
+        coco.CocoImagesAndCaptionsTrain(16)
+    images, stray = [{"id": 1, "file_name": "1.jpg"}], {"id": 7, "image_id": -1, "caption": "a"}
+    file.write_text(json.dumps({"images": images, "annotations": [stray]}))
+    with pytest.raises(ValueError, match="annotation 7 is of image -1, which the file does not list; "):
+        coco.CocoImagesAndCaptionsTrain(16)
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": None}], "annotations": []}))
+    with pytest.raises(ValueError, match="image 1 has the file_name None; download it again, or correct"):
         coco.CocoImagesAndCaptionsTrain(16)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from taming.config import instantiate_from_config
 from taming.data.custom import CustomClassTest
-from taming.data.datamodule import DataModuleFromConfig
+from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
 from taming.data.depth import depth_to_rgba
 from taming.data.sampler import BatchStream, SeededDataset
 from taming.data.shard_index import expand, scan
@@ -179,6 +179,9 @@ def test_few_shards_are_read_at_a_time(shards):
     dataset = TarShards(shards, mixed_shards=2)
     order = dataset.permutation(np.random.default_rng(0))
     assert sorted(order) == list(range(IMAGES))
+    stream, wrapped = BatchStream(dataset, 4), BatchStream(WrappedDataset(dataset), 4)
+    stream.stop = wrapped.stop = len(stream)
+    assert list(wrapped) == list(stream)
     visited = dataset._shard[order]
     spans = [np.ptp(np.flatnonzero(visited == shard)) for shard in range(5)]
     assert max(spans) < 10 and max(spans) >= 5  # two shards of at most five, and they are mixed

@@ -277,6 +277,35 @@ def test_the_smallest_sizes_that_fit():
     assert make(COORD, gpt=gpt_config(vocab_size=24)).transformer.block_size == 31
 
 
+TOKENS = {
+    "target": "taming.models.dummy_cond_stage.DummyCondStage", "params": dict(conditional_key="boxes"),
+}
+
+
+@pytest.mark.parametrize(("cond", "entry", "arguments", "message"), [
+    (COORD, torch.zeros(3, 8, 8, 1), {},
+     r"condition given has 8x8 pixels \(height x width\), but .* laid out for 16x16 beside such images"),
+    (COORD, torch.zeros(3, 16, 16, 1), dict(cond_size=8, gpt=gpt_config(block_size=19)), "laid out for 8x8"),
+    (TOKENS, torch.tensor([[4, 30]] * 3), {},
+     "given has tokens from 4 to 30, but .* vocab_size: 30 allows 0 to 29"),
+    (TOKENS, torch.tensor([[-1, 3]] * 3), {}, "tokens from -1 to 3"),
+    (VQ, torch.zeros(3, 16, 16, 5), {}, "5 channels a pixel .* takes 3, its ddconfig.in_channels"),
+])
+def test_a_condition_that_does_not_fit_is_refused(cond, entry, arguments, message):
+    model = make(cond, cond_stage_key="given", **arguments)
+    with pytest.raises(ValueError, match=message):
+        model(*model.get_xc({**batches(1)[0], "given": entry}))
+
+
+def test_a_condition_may_have_the_size_that_the_block_has_room_for():
+    """Larger images have larger conditions; a block with room to spare says nothing of sizes, as in 2021."""
+    model = make(COORD, cond_stage_key="coord", cond_size=8, gpt=gpt_config(block_size=19))
+    batch = {"image": torch.zeros(1, 32, 48, 3), "coord": torch.zeros(1, 16, 24, 1)}
+    assert model.get_xc(batch)[1].shape == (1, 1, 16, 24)
+    roomy = make(COORD, cond_stage_key="coord", gpt=gpt_config(block_size=40))
+    assert roomy.get_xc({"image": torch.zeros(1, 16, 16, 3), "coord": torch.zeros(1, 8, 8, 1)})
+
+
 @pytest.mark.parametrize("which", ["first_stage_config", "cond_stage_config"])
 def test_a_missing_checkpoint_is_reported_before_anything_is_built(which):
     missing = {**VQ, "params": {**STAGE, "ckpt_path": "nowhere/last.ckpt"}}
