@@ -4,12 +4,13 @@ B batch, C channels (1 or 3), H W pixels. This file is the only place that knows
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -47,6 +48,23 @@ def image_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> 
         left = padding + (i % columns) * (width + padding)
         grid[:, top:top + height, left:left + width] = image
     return grid
+
+
+def text_pictures(lines: Sequence[str], size: tuple[int, int]) -> Tensor:
+    """Write a line on each of B white pictures of `size` (H, W), broken where words end: (B, 1, H, W)."""
+    height, width = size
+    font = ImageFont.load_default(max(9, min(size) // 8))
+    drawn = []
+    for line in lines:
+        picture = Image.new("L", (width, height), "white")
+        pen, rows = ImageDraw.Draw(picture), [""]
+        for word in line.split():
+            longer = f"{rows[-1]} {word}".strip()
+            fits = not rows[-1] or pen.textlength(longer, font) <= width - 4
+            rows = [*rows[:-1], longer] if fits else [*rows, word]
+        pen.multiline_text((2, 1), "\n".join(rows), fill="black", font=font, spacing=1)
+        drawn.append(torch.from_numpy(np.array(picture)))
+    return from_uint8(torch.stack(drawn))[:, None]
 
 
 def to_pil(image: Tensor) -> Image.Image:

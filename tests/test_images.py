@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.images import from_uint8, image_grid, save_png, to_pil, to_uint8
+from taming.images import from_uint8, image_grid, save_png, text_pictures, to_pil, to_uint8
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
@@ -56,3 +56,10 @@ def test_png_holds_pixels_and_text_and_leaves_nothing_beside_it(tmp_path):
     with Image.open(path) as picture:
         assert picture.text == {"seed": "7"}
         assert torch.equal(torch.tensor(np.array(picture)), to_uint8(image).permute(1, 2, 0))
+
+
+def test_text_is_broken_where_words_end():
+    one, two = text_pictures(["forest", "forest, morning, mist"], (64, 64))
+    rows = [(picture[0] < 0).any(1).nonzero().flatten() for picture in (one, two)]  # those with ink
+    assert len(rows[0]) < 14 and rows[0][-1] < 16
+    assert rows[1][-1] > 20 and (two[0, :, -2:] == 1).all()  # further lines, and none beyond the edge

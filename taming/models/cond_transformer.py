@@ -3,7 +3,7 @@
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
+from taming.models.condition_pictures import draw_conditions
 from taming.models.stages import (
     UNCONDITIONAL,
     Size,
@@ -373,24 +374,11 @@ class Net2NetTransformer(ImageModel):
             pictures[name] = self.decode_to_img(drawn, quant.shape)
         return pictures
 
-    def draw_conditions(self, c: Condition, x: Tensor) -> dict[str, Tensor]:
-        """Those conditions that can be drawn, by their keys, as pictures (B, 1 or 3, H, W) in [-1, 1]."""
-        values, drawn = [c] if torch.is_tensor(c) else c, {}
-        for key, stage, value in zip(self.cond_keys, self.cond_stages, values, strict=True):
-            if value is None or key == self.first_stage_key:
-                continue
-            if value.ndim == 4:
-                drawn[key] = value if value.shape[1] in (1, 3) else stage.to_rgb(value)
-            elif (layouts := self._draw_layouts(key, value, x)) is not None:
-                drawn[key] = layouts
-        return drawn
+    def draw_conditions(self, c: Condition, x: Tensor, datasets: Iterable | None = None) -> dict[str, Tensor]:
+        """Conditions as pictures (B, 1 or 3, H, W) by their keys, see `condition_pictures.draw_conditions`.
 
-    def _draw_layouts(self, key: str, c: Tensor, x: Tensor) -> Tensor | None:
-        """Tokens (B, M) of object layouts as pictures as large as x, by the data set that made them."""
-        module = getattr(self._trainer, "datamodule", None)
-        for dataset in getattr(module, "datasets", {}).values():
-            dataset = getattr(dataset, "data", dataset)  # of a WrappedDataset
-            if key in getattr(dataset, "conditional_builders", {}):
-                height, width = x.shape[-2:]
-                return dataset.plot_conditionals(key, c, (width, height)).to(x)
-        return None
+        `datasets` are those of the run by default.
+        """
+        if datasets is None:
+            datasets = getattr(getattr(self._trainer, "datamodule", None), "datasets", {}).values()
+        return draw_conditions(self, c, x, datasets)

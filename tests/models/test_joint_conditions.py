@@ -59,7 +59,8 @@ def test_tokens_stand_one_after_the_other():
     assert torch.equal(seen[0], torch.cat((tokens, target), dim=1)[:, :-1])
     assert logits.shape == (3, 16, 30)
     assert list(model.log_images(batch())) == [
-        "inputs", "reconstructions", "conditioning_segmentation", "samples_half", "samples",
+        "inputs", "reconstructions", "conditioning_class_label", "conditioning_segmentation", "samples_half",
+        "samples",
     ]
 
 

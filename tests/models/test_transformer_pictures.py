@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.datamodule import WrappedDataset
+from taming.images import text_pictures
 from taming.sampling import Cancelled, image_generators, sample_window
 from tests.models.test_cond_transformer import (
     CLASSES,
@@ -79,7 +80,7 @@ def test_log_images_of_each_condition():
         model = make(cond, cond_stage_key=key).eval()
         pictures = model.log_images(batch, max_images=2)
         want = {"inputs", "reconstructions", "samples_half", "samples"}
-        assert set(pictures) == (want | {"conditioning"} if key == "coord" else want)
+        assert set(pictures) == (want if key == "image" else want | {"conditioning"})
         assert all(picture.shape[0] == 2 and picture.shape[2:] == (16, 16) for picture in pictures.values())
         close(pictures["reconstructions"], model.first_stage_model(pictures["inputs"])[0])
     assert model.latent_shape() == (4, 4) and model.latent_shape(8, 20) == (2, 5)
@@ -159,3 +160,15 @@ def test_pictures_may_be_guided():
         make(CLASSES, cond_stage_key="class_label").eval().generate(c, guidance=3.0)
     with pytest.raises(Cancelled):
         model.generate(c, callback=lambda step, codes: False)
+
+
+def test_a_class_is_written():
+    model = make(CLASSES, cond_stage_key="class_label").eval()
+    x, c = torch.zeros(2, 3, 64, 64), torch.tensor([3, 29])
+    numbers = model.draw_conditions(c, x)["class_label"]
+    assert numbers.shape == (2, 1, 64, 64) and torch.equal(numbers, text_pictures(["3", "29"], (64, 64)))
+    assert not torch.equal(numbers[0], numbers[1])
+    names = [f"name of {number}" for number in range(30)]
+    named = model.draw_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
+    assert torch.equal(named, text_pictures(["3 name of 3", "29 name of 29"], (64, 64)))
+    assert torch.equal(model.draw_conditions(c, x, [SimpleNamespace(class_names=["a"])])["class_label"], numbers)
