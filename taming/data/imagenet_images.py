@@ -64,9 +64,11 @@ class ImageNetBase(Dataset):
         self.abspaths = [os.path.join(self.datadir, name) for name in self.relpaths]
         check_some_exist(self.abspaths, source)
         self.synsets = [name.split("/")[0] for name in self.relpaths]
-        numbers = {synset: number for number, synset in enumerate(sorted(set(self.synsets)))}
+        classes = sorted(set(self.synsets))
+        self.class_names = human_names(self.root, classes)
+        numbers = {synset: number for number, synset in enumerate(classes)}
         self.class_labels = [numbers[synset] for synset in self.synsets]
-        self.human_labels = human_names(self.root, self.synsets)
+        self.human_labels = [self.class_names[number] for number in self.class_labels]
         self.data = ImagePaths(
             self.abspaths, self.config.get("size"), random_crop,
             {

@@ -107,7 +107,7 @@ def select(names: Sequence[str], sub_indices: str, root: str) -> list[str]:
 
 
 def human_names(root: str, synsets: Sequence[str]) -> list[str]:
-    """Return the name of each image's class by `synset_human.txt` in `root`, lines `n01440764 tench, ...`.
+    """Return the name of each synset by `synset_human.txt` in `root`, lines `n01440764 tench, ...`.
 
     Without that file the synsets stand for their names, and a warning says so.
 

@@ -53,7 +53,7 @@ def test_items(cache):
     item = data[3]
     assert len(data) == 6
     assert item["relpath"] == "n01530575/1.JPEG" and item["synsets"] == "n01530575"
-    assert item["class_label"] == 1 and item["human_label"] == "fish 5, thing"
+    assert item["class_label"] == 1 and item["human_label"] == data.class_names[1] == "fish 5, thing"
     assert item["file_path_"].endswith("ILSVRC2012_validation/data/n01530575/1.JPEG")
     assert item["image"].shape == (32, 32, 3) and item["image"].dtype == np.float32
     assert imagenet.ImageNetValidation()[0]["image"].shape == (40, 56, 3)
