@@ -9,13 +9,17 @@ the numbers mean.
 
 import argparse
 import json
+import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
+from sampling import machine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -29,6 +33,7 @@ from taming.images import image_grid, save_png
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.metrics import psnr
 from taming.sampling import image_generators
+from taming.util import exit_status
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
 LABELS = {  # of the judge, for the sky, and for each category of objects
@@ -205,23 +210,29 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def drawn_conditions(
-    model: Net2NetTransformer, data: Landscapes, c: Tensor | list[Tensor], x: Tensor
-) -> list[Tensor]:
-    """A row (8, 3, H, W) for each condition that can be drawn, as large as the images x."""
-    rows = list(model.draw_conditions(c, x).values())
-    for key in model.cond_keys:
-        if key in data.conditional_builders:
-            rows.append(data.plot_conditionals(key, c, tuple(x.shape[:1:-1])))
-    return [F.interpolate(row[:8].expand(-1, 3, -1, -1), x.shape[2:]) for row in rows]
+def fitted(rows: Tensor, size: torch.Size) -> Tensor:
+    """Pictures (B, C, h, w) as RGB of `size` (H, W): as large as fits, with white below or beside."""
+    factor = min(side / own for side, own in zip(size, rows.shape[2:], strict=True))
+    rows = F.interpolate(rows.expand(-1, 3, -1, -1), scale_factor=factor)
+    height, width = (side - own for side, own in zip(size, rows.shape[2:], strict=True))
+    return F.pad(rows, (0, width, 0, height), value=1.0)
+
+
+def load_run(run: Path) -> tuple[str, Net2NetTransformer, DictConfig]:
+    """Name, model and configuration of a run of a transformer on landscapes."""
+    model, config, _ = load_model(run)
+    if not isinstance(model, Net2NetTransformer) or not set(model.cond_keys) <= set(FIGURES):
+        known = ", ".join(FIGURES)
+        raise ValueError(f"{run} is a {type(model).__name__}: give transformers, conditioned on {known}")
+    return run.name, model, config
 
 
 @torch.no_grad()
-def measure(run: Path, judge: Judge, count: int, guidance: float, out: Path | None) -> list[dict]:
+def measure(
+    name: str, model: Net2NetTransformer, config: DictConfig, judge: Judge, options: argparse.Namespace
+) -> list[dict]:
     """The figures of a run, one for each of its conditions; guided where it has a null token."""
-    model, config, _ = load_model(run)
-    if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{run} is a {type(model).__name__}: give runs of transformers")
+    count, guidance = options.count, 1.0 if model.null_token is None else options.guidance
     params = plain(config.data)["params"]["validation"]["params"]
     extra = ["keypoints"] if {"pose", "pose_tokens"} & set(model.cond_keys) else []
     keys = [*dict.fromkeys((*TRUTH, *params["keys"], *extra))]
@@ -231,21 +242,21 @@ def measure(run: Path, judge: Judge, count: int, guidance: float, out: Path | No
     other = data.collate_fn([data[(i + SHIFT) % count] for i in range(count)])
     x, c = model.get_xc(truth)
     parts = model.encode_conditions(c)
-    guidance = 1.0 if model.null_token is None else guidance
     generators = image_generators(0, range(count))
     codes = model.draw_codes(parts, top_p=0.95, guidance=guidance, generator=generators)
     pictures = {"sample": codes, "reconstruction": model.encode_to_z(x)[1].view_as(codes)}
     decode = model.first_stage_model.decode_code
     seen = {name: Seen(judge, decode(codes).clamp(-1, 1)) for name, codes in pictures.items()}
-    if out:
-        sheet = torch.cat((x[:8], *drawn_conditions(model, data, c, x), seen["sample"].images[:8]))
-        save_png(image_grid(sheet, 8), out / f"{run.name}.png")
+    if options.out:
+        drawn = [fitted(row[:8], x.shape[2:]) for row in model.draw_conditions(c, x, [data]).values()]
+        sheet = torch.cat((x[:8], *drawn, seen["sample"].images[:8]))
+        save_png(image_grid(sheet, 8), options.out / f"{name}.png")
     nll = [model.shared_step(batch | {"image": truth["image"]}).item() for batch in (truth, other)]
     rows = []
     for key in model.cond_keys:
         figure = FIGURES[key]
         rows.append({
-            "run": run.name, "condition": key, "figure": figure.__name__, "guidance": guidance,
+            "run": name, "condition": key, "figure": figure.__name__, "guidance": guidance,
             "sample": figure(seen["sample"], truth), "other_condition": figure(seen["sample"], other),
             "reconstruction": figure(seen["reconstruction"], truth), "nll": nll[0],
             "nll_other_condition": nll[1],
@@ -255,6 +266,7 @@ def measure(run: Path, judge: Judge, count: int, guidance: float, out: Path | No
 
 def main(argv: list[str] | None = None) -> int:
     """Train the judge, measure the runs, print a line each."""
+    argv = sys.argv[1:] if argv is None else argv
     as_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of transformers")
@@ -262,18 +274,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=1.0, help="of models with a null token; default: 1")
     parser.add_argument("--judge-steps", type=int, default=400, help="batches of 16; default: 400")
     parser.add_argument("--out", type=Path, help="folder for the JSON file, and for a sheet of each run")
-    options = parser.parse_args(argv)
-    judge, rows = train_judge(options.judge_steps), []
+    return exit_status(run_all, parser.parse_args(argv), shlex.join(["benchmarks/conditions.py", *argv]))
+
+
+def run_all(options: argparse.Namespace, command: str) -> None:
+    """Load every run, before the judge takes its minutes, and measure them one after the other."""
+    runs, rows = [load_run(run) for run in options.runs], []
+    judge = train_judge(options.judge_steps)
     names = "guidance", "sample", "other", "recon.", "nll", "other"
     print(f"{'condition':24s}{'figure':20s}" + "".join(f"{name:>10s}" for name in names))
-    for run in options.runs:
-        for row in measure(run, judge, options.count, options.guidance, options.out):
+    for run in runs:
+        for row in measure(*run, judge, options):
             rows.append(row)
             numbers = "".join(f"{value:10.3f}" for value in row.values() if isinstance(value, float))
             print(f"{row['condition']:24s}{row['figure']:20s}{numbers}", flush=True)
     if options.out:
-        (options.out / "conditions.json").write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+        date = time.strftime("%Y-%m-%d %H:%M")
+        results = {"command": f"python {command}", "date": date, "machine": machine(), "runs": rows}
+        (options.out / "conditions.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
