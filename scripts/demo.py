@@ -22,6 +22,7 @@ from taming.checkpoint import read_checkpoint
 from taming.data.base import read_image
 from taming.data.landscapes import Landscapes
 from taming.images import from_uint8, image_grid, save_png
+from taming.util import number
 
 ROOT = Path(__file__).resolve().parents[1]
 COAST_BY_DAY = "13"  # of the 16 classes of taming.data.landscapes
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, draw, and say where the pictures are; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--outdir", default="logs/demo", help="where runs and pictures go")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the samples")
     options, overrides = parser.parse_known_args(argv)
     start, out = time.monotonic(), Path(options.outdir)
     for name in ("vqgan", "transformer"):

@@ -25,7 +25,8 @@ from taming.drawing.conditions import (
     takes_labels,
 )
 from taming.drawing.label_files import read_labels, resized_labels
-from taming.drawing.options import add_options, decode, load_transformer, read_size, settings
+from taming.drawing.options import Parser, add_options, decode, load_transformer, read_size, settings
+from taming.drawing.outputs import check_png
 from taming.drawing.shares import TokenBar, share
 from taming.images import save_png
 from taming.models.cond_transformer import Net2NetTransformer
@@ -34,8 +35,7 @@ from taming.util import exit_status
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    parser = Parser(__doc__)
     add_options(parser)
     add = parser.add_argument
     add("-o", "--out", type=Path, default=Path("panorama.png"), help="the PNG; default: panorama.png")
@@ -60,9 +60,11 @@ def run(options: argparse.Namespace) -> None:
     """Load, draw, save: one picture, by the first process."""
     if share()[0] != 0:
         return
+    check_png(options.out, "--out")
     model, _, note = load_transformer(options)
     picture, labels, size = inputs(model, options)
-    share_known = 0.0 if options.mask else 0.5 if options.known is None else options.known
+    usual = 0.0 if options.mask else 0.5
+    share_known = usual if options.known is None else options.known
     kept = None if picture is None else kept_codes(model, size, share_known, options.mask)
     check_drawable(model, size, kept, f"--size {options.size}" if options.size else "the picture")
     parts = conditions_of(model, 1, size, class_of(model, options.label), labels)

@@ -2,7 +2,7 @@
 """Draw pictures for the conditions of a data set: python scripts/make_samples.py -r logs/RUN -o out -n 16
 
 Writes originals, reconstructions, conditions (where they can be drawn) and samples, one PNG of each per item.
-The data set is that of the run; other YAML files (-b) and key.sub=value words are merged over it, and
+The data set is that of the run; other YAML files (-b) and data.sub=value words are merged over it, and
 --ignore_base_data leaves the run's out. Sample i of a seed is the same picture in any batch.
 """
 
@@ -22,24 +22,33 @@ from taming.drawing.conditions import (
     kept_codes,
     takes_labels,
 )
-from taming.drawing.dataset import batch_of, build_dataset, condition_pictures
-from taming.drawing.options import add_data_options, add_options, decode, load_transformer, settings
+from taming.drawing.dataset import batch_of, build_dataset, condition_pictures, data_section
+from taming.drawing.notes import data_note, mask_note
+from taming.drawing.options import (
+    Parser,
+    add_data_options,
+    add_options,
+    decode,
+    load_transformer,
+    settings,
+)
+from taming.drawing.outputs import check_folder
 from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say
 from taming.images import save_png
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage
 from taming.sampling import image_generators
-from taming.util import exit_status
+from taming.util import exit_status, number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    parser = Parser(__doc__)
     add_options(parser)
     add_data_options(parser)
     add = parser.add_argument
     add("-n", "--num_samples", type=int, help="how many items, from the first; default: all")
-    add("--scale", type=float, default=1.0, help="enlarge picture and condition by this factor; default: 1")
+    add("--scale", type=number(float, 0, above=True), default=1.0, help="enlarge picture and condition by "
+        "this factor; default: 1")
     add("--known", type=float, default=0.0, metavar="SHARE", help="share of the rows, from the top, that is "
         "taken from the original; the rest is completed; default: 0")
     add("--mask", type=Path, metavar="FILE", help="picture of the originals' shape: what is white in it is "
@@ -54,12 +63,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Load the model and its data, draw what is missing, save."""
+    check_folder(options.outdir)
     model, config, note = load_transformer(options)
-    dataset = build_dataset(config, options)
+    section = data_section(config, options)
+    dataset = build_dataset(section, options)
     count = len(dataset) if options.num_samples is None else min(options.num_samples, len(dataset))
     if min(count, options.batch_size) < 1:
         raise ValueError("--num_samples and --batch_size must be at least 1")
-    note |= {name: str(getattr(options, name)) for name in ("scale", "known", "mask", "split")}
+    note |= {"scale": str(options.scale), "known": str(options.known), **mask_note(options.mask)}
+    note |= data_note(section, options.split)
     samples = [options.outdir / "samples" / f"{i:06d}.png" for i in range(count)]
     batches = own_batches(count, options.batch_size, lambda i: is_drawn(samples[i], note))
     there = sum(map(is_whole, samples))

@@ -2,7 +2,7 @@
 """Draw pictures of the layouts of a data set: python scripts/make_scene_samples.py -r logs/RUN -o out -n 8
 
 Writes a picture of each layout, of boxes, points or joints, and samples, at any resolution. The data set
-is that of the run; other YAML files (-b) and key.sub=value words are merged over it, and --ignore_base_data
+is that of the run; other YAML files (-b) and data.sub=value words are merged over it, and --ignore_base_data
 leaves the run's out. Sample j of layout i is the same picture in any batch.
 
 Pictures larger than in training are drawn through a window of the training size. As in 2021, what the window
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from taming.data.base import read_image
 from taming.drawing.conditions import check_drawable
-from taming.drawing.dataset import batch_of, build_dataset, layout_builders, unwrapped
+from taming.drawing.dataset import batch_of, build_dataset, data_section, layout_builders, unwrapped
 from taming.drawing.layouts import draw_layouts
+from taming.drawing.notes import data_note
 from taming.drawing.options import (
+    Parser,
     add_data_options,
     add_options,
     decode,
@@ -30,6 +32,7 @@ from taming.drawing.options import (
     read_size,
     settings,
 )
+from taming.drawing.outputs import check_folder
 from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
 from taming.images import from_uint8, image_grid, save_png
 from taming.models.cond_transformer import Net2NetTransformer
@@ -40,8 +43,7 @@ SAMPLE_BITS = 24  # of a picture's number: the layout's; above them, the sample'
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    parser = Parser(__doc__)
     add_options(parser)
     add_data_options(parser)
     add = parser.add_argument
@@ -63,12 +65,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Load the model and its layouts, draw what is missing, save."""
+    check_folder(options.outdir)
     model, config, note = load_transformer(options)
     key = layout_key(model, options.conditional)
     side = model.first_stage_model.resolution
     size = read_size(options.resolution, "--resolution") if options.resolution else (side, side)
     check_drawable(model, size, None, f"--resolution {options.resolution}")
-    dataset = build_dataset(config, options)
+    section = data_section(config, options)
+    dataset = build_dataset(section, options)
     if key not in layout_builders(dataset):
         known = ", ".join(layout_builders(dataset)) or "none"
         raise ValueError(f"the data set makes no layouts {key} (it makes {known}): name another, data=...")
@@ -76,7 +80,8 @@ def run(options: argparse.Namespace) -> None:
     count = len(dataset) if options.num_layouts is None else min(options.num_layouts, len(dataset))
     if min(count, options.batch_size, each) < 1:
         raise ValueError("--num_layouts, --n_samples_per_layout and --batch_size must be at least 1")
-    note |= {"resolution": f"{size[0]}x{size[1]}", "layout": options.layout, "split": options.split}
+    note |= {"resolution": f"{size[0]}x{size[1]}", "layout": options.layout}
+    note |= data_note(section, options.split)
     paths = [options.outdir / "samples" / f"{i:06d}_{j:03d}.png" for i in range(count) for j in range(each)]
     batches = own_batches(len(paths), options.batch_size, lambda p: is_drawn(paths[p], note))
     there = sum(map(is_whole, paths))

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from taming.checkpoint import find_checkpoint, load_model
+from taming.config import allow_targets
 from taming.data.base import image_batches
 from taming.data.custom import find_images
+from taming.drawing.options import Parser, add_allow
+from taming.drawing.outputs import check_folder
 from taming.images import image_grid, save_png
 from taming.modules.metrics import CodebookUsage, psnr, ssim
-from taming.util import exit_status, pick_device
+from taming.util import exit_status, number, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
 COLUMNS = ("file", "width", "height", *MEASURED, "usage_percent", "perplexity")  # the last two: over all
@@ -28,17 +31,17 @@ PRINTED, COMPARED = 20, 8  # pictures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="picture files, and folders that are searched at any depth")
     add("-r", "--resume", required=True, help="run directory, checkpoint or exported folder of a VQGAN, "
         "or of a transformer, whose first stage is taken")
     add("-o", "--outdir", type=Path, required=True, help="folder for the results")
-    add("--size", type=int, help="resize the smaller side to so many pixels and crop the centre square; "
-        "default: keep the size, but for a crop to a multiple of the downsampling factor")
+    add("--size", type=number(int, 1), help="resize the smaller side to so many pixels and crop the centre "
+        "square; default: keep the size, but for a crop to a multiple of the downsampling factor")
     add("--batch_size", type=int, default=8, help="pictures at once, where sizes agree; default: 8")
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
+    add_allow(parser)
     return parser.parse_args(argv)
 
 
@@ -51,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
     """Load, reconstruct batch by batch, and write the results."""
     if options.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, not {options.batch_size}")
+    check_folder(options.outdir)
+    allow_targets(*options.allow)
     file, device = find_checkpoint(options.resume), pick_device(options.device)
     model = load_model(file, device=device)[0]
     model = getattr(model, "first_stage_model", model)

@@ -3,7 +3,7 @@
 
 Opens a page on this machine (http://127.0.0.1:7860) to choose a run, upload or paint its condition, complete
 a picture, and watch it being drawn; see docs/webpage.md. As in 2021, items of the run's data set can be
-chosen as conditions: other YAML files (-b) and key.sub=value words are merged over the run's own, and
+chosen as conditions: other YAML files (-b) and data.sub=value words are merged over the run's own, and
 --ignore_base_data leaves its data out. Needs gradio: pip install 'taming[demo]'.
 """
 
@@ -16,22 +16,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from taming.drawing.dataset import build_dataset
-from taming.drawing.options import PRECISIONS
+from taming.config import allow_targets
+from taming.drawing.dataset import build_dataset, data_section
+from taming.drawing.options import PRECISIONS, Parser, add_allow, add_data_source
+from taming.drawing.outputs import check_folder
 from taming.util import exit_status
 from taming.web.page import launch, require_gradio
 from taming.web.session import Session
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("-r", "--resume", action="append", metavar="RUN", help="run directory, checkpoint or exported folder "
         "of a transformer, or a folder of such runs; may be repeated; default: logs")
-    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="files that are merged over its config")
-    add("--ignore_base_data", action="store_true", help="leave out the run's own `data` section")
-    add("--split", default="validation", help="of the data: train, validation, test; default: validation")
+    add_data_source(parser)
     add("-o", "--outdir", type=Path, help="folder that keeps the pictures; default: a temporary one")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in, without a "
         "password; default: 127.0.0.1")
@@ -41,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 "
         "takes half the memory and time; default: 32")
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set on top of the files")
+    add_allow(parser)
     return parser.parse_intermixed_args(argv)
 
 
@@ -54,11 +53,14 @@ def run(options: argparse.Namespace) -> None:
     """Find the runs, and serve the page until Ctrl-C."""
     if options.max_upload <= 0 or options.max_pixels < 1:
         raise ValueError("--max-upload and --max-pixels must be above 0")
+    if options.outdir is not None:
+        check_folder(options.outdir)
+    allow_targets(*options.allow)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends, and cleans up, as after Ctrl-C
     options.seed = 0  # of the data set's own random numbers
 
     def data_of(config: DictConfig):
-        return build_dataset(config, options)
+        return build_dataset(data_section(config, options), options)
 
     with tempfile.TemporaryDirectory(prefix="taming-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")  # goes with the page

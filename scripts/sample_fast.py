@@ -14,7 +14,8 @@ import torch
 from taming.checkpoint import find_checkpoint
 from taming.data.base import read_image
 from taming.drawing.conditions import class_numbers, conditions_of
-from taming.drawing.options import add_options, decode, load_transformer, settings
+from taming.drawing.options import Parser, add_options, decode, load_transformer, settings
+from taming.drawing.outputs import check_folder, check_png
 from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
 from taming.images import from_uint8, image_grid, save_png
 from taming.sampling import image_generators
@@ -24,7 +25,7 @@ MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gig
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     add_options(parser)
     add = parser.add_argument
     add("-o", "--outdir", type=Path, help="folder for the samples; default: RUN/samples/<settings>")
@@ -51,6 +52,10 @@ def run(options: argparse.Namespace) -> None:
     classes = class_numbers(named, model)
     conditions_of(model, len(classes or [0]), classes=classes)  # errors show before anything is written
     folder = options.outdir or default_folder(options, note, named)
+    check_folder(folder)
+    grid = None if options.grid is None else Path(options.grid or folder / "grid.png")
+    if grid is not None:
+        check_png(grid, "--grid")
     labels = [{"class": str(number)} for number in classes or []] or [{}]
     notes = [note | labels[i % len(labels)] for i in range(options.num_samples)]
     paths = [folder / f"sample_{i:06d}.png" for i in range(options.num_samples)]
@@ -66,10 +71,9 @@ def run(options: argparse.Namespace) -> None:
             )
             for i, image in zip(numbers, decode(model, codes), strict=True):
                 save_png(image, paths[i], text=notes[i])
-    if options.grid is not None and share()[0] == 0:
+    if grid is not None and share()[0] == 0:
         wait_for(paths[:MOST_ON_SHEET])
-        sheet = write_sheet(paths[:MOST_ON_SHEET], len(labels), Path(options.grid or folder / "grid.png"))
-        print(f"sheet: {sheet}")
+        print(f"sheet: {write_sheet(paths[:MOST_ON_SHEET], len(labels), grid)}")
 
 
 def default_folder(options: argparse.Namespace, note: dict[str, str], classes: str | None) -> Path:

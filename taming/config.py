@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,11 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
     target = config["target"]
     try:
         params = _plain(config.get("params"))
+    except MissingMandatoryValue as error:  # its own message has three lines
+        raise ConfigError(
+            f"{error.full_key} of target {target} is ???, which the user must give: add {error.full_key}=... "
+            "to the command, or write it into the file"
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"params of target {target}: {error}") from error
     params = {} if params is None else params

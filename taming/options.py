@@ -18,6 +18,7 @@ from taming.trainer_arguments import (
     resolve_trainer_arguments,
     translate_trainer_arguments,
 )
+from taming.util import number
 
 __all__ = [
     "build_parser", "device_count", "parse", "resolve_trainer_arguments", "translate_trainer_arguments",
@@ -50,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("-r", "--resume", metavar="RUN", help="go on with a run: its directory or a checkpoint in it")
     add("-n", "--name", help="the run directory is LOGDIR/TIME_NAME (default: the name of the first config)")
     add("-p", "--project", help="project name, for loggers that know projects")
-    add("-s", "--seed", type=int, help="seed of all random numbers (default: that of the config, else 23)")
+    add("-s", "--seed", type=number(int, 0, 2**32 - 1),
+        help="seed of all random numbers (default: that of the config, else 23)")
     add("-f", "--postfix", default="", help="appended to the name of the run directory")
     add("-l", "--logdir", default="logs", help="where run directories are made (default: logs)")
     _add_flag(parser, "-d", "--debug", help="on an error, open the debugger")

@@ -1,6 +1,8 @@
 """Helpers that notebooks of 2021 import: files by name, values by path, and the size of a model."""
 
+import argparse
 import hashlib
+import math
 import os
 import sys
 import urllib.request
@@ -169,12 +171,37 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def number(
+    kind: type[int] | type[float], least: float, most: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """A type for argparse: a finite number from `least`, or `above` it, to `most`; the error says so."""
+    expected = f"a {'whole ' if kind is int else ''}number {'above' if above else 'of at least'} {least}"
+    expected += "" if most == math.inf else f", at most {most}"
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most or value == math.inf or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{text} is not {expected}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
+
+
 def exit_status(command: Callable[..., None], *arguments: Any) -> int:
-    """Run a command: 0 if it ends, 1 after a user's error, of which one line is printed, 130 after Ctrl-C."""
+    """Run a command: 0 if it ends, 1 after a user's error, of which one line is printed, 130 after Ctrl-C.
+
+    What the system has against a file that it names, such as missing permission, is a user's error.
+    """
     try:
         command(*arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        elif not isinstance(error, ValueError | FileNotFoundError):
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -13,14 +13,19 @@ from taming.data.sampler import SeededDataset
 from taming.models.cond_transformer import Condition, Net2NetTransformer
 
 
-def build_dataset(config: DictConfig, options: argparse.Namespace) -> SeededDataset:
-    """The split of the data that config and options name, with random numbers of its own for each item."""
+def data_section(config: DictConfig, options: argparse.Namespace) -> DictConfig:
+    """The section `data` of a run's config, as the options (see `add_data_source`) change it."""
     if options.ignore_base_data:
         config.pop("data", None)
     config = OmegaConf.merge(config, load_config(options.base, options.overrides))
     if not OmegaConf.is_dict(config.get("data")):
         raise ValueError("there is no section `data`: name a YAML with -b, or give data='{target: ..., ...}'")
-    module = instantiate_from_config(config.data)
+    return config.data
+
+
+def build_dataset(section: DictConfig, options: argparse.Namespace) -> SeededDataset:
+    """The split of the data of such a section, with random numbers of its own for each item."""
+    module = instantiate_from_config(section)
     module.setup()
     if options.split not in module.datasets:
         raise ValueError(f"--split {options.split}: the data has {', '.join(module.datasets) or 'no split'}")
@@ -48,12 +53,9 @@ def condition_pictures(
     values = [c] if isinstance(c, Tensor) else list(c)
     drawn: dict[str, list[Tensor]] = {}
     for i in range(len(x)):
-        for key, picture in model.draw_conditions([v[i : i + 1] for v in values], x[i : i + 1]).items():
+        own = [value[i : i + 1] for value in values]
+        for key, picture in model.draw_conditions(own, x[i : i + 1], [unwrapped(dataset)]).items():
             drawn.setdefault(key, []).append(picture[0].clamp(-1.0, 1.0).cpu())
-    height, width = x.shape[2:]
-    for key, value in zip(model.cond_keys, values, strict=True):
-        if key not in drawn and key in layout_builders(dataset):
-            drawn[key] = list(unwrapped(dataset).plot_conditionals(key, value.cpu(), (width, height)))
     return drawn
 
 

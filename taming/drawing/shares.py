@@ -57,9 +57,10 @@ def is_drawn(path: Path, note: Mapping[str, str]) -> bool:
         return False
     with Image.open(path) as image:
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
-    other = [f"{k} {found.get(k)}" for k in dict.fromkeys((*note, *found)) if found.get(k) != note.get(k)]
-    if other:
-        raise ValueError(f"{path} was drawn with {', '.join(other)}: delete it, or choose another --outdir")
+    keys = [key for key in dict.fromkeys((*note, *found)) if found.get(key) != note.get(key)]
+    if keys:
+        other = ", ".join(f"{key} {found.get(key, 'unknown')}" for key in keys)
+        raise ValueError(f"{path} was drawn with {other}: delete it, or choose another --outdir")
     return True
 
 

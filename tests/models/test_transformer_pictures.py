@@ -171,4 +171,5 @@ def test_a_class_is_written():
     names = [f"name of {number}" for number in range(30)]
     named = model.draw_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
     assert torch.equal(named, text_pictures(["3 name of 3", "29 name of 29"], (64, 64)))
-    assert torch.equal(model.draw_conditions(c, x, [SimpleNamespace(class_names=["a"])])["class_label"], numbers)
+    others = [SimpleNamespace(class_names=["a"])]
+    assert torch.equal(model.draw_conditions(c, x, others)["class_label"], numbers)

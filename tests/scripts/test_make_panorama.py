@@ -55,6 +55,19 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "a.png").exists()
 
 
+def test_where_no_picture_can_be_written(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    for out, message in (
+        (tmp_path, "is a folder: name a file"), (tmp_path / "a.jpg", "a name that ends in .png"),
+        (tmp_path / "a", "a name that ends in .png"), (file / "a.png", f"{file} is a file"),
+    ):
+        assert draw("nowhere", out) == 1  # before the run is read
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --out {out}") and message in error
+    assert list(tmp_path.iterdir()) == [file]
+
+
 # ---- label maps
 
 SEGMENTED = [LABELS, GRID], ["class_label", "segmentation"]
@@ -154,6 +167,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
         (["--complete", tmp_path / "text.png"], "cannot read image"),
         (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to draw"),
         (["--class", 1, "--known", 0.5], "name it with --complete"),
+        (["--complete", picture, "--mask", black, "--known", 0.9], "give one of them"),
         (["--class", "1,2"], "give one class number"),
         ([], "class_label, segmentation is missing"),
     ):
@@ -163,7 +177,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
     run = export(tmp_path / "labelled", LABELS)
     for arguments, message in (
         (["--segmentation", labels], "not conditioned on label maps"), (["--guidance", 2], "no null token"),
-        (["-k", 17], "top_k = 17 is outside 1..16"),
+        (["-k", 17], "has 16 codes: give 1 to 16"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err

@@ -1,16 +1,19 @@
 """Pictures for the conditions of a data set: kinds, sizes, completion, resumption, errors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
-from scripts.make_samples import build_dataset, main, parse
+from scripts.make_samples import build_dataset, data_section, main, parse
 from scripts.make_samples import draw as draw_batch
 from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
 from taming.drawing.options import load_transformer
 from taming.drawing.shares import TokenBar
+from taming.images import save_png
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -52,8 +55,8 @@ def landscapes(keys, size=32):
     return {"target": "main.DataModuleFromConfig", "params": params}
 
 
-def export(folder, key, stages=None, size=32, **more):
-    """An exported run over 4x4 codes of 32 pixels, and data of `size` pixels."""
+def export(folder, key, stages=None, size=32, bias=0.0, **more):
+    """An exported run over 4x4 codes of 32 pixels, and data of `size` pixels; `bias` is in the weights."""
     keys = [key] if isinstance(key, str) else key
     stages = CONDITIONS[key] if stages is None else stages
     gpt = {"vocab_size": 512, "block_size": 63, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -69,6 +72,7 @@ def export(folder, key, stages=None, size=32, **more):
     built = instantiate_from_config(model)
     built.first_stage_model.quantize.embedding.weight.data.mul_(50.0)  # other codes, other pictures
     built.first_stage_model.decoder.conv_out.weight.data.mul_(10.0)
+    built.first_stage_model.decoder.conv_out.bias.data.add_(bias)
     return str(save_exported(built, {"model": model, "data": landscapes(keys, size)}, folder))
 
 
@@ -84,7 +88,7 @@ def pixels(folder, kind, number=0):
 def test_each_condition(key, tmp_path):
     run, out = export(tmp_path / "run", key), tmp_path / "out"
     assert draw(run, out, "-n", 3, "--batch_size", 2) == 0
-    kinds = {"originals", "reconstructions", "samples"} | ({"conditions"} if key != "class_label" else set())
+    kinds = {"originals", "reconstructions", "samples", "conditions"}
     assert {path.name for path in out.iterdir()} == kinds
     for kind in kinds:
         assert [path.name for path in sorted((out / kind).iterdir())] == [f"{i:06d}.png" for i in range(3)]
@@ -107,7 +111,7 @@ def test_completion_keeps_the_upper_codes(tmp_path):
     model, config, _ = load_transformer(options)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
-    dataset = build_dataset(config, options)
+    dataset = build_dataset(data_section(config, options), options)
     for known in (0.5, 0.0):
         options.known = known
         draw_batch(model, dataset, [0, 1], options, TokenBar(2))
@@ -125,6 +129,62 @@ def test_what_is_there_is_not_drawn_again(tmp_path, capsys):
     assert (tmp_path / "out" / "samples" / "000000.png").stat().st_mtime_ns == before
 
 
+def test_pictures_of_others_are_not_taken_for_these(tmp_path, capsys):
+    run, out = export(tmp_path / "run", "depth"), tmp_path / "out"
+    other = export(tmp_path / "other", "depth", bias=1e-3)
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text("data: {params: {validation: {params: {figures: 0.5}}}}")
+    for name, size in (("a", 9), ("b", 9), ("c", 10)):
+        paint(tmp_path / f"{name}.png", (32, 32), (0, 0, size, size))
+    assert draw(run, out, "-n", 1, "--mask", tmp_path / "a.png") == 0
+    speed = ["data.params.num_workers=1", "--batch_size", 2, "--mask", tmp_path / "b.png"]
+    assert draw(str(Path(run) / "model.safetensors"), out, "-n", 1, *speed) == 0
+    assert "1 of them there already" in capsys.readouterr().out
+    same = ["--mask", tmp_path / "a.png"]
+    for model, words, key in (
+        (other, same, "model"), (run, [*same, "data.params.validation.params.seed=5"], "data"),
+        (run, [*same, "-b", yaml], "data"), (run, ["--mask", tmp_path / "c.png"], "mask"),
+    ):
+        assert draw(model, out, "-n", 1, *words) == 1
+        assert f"000000.png was drawn with {key} " in capsys.readouterr().err
+
+
+def test_pictures_with_notes_of_old_are_refused(tmp_path, capsys):
+    run, file = export(tmp_path / "run", "class_label"), tmp_path / "out" / "samples" / "000000.png"
+    assert draw(run, tmp_path / "out", "-n", 1) == 0
+    note = Image.open(file).info
+    save_png(torch.zeros(3, 32, 32), file, {key: note[key] for key in note if key not in ("model", "data")})
+    assert draw(run, tmp_path / "out", "-n", 1) == 1
+    message = "was drawn with model unknown, data unknown: delete it, or choose another --outdir"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, message", [
+    (["model.params.cond_stage_key=depth"], "model.params.cond_stage_key=depth would change nothing"),
+    (["dta.params.x=5"], "dta.params.x=5 would change nothing: the data alone can be set here"),
+    (["--scale", "nan"], "argument --scale: nan is not a number above 0"),
+    (["--scale", "-1"], "argument --scale: -1 is not a number above 0"),
+    (["--scale", "inf"], "argument --scale: inf is not a number above 0"),
+    (["--seed", "-1"], "argument --seed: -1 is not a whole number of at least 0"),
+])
+def test_options_that_will_not_do(words, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(["-r", "run", "-o", "out", *words])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_packages_are_allowed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "package_of_mine.py").write_text("from taming.data.landscapes import Landscapes as Base\n"
+                                                 "class Mine(Base): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [export(tmp_path / "run", "class_label"), tmp_path / "out", "-n", 1,
+             "data.params.validation.target=package_of_mine.Mine"]
+    assert draw(*words) == 1
+    assert "--allow package_of_mine" in capsys.readouterr().err
+    assert draw(*words, "--allow", "package_of_mine") == 0
+
+
 def test_other_data_as_in_2021(tmp_path, capsys):
     run = export(tmp_path / "run", "class_label")
     data = "data={target: main.DataModuleFromConfig, params: {batch_size: 1, validation: {target: "
@@ -136,7 +196,7 @@ def test_other_data_as_in_2021(tmp_path, capsys):
     for arguments, message in (
         (["--ignore_base_data"], "no section `data`"), (["--split", "test"], "the data has validation"),
         (["--known", "1.5"], "--known 1.5 is outside [0, 1)"), (["--scale", "0.5"], "the nearest is 32x32"),
-        (["--guidance", "2"], "has no null token"), (["-k", "17"], "top_k = 17 is outside 1..16"),
+        (["--guidance", "2"], "has no null token"), (["-k", "17"], "has 16 codes: give 1 to 16"),
         (["-n", "0"], "must be at least 1"),
     ):
         assert draw(run, tmp_path / "no", *arguments) == 1
@@ -158,7 +218,8 @@ def test_a_mask_says_what_is_drawn(tmp_path):
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     bar = TokenBar(4)
-    draw_batch(model, build_dataset(config, options), [0, 1, 2, 3], options, bar)
+    dataset = build_dataset(data_section(config, options), options)
+    draw_batch(model, dataset, [0, 1, 2, 3], options, bar)
     changed = (decoded[0] != decoded[1]).any(0)
     assert changed.nonzero().tolist() == [[2, 0], [2, 1]] and bar.n == bar.total == 8
     assert draw(options.resume, tmp_path / "out", "-n", 1, "--mask", mask, "--scale", 2) == 0
@@ -187,7 +248,8 @@ def test_several_conditions(tmp_path):
     run = export(tmp_path / "run", keys, [CONDITIONS["class_label"], CONDITIONS["grid"], CONDITIONS["depth"]])
     assert draw(run, tmp_path / "out", "-n", 1, "--scale", 2) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "originals", "reconstructions", "samples", "conditions_segmentation", "conditions_depth",
+        "originals", "reconstructions", "samples", "conditions_class_label", "conditions_segmentation",
+        "conditions_depth",
     }
     for kind in ("conditions_segmentation", "conditions_depth", "samples"):
         assert pixels(tmp_path / "out", kind).shape == (64, 64, 3)

@@ -73,6 +73,14 @@ def test_a_sample_is_the_same_however_many_are_drawn(tmp_path, capsys):
     assert abs(pixels(tmp_path / "a", "samples/000001_001") - b).max() <= 1
 
 
+def test_pictures_of_other_data_are_not_taken_for_these(tmp_path, capsys):
+    run = export(tmp_path / "run")
+    words = ["-n", 1, "-N", 1]
+    assert draw(run, tmp_path / "out", *words) == 0
+    assert draw(run, tmp_path / "out", *words, "data.params.validation.params.seed=5") == 1
+    assert "000000_000.png was drawn with data " in capsys.readouterr().err
+
+
 def test_windows_read_their_part_of_the_layout_by_default(tmp_path):
     run = export(tmp_path / "run")
     for name, words in (("window", []), ("whole", ["--layout", "whole"])):

@@ -117,6 +117,18 @@ def test_the_first_stage_of_a_transformer(photos, tmp_path):
     assert status == 0 and len(rows) == 2
 
 
+def test_packages_are_allowed(photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stages_of_mine.py").write_text(
+        "from taming.models.vqgan import VQModel\nclass Mine(VQModel): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"model": STAGE | {"target": "stages_of_mine.Mine"}}
+    run = str(save_exported(instantiate_from_config(STAGE), config, tmp_path / "run"))
+    assert reconstruct(run, tmp_path / "out", photos / "b.png")[0] == 1
+    assert "--allow stages_of_mine" in capsys.readouterr().err
+    assert reconstruct(run, tmp_path / "out", photos / "b.png", "--allow", "stages_of_mine")[0] == 0
+
+
 def test_errors_are_one_line(run, photos, tmp_path, capsys):
     for arguments, message in (
         ([photos / "broken.png"], "none of 1 pictures could be read"),
@@ -127,6 +139,11 @@ def test_errors_are_one_line(run, photos, tmp_path, capsys):
         assert reconstruct(run, tmp_path / "out", *arguments)[0] == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and message in lines[0]
+    assert main(["-r", run, "-o", str(photos / "b.png"), str(photos)]) == 1
+    assert "b.png is a file: name another folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reconstruct(run, tmp_path / "out", photos, "--size", 0)
+    assert "argument --size: 0 is not a whole number of at least 1" in capsys.readouterr().err
     Image.new("RGB", (3, 9)).save(photos / "tiny.png")
     assert reconstruct(run, tmp_path / "out", photos / "tiny.png")[0] == 1
     assert "smaller than 4 pixels" in capsys.readouterr().err

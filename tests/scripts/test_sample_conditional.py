@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import taming.config
 from scripts.sample_conditional import main, parse
 from scripts.sample_conditional import run as run_command
 from tests.web.tiny_runs import export
@@ -70,6 +71,23 @@ def test_errors_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_only_data_can_be_set(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(["-r", str(tmp_path), "model.params.cond_stage_key=depth"])
+    assert "model.params.cond_stage_key=depth would change nothing" in capsys.readouterr().err
+
+
+def test_a_package_is_allowed_and_a_file_is_no_folder(tmp_path, served, capsys):
+    pytest.importorskip("gradio")
+    run, file = export(tmp_path / "run", "coord"), tmp_path / "file"
+    words = ["-r", str(run), "--device", "cpu"]
+    assert main([*words, "--allow", "package_of_mine"]) == 0
+    assert ("package_of_mine", True) in taming.config._allowed
+    file.touch()
+    assert main([*words, "-o", str(file)]) == 1
+    assert f"error: --outdir {file}: {file} is a file" in capsys.readouterr().err
 
 
 def test_without_gradio(tmp_path, monkeypatch):

@@ -126,20 +126,57 @@ def test_with_coordinates(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["-k", "17"], "top_k = 17 is outside 1..16"),
+    (["-k", "17"], "has 16 codes: give 1 to 16, or leave it out for all"),
     (["--classes", "3"], "class id 3 is outside 0..2"),
     (["--classes", "a,1"], "--classes a,1: give class numbers"),
-    (["-t", "0"], "temperature must be above 0"),
     (["-n", "0"], "--num_samples"),
     (["--device", "nonsense"], "no device nonsense here"),
     (["--guidance", "2"], "has no null token to be guided away from: train it with cond_dropout"),
-    (["--min_p", "2"], "min_p = 2.0 is outside [0, 1]"),
 ])
 def test_errors_are_one_line(labelled, tmp_path, capsys, arguments, message):
     status, paths = draw(labelled, tmp_path, "-n", 1, *arguments)
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert status == 1 and not paths
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["-t", "0"], "--temperature: 0 is not a number above 0"),
+    (["--temperature", "-1"], "--temperature: -1 is not a number above 0"),
+    (["--top_k", "0"], "--top_k: 0 is not a whole number of at least 1"),
+    (["--top_p", "0"], "--top_p: 0 is not a number above 0, at most 1"),
+    (["--min_p", "2"], "--min_p: 2 is not a number of at least 0, at most 1"),
+    (["--guidance", "nan"], "--guidance: nan is not a number of at least 0"),
+    (["--stride", "0"], "--stride: 0 is not a whole number of at least 1"),
+    (["--seed", "-1"], "--seed: -1 is not a whole number of at least 0"),
+    (["--seed", "one"], "--seed: invalid int value: 'one'"),
+])
+def test_numbers_that_will_not_do(words, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(["-r", "run", *words])
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument ") and message in error and error.count("\n") == 1
+
+
+def test_where_nothing_can_be_written(labelled, tmp_path, capsys):
+    file, out = tmp_path / "file", tmp_path / "out"
+    file.touch()
+    for words, message in (
+        (["-o", file], f"--outdir {file}: {file} is a file"),
+        (["-o", file / "sub"], f"--outdir {file / 'sub'}: {file} is a file"),
+        (["-o", out, "--grid", tmp_path], f"--grid {tmp_path} is a folder"),
+        (["-o", out, "--grid", tmp_path / "a.jpg"], "choose a name that ends in .png"),
+    ):
+        assert main(["-r", labelled, "--device", "cpu", "-n", "1", *map(str, words)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_samples_of_another_run_are_not_taken_for_these(labelled, tmp_path, capsys):
+    draw(labelled, tmp_path / "out", "-n", 1)
+    assert draw(export(tmp_path / "run", LABELS, strong=True), tmp_path / "out", "-n", 1)[0] == 1
+    assert "sample_000000.png was drawn with model " in capsys.readouterr().err
 
 
 def test_models_that_cannot_be_sampled_say_so(tmp_path, capsys):
