@@ -15,8 +15,10 @@ import torch
 
 from taming.checkpoint import load_model
 from taming.drawing.conditions import conditions_of
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.util import Labelator
 from taming.sampling import image_generators, window_nll
+from taming.util import exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run of a transformer, without a condition or of classes")
     parser.add_argument("-n", "--count", type=int, default=8, help="pictures at each stride; default: 8")
     parser.add_argument("--strides", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="in codes")
-    options = parser.parse_args(argv)
+    return exit_status(compare, parser.parse_args(argv))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Draw and judge the same pictures at each stride."""
     model, _, _ = load_model(options.run)
+    if not isinstance(model, Net2NetTransformer):
+        raise ValueError(f"{options.run} is a {type(model).__name__}: give a run of a transformer")
     side = model.first_stage_model.resolution
     size, window = (side, 4 * side), model.latent_shape()
     classes = None
@@ -50,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         error = nll.std() / options.count**0.5
         numbers = f"{seconds:9.4f} {first / seconds:6.1f} {nll.mean():10.3f} {error:15.3f}"
         print(f"{stride:6d}{numbers}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from taming.config import allow_targets, instantiate_from_config, load_config
 from taming.data.preview import preview_sheet
 from taming.data.sampler import seeded
+from taming.drawing.outputs import check_png
 from taming.util import exit_status
 
 
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     """Build the data set, load a few items, draw them."""
     if options.n < 1 or options.cell < 32:
         raise ValueError(f"-n must be at least 1 and --cell at least 32, not {options.n} and {options.cell}")
+    check_png(options.output, "--output")
     files = [word for word in options.base if "=" not in word]
     overrides = [word for word in options.base if "=" in word] + options.overrides
     allow_targets(*options.allow)

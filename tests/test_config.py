@@ -149,7 +149,7 @@ def test_params_arrive_as_plain_containers(package):
 
 @pytest.mark.parametrize("params, message", [
     ({"size": "${nowhere}"}, "stranger.models.Plain.*nowhere"),
-    ({"size": "???"}, r"^params.size of target stranger.models.Plain is \?\?\?, .*: add params.size=\.\.\. to"),
+    ({"size": "???"}, r"^params.size of target stranger.models.Plain is \?{3}, .*: add params.size=\.{3} to"),
     ([1], "must be a mapping"),
 ])
 def test_params_that_cannot_be_read(package, params, message):

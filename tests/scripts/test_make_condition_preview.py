@@ -50,3 +50,5 @@ def test_errors_are_one_line(config, tmp_path, capsys):
         assert main([*arguments, *out]) == 1
         lines = capsys.readouterr().err.splitlines()
         assert sum(line.startswith("error: ") for line in lines) == 1 and message in lines[-1]
+    for place, message in ((tmp_path, "is a folder"), (tmp_path / "sheet.jpg", "that ends in .png")):
+        assert main(["-b", config, "-o", str(place)]) == 1 and message in capsys.readouterr().err
