@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How fast pictures become items, beside Pillow alone, on one core.
+"""How fast pictures become items, beside Pillow alone, and out of tar shards, on one core.
 
     python benchmarks/data.py FOLDER_OF_JPEGS
     python benchmarks/data.py FOLDER_OF_JPEGS --size 128 --limit 200
 
-Both ways run in turn over the same files, again and again, and medians are shown, since other work on the
+The ways run in turn over the same files, again and again, and medians are shown, since other work on the
 machine disturbs single runs. What comes out is compared as well. README.md in this folder says what the
 numbers mean.
 """
@@ -14,11 +14,14 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -29,7 +32,12 @@ from PIL import Image
 from taming.data.base import ImagePaths
 from taming.data.custom import find_images
 from taming.data.edges import canny, gray
+from taming.data.shard_writer import pack
+from taming.data.shards import TarShards
 from taming.images import from_uint8, to_uint8
+
+T = TypeVar("T")
+Rates = dict[str, list[float]]  # of each way, images a second
 
 
 def plain(path: str, size: int) -> np.ndarray:
@@ -49,12 +57,26 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def rate(read: Callable[[str], object], paths: list[str]) -> float:
+def rate(read: Callable[[T], object], wanted: Sequence[T]) -> float:
     """Images a second."""
     start = time.perf_counter()
-    for path in paths:
-        read(path)
-    return len(paths) / (time.perf_counter() - start)
+    for one in wanted:
+        read(one)
+    return len(wanted) / (time.perf_counter() - start)
+
+
+def in_turn(ways: dict[str, Callable[[T], object]], wanted: Sequence[T], repeats: int) -> Rates:
+    """Images a second of each way, measured one after the other, again and again."""
+    rates: Rates = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, read in ways.items():
+            rates[name].append(rate(read, wanted))
+    return rates
+
+
+def ratio(rates: Rates, new: str, old: str) -> float:
+    """How much faster one way is than another: the median over pairs of neighbouring runs."""
+    return median(n / o for n, o in zip(rates[new], rates[old], strict=True))
 
 
 def decoding(paths: list[str], size: int, repeats: int) -> dict[str, object]:
@@ -62,18 +84,32 @@ def decoding(paths: list[str], size: int, repeats: int) -> dict[str, object]:
     data = ImagePaths(paths, size)
     agreement = [psnr(plain(path, size), data.preprocess_image(path)) for path in paths]  # also warms up
     ways = {"pillow": lambda path: plain(path, size), "taming": data.preprocess_image}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, read in ways.items():
-            rates[name].append(rate(read, paths))
+    rates = in_turn(ways, paths, repeats)
     finite = [value for value in agreement if value < math.inf]
     return {
         "images": len(paths), "size": size,
         "pillow_images_per_s": median(rates["pillow"]), "taming_images_per_s": median(rates["taming"]),
-        "speedup": median(new / old for old, new in zip(rates["pillow"], rates["taming"], strict=True)),
+        "speedup": ratio(rates, "taming", "pillow"),
         "psnr_min_db": min(agreement), "psnr_mean_db": sum(finite) / len(finite) if finite else math.inf,
         "all_images_per_s": rates,
     }
+
+
+def shards(paths: list[str], size: int, repeats: int) -> dict[str, object]:
+    """Measure reading the files, copied into a folder, and the same out of tar shards, in random order."""
+    with TemporaryDirectory() as place:
+        folder, packed = Path(place, "folder"), Path(place, "shards")
+        folder.mkdir()
+        for number, path in enumerate(paths):
+            shutil.copy(path, folder / f"{number:06d}{Path(path).suffix}")
+        for _ in pack(folder, packed, max_samples=max(1, len(paths) // 4)):
+            pass
+        data = {"folder": ImagePaths(find_images(folder), size), "shards": TarShards(packed, size)}
+        order = np.random.default_rng(0).permutation(len(paths)).tolist()
+        ways = {name: each.__getitem__ for name, each in data.items()}
+        in_turn(ways, order, 1)  # warms up
+        rates = in_turn(ways, order, repeats)
+    return {"shards_to_folder": ratio(rates, "shards", "folder"), "all_stored_images_per_s": rates}
 
 
 def edges(paths: list[str], size: int) -> dict[str, object]:
@@ -105,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         "date": time.strftime("%Y-%m-%d %H:%M"), "cores": os.cpu_count(), "load_average": os.getloadavg()[0],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version(),
         "pillow": PIL.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
-        **decoding(paths, options.size, options.repeats), **edges(paths, options.size),
+        **decoding(paths, options.size, options.repeats), **shards(paths, options.size, options.repeats),
+        **edges(paths, options.size),
     }
     for key, value in results.items():
         print(f"{key:22} {value:.4g}" if isinstance(value, float) else f"{key:22} {value}")
