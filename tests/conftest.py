@@ -1,5 +1,6 @@
 """What every test shares: reproducible random numbers, few threads, and no GPU test without a GPU."""
 
+import logging
 import random
 
 import numpy as np
@@ -23,6 +24,13 @@ def _reproducible():
 def _default_allow_list(monkeypatch):
     """Forget what a test allowed configurations to name."""
     monkeypatch.setattr(taming.config, "_allowed", ())
+
+
+@pytest.fixture(autouse=True)
+def _default_log_level():
+    """Forget that main() quiets the reading of checkpoints."""
+    yield
+    logging.getLogger("taming.checkpoint").setLevel(logging.NOTSET)
 
 
 def pytest_collection_modifyitems(items):
