@@ -19,7 +19,6 @@ from taming.drawing.conditions import (
     Size,
     check_drawable,
     class_numbers,
-    condition_shapes,
     conditions_of,
     kept_codes,
     takes_labels,
@@ -30,6 +29,7 @@ from taming.drawing.outputs import check_png
 from taming.drawing.shares import TokenBar, share
 from taming.images import save_png
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.stages import condition_shapes
 from taming.sampling import image_generators
 from taming.util import exit_status
 

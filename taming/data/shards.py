@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from taming.data.base import BadSample, Samples, read_placed
+from taming.data.base import BadSample, Samples, read_lines, read_placed
 from taming.data.custom import EXTENSIONS
 from taming.data.depth import read_depth
 from taming.data.paired import PairedTransform, Placement, Size
@@ -283,14 +283,11 @@ def _samples_of(index: Index, shard: str) -> dict[str, dict[str, tuple[int, int]
 
 
 def _class_names(classes_from: str | os.PathLike | None, first_shard: str) -> list[str]:
-    """Read the names of the classes; none where there is no file."""
+    """Read the names of the classes; none where no file is named, and none lies beside the first shard."""
     if classes_from is None:
         if is_address(first_shard):
             return []
         classes_from = Path(local_copy(first_shard)).with_name("classes.txt")
         if not classes_from.is_file():
             return []
-    path = Path(classes_from)
-    if not path.is_file():
-        raise FileNotFoundError(f"class name file {path} does not exist")
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return read_lines(classes_from, "class name file")

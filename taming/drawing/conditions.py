@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taming.data.base import read_image
 from taming.drawing.options import check_size
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.stages import condition_shapes
 from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.modules.util import Labelator, SOSProvider
 
@@ -81,13 +82,6 @@ def _how_to_give(stage: nn.Module) -> str:
 def takes_labels(stage: nn.Module) -> bool:
     """Whether a condition stage encodes label maps."""
     return hasattr(stage, "n_labels") and hasattr(stage, "one_hot")
-
-
-def condition_shapes(model: Net2NetTransformer, size: Size | None) -> list[Size]:
-    """Height and width in pixels that each condition, if it is a picture, must have beside one of `size`."""
-    side = model.first_stage_model.resolution
-    height, width = size or (side, side)
-    return [(height * own[0] // side, width * own[1] // side) for own in model.cond_sizes]
 
 
 def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], size: Size | None) -> None:

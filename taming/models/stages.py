@@ -95,6 +95,13 @@ def check_sizes(
         )
 
 
+def condition_shapes(model: Any, size: Size | None) -> list[Size]:
+    """Height and width in pixels that each condition, if it is a picture, must have beside one of `size`."""
+    side = model.first_stage_model.resolution
+    height, width = size or (side, side)
+    return [(height * own[0] // side, width * own[1] // side) for own in model.cond_sizes]
+
+
 def check_conditions(model: Any, x: Tensor, c: Sequence[Tensor]) -> None:
     """Raise where a condition of a batch has another size than the transformer was laid out for, or no token.
 
@@ -103,24 +110,22 @@ def check_conditions(model: Any, x: Tensor, c: Sequence[Tensor]) -> None:
         x: images (B, C, H, W).
         c: a condition for each of its stages: pictures (B, C, H, W), tokens (B, M) or classes (B,).
     """
-    config, first = model.transformer.config, model.first_stage_model
-    for key, value, stage, own in zip(model.cond_keys, c, model.cond_stages, model.cond_sizes, strict=True):
-        if value.ndim == 4 and model.downsample_cond_size == -1 and _laid_out(model):
-            (height, width), wanted = value.shape[2:], [
-                side * each // first.resolution for side, each in zip(x.shape[2:], own, strict=True)
-            ]
-            if [height, width] != wanted:
-                raise ValueError(
-                    f"the condition {key} has {height}x{width} pixels (height x width), but the transformer "
-                    f"was laid out for {wanted[0]}x{wanted[1]} beside such images: give it that size, or "
-                    "change cond_size and block_size"
-                )
+    vocabulary = model.transformer.config.vocab_size
+    known = model.downsample_cond_size == -1 and _laid_out(model)
+    shapes = condition_shapes(model, x.shape[2:]) if known else [None] * len(model.cond_keys)
+    for key, value, stage, shape in zip(model.cond_keys, c, model.cond_stages, shapes, strict=True):
+        if shape is not None and value.ndim == 4 and tuple(value.shape[2:]) != shape:
+            found, wanted = ("x".join(map(str, size)) for size in (value.shape[2:], shape))
+            raise ValueError(
+                f"the condition {key} has {found} pixels (height x width), but the transformer was laid out "
+                f"for {wanted} beside such images: give it that size, or change cond_size and block_size"
+            )
         if value.ndim == 2 and not hasattr(stage, "n_tokens") and not value.is_floating_point():
             lowest, highest = (int(bound) for bound in value.aminmax())
-            if lowest < 0 or highest >= config.vocab_size:
+            if lowest < 0 or highest >= vocabulary:
                 raise ValueError(
                     f"the condition {key} has tokens from {lowest} to {highest}, but the transformer's "
-                    f"vocab_size: {config.vocab_size} allows 0 to {config.vocab_size - 1}: change what makes "
+                    f"vocab_size: {vocabulary} allows 0 to {vocabulary - 1}: change what makes "
                     "the tokens, or vocab_size"
                 )
 

@@ -293,3 +293,11 @@ def test_ids_are_shifted(tmp_path):
 def test_settings_of_ids_need_their_number(tmp_path, setting):
     with pytest.raises(ValueError, match="need n_labels: set it"):
         TarShards(labelled(tmp_path, IDS), **{setting: True})
+
+
+@pytest.mark.parametrize("content, what", [(b"t\xfcr\n", "is no UTF-8 text"), (b"\n", "is empty")])
+def test_names_of_classes_that_cannot_be_read_are_told_with_their_file(shard, content, what):
+    (shard.parent / "classes.txt").write_bytes(content)
+    file = shard.parent / "classes.txt"
+    with pytest.raises(ValueError, match=f"^class name file {re.escape(str(file))} {what}"):
+        TarShards(shard)
