@@ -6,10 +6,10 @@ YAML files and notebooks of 2021 name classes as main.*; they live in the packag
 
 import sys
 
-from taming.callbacks import ImageLogger, SetupCallback
 from taming.config import get_obj_from_str, instantiate_from_config
 from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
-from taming.train import main
+from taming.training.callbacks import ImageLogger, SetupCallback
+from taming.training.command import main
 
 __all__ = [
     "DataModuleFromConfig", "ImageLogger", "SetupCallback", "WrappedDataset", "get_obj_from_str",

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from taming.callbacks import plain
 from taming.checkpoint import load_model
-from taming.data.edges import canny, gray
-from taming.data.landscape_objects import CATEGORIES
 from taming.data.landscapes import Landscapes
+from taming.data.landscapes.objects import CATEGORIES
+from taming.data.transforms.edges import canny, gray
 from taming.images import image_grid, save_png
+from taming.metrics import psnr
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.metrics import psnr
 from taming.sampling import image_generators
+from taming.training.callbacks import plain
 from taming.util import exit_status
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")

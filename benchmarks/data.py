@@ -31,9 +31,9 @@ from PIL import Image
 
 from taming.data.base import ImagePaths
 from taming.data.custom import find_images
-from taming.data.edges import canny, gray
-from taming.data.shard_writer import pack
 from taming.data.shards import TarShards
+from taming.data.shards.writer import pack
+from taming.data.transforms.edges import canny, gray
 from taming.images import from_uint8, to_uint8
 
 T = TypeVar("T")

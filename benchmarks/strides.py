@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from taming.checkpoint import load_model
-from taming.drawing.conditions import conditions_of
+from taming.inference.conditions import conditions_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.util import Labelator
 from taming.sampling import image_generators, window_nll

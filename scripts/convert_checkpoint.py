@@ -18,8 +18,8 @@ import logging
 import sys
 from pathlib import Path
 
+from taming.checkpoint.convert import convert
 from taming.config import allow_targets
-from taming.conversion import convert
 from taming.util import exit_status
 
 

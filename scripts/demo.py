@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from scripts import make_panorama, sample_fast
-from taming import train
 from taming.checkpoint import read_checkpoint
 from taming.data.base import read_image
 from taming.data.landscapes import Landscapes
 from taming.images import from_uint8, image_grid, save_png
+from taming.training import command as train
 from taming.util import number
 
 ROOT = Path(__file__).resolve().parents[1]

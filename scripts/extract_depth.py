@@ -2,14 +2,15 @@
 """Depth maps of a folder of images: scripts/extract_depth.py photos/ -o depth/ --model Intel/dpt-large
 
 The model is one of the `transformers` library: a name on the hub, or a folder. A map is an RGBA PNG, whose
-four bytes a pixel are a float32 (taming.data.depth), with the size and the name of its image, in the model's
-own unit and direction. What is there already is kept: start the command again after an interruption.
+four bytes a pixel are a float32 (taming.data.files.depth), with the size and the name of its image, in
+the model's own unit and direction. What is there already is kept: start the command again after an
+interruption.
 """
 
 import argparse
 import sys
 
-from taming.data.extraction import (
+from taming.inference.pseudo_labels import (
     depth_estimate,
     depth_pixels,
     extract_all,

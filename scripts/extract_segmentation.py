@@ -10,7 +10,7 @@ is kept: start the command again after an interruption.
 import argparse
 import sys
 
-from taming.data.extraction import (
+from taming.inference.pseudo_labels import (
     LABELS,
     extract_all,
     label_estimate,

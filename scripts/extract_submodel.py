@@ -15,8 +15,8 @@ import logging
 import sys
 from pathlib import Path
 
+from taming.checkpoint.convert import extract
 from taming.config import allow_targets
-from taming.conversion import extract
 from taming.util import exit_status
 
 DEFAULT = "first_stage_model"

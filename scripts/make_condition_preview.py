@@ -15,10 +15,10 @@ from pathlib import Path
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
+from taming.cli.outputs import check_png
 from taming.config import allow_targets, instantiate_from_config, load_config
 from taming.data.preview import preview_sheet
 from taming.data.sampler import seeded
-from taming.drawing.outputs import check_png
 from taming.util import exit_status
 
 

@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming.cli.options import Parser, add_options, load_transformer, read_size, settings
+from taming.cli.outputs import check_png
 from taming.data.base import ImagePaths
-from taming.drawing.conditions import (
+from taming.data.files.label_files import read_labels, resized_labels
+from taming.images import save_png
+from taming.inference.conditions import (
     Size,
     check_drawable,
     class_numbers,
@@ -23,13 +27,10 @@ from taming.drawing.conditions import (
     kept_codes,
     takes_labels,
 )
-from taming.drawing.label_files import read_labels, resized_labels
-from taming.drawing.options import Parser, add_options, decode, load_transformer, read_size, settings
-from taming.drawing.outputs import check_png
-from taming.drawing.shares import TokenBar, share
-from taming.images import save_png
+from taming.inference.decoding import decode
+from taming.inference.distributed import TokenBar, share
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.stages import condition_shapes
+from taming.models.conditioning import condition_shapes
 from taming.sampling import image_generators
 from taming.util import exit_status
 

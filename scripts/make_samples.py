@@ -15,26 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.cli.options import Parser, add_data_options, add_options, load_transformer, settings
+from taming.cli.outputs import check_folder
 from taming.data.sampler import SeededDataset
-from taming.drawing.conditions import (
+from taming.images import save_png
+from taming.inference.conditions import (
     check_conditions,
     check_drawable,
     kept_codes,
     takes_labels,
 )
-from taming.drawing.dataset import batch_of, build_dataset, condition_pictures, data_section
-from taming.drawing.notes import data_note, mask_note
-from taming.drawing.options import (
-    Parser,
-    add_data_options,
-    add_options,
-    decode,
-    load_transformer,
-    settings,
-)
-from taming.drawing.outputs import check_folder
-from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say
-from taming.images import save_png
+from taming.inference.dataset import batch_of, build_dataset, condition_pictures, data_section
+from taming.inference.decoding import decode
+from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say
+from taming.inference.provenance import data_note, mask_note
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage
 from taming.sampling import image_generators

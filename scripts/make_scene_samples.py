@@ -18,23 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming.cli.options import Parser, add_data_options, add_options, load_transformer, read_size, settings
+from taming.cli.outputs import check_folder
 from taming.data.base import read_image
-from taming.drawing.conditions import check_drawable
-from taming.drawing.dataset import batch_of, build_dataset, data_section, layout_builders, unwrapped
-from taming.drawing.layouts import draw_layouts
-from taming.drawing.notes import data_note
-from taming.drawing.options import (
-    Parser,
-    add_data_options,
-    add_options,
-    decode,
-    load_transformer,
-    read_size,
-    settings,
-)
-from taming.drawing.outputs import check_folder
-from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
 from taming.images import from_uint8, image_grid, save_png
+from taming.inference.conditions import check_drawable
+from taming.inference.dataset import batch_of, build_dataset, data_section, layout_builders, unwrapped
+from taming.inference.decoding import decode
+from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
+from taming.inference.layouts import draw_layouts
+from taming.inference.provenance import data_note
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
 from taming.util import exit_status

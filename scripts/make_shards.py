@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from taming.data.shard_writer import pack
+from taming.data.shards.writer import pack
 from taming.util import exit_status
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from taming.checkpoint import find_checkpoint, load_model
+from taming.cli.options import Parser, add_allow
+from taming.cli.outputs import check_folder
 from taming.config import allow_targets
 from taming.data.base import image_batches
 from taming.data.custom import find_images
-from taming.drawing.options import Parser, add_allow
-from taming.drawing.outputs import check_folder
 from taming.images import image_grid, save_png
-from taming.modules.metrics import CodebookUsage, psnr, ssim
+from taming.metrics import CodebookUsage, psnr, ssim
 from taming.util import exit_status, number, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from taming.cli.options import Parser, add_allow, add_data_source
+from taming.cli.outputs import check_folder
 from taming.config import allow_targets
-from taming.drawing.dataset import build_dataset, data_section
-from taming.drawing.options import PRECISIONS, Parser, add_allow, add_data_source
-from taming.drawing.outputs import check_folder
+from taming.inference.dataset import build_dataset, data_section
+from taming.inference.decoding import PRECISIONS
 from taming.util import exit_status
 from taming.web.page import launch, require_gradio
 from taming.web.session import Session

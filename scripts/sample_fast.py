@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from taming.checkpoint import find_checkpoint
+from taming.cli.options import Parser, add_options, load_transformer, settings
+from taming.cli.outputs import check_folder, check_png
 from taming.data.base import read_image
-from taming.drawing.conditions import class_numbers, conditions_of
-from taming.drawing.options import Parser, add_options, decode, load_transformer, settings
-from taming.drawing.outputs import check_folder, check_png
-from taming.drawing.shares import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
 from taming.images import from_uint8, image_grid, save_png
+from taming.inference.conditions import class_numbers, conditions_of
+from taming.inference.decoding import decode
+from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
 from taming.sampling import image_generators
 from taming.util import exit_status
 

@@ -28,10 +28,11 @@ SAFE_TARGETS: tuple[tuple[str, bool], ...] = (
     ("taming.modules", True),  # networks and losses: no files, no processes
     ("taming.sampling", True),  # pure functions of tensors
     ("taming.lr_scheduler", True),  # pure functions of a batch number
+    ("taming.metrics", False),
     ("taming.data", False),  # data sets; the functions beside them unpack archives and write files
-    ("taming.callbacks", False),
+    ("taming.training.callbacks", False),
     ("taming.eval", False),
-    # Not here: taming.config, taming.checkpoint, taming.train and taming.util. They load, download and write.
+    # Not here: taming.config, taming.checkpoint, taming.training.command, taming.util: they load and write.
     ("torch.optim", False),  # optimizers and schedulers, for custom training recipes
     ("torch.nn", False),  # layers and losses as building blocks
     ("torchvision.transforms", False),  # preprocessing of the data
@@ -45,8 +46,8 @@ HISTORIC_TARGETS: tuple[tuple[str, str], ...] = (
     ("main.DataModuleFromConfig", "taming.data.datamodule.DataModuleFromConfig"),
     ("main.WrappedDataset", "taming.data.datamodule.WrappedDataset"),
     ("cutlit.DataModuleFromConfig", "taming.data.datamodule.DataModuleFromConfig"),
-    ("main.ImageLogger", "taming.callbacks.ImageLogger"),
-    ("main.SetupCallback", "taming.callbacks.SetupCallback"),
+    ("main.ImageLogger", "taming.training.callbacks.ImageLogger"),
+    ("main.SetupCallback", "taming.training.callbacks.SetupCallback"),
     ("main.instantiate_from_config", "taming.config.instantiate_from_config"),
     ("main.get_obj_from_str", "taming.config.get_obj_from_str"),
     # Latent diffusion's first stages are VQGANs; its YAML files name them so, and its copies of our parts.
@@ -62,6 +63,16 @@ HISTORIC_TARGETS: tuple[tuple[str, str], ...] = (
     ("ldm.lr_scheduler.LambdaLinearScheduler", "taming.lr_scheduler.LambdaLinearScheduler"),
     # Lightning removed test-tube, the default logger of 2021; this one takes its save_dir, name and version.
     ("pytorch_lightning.loggers.TestTubeLogger", "pytorch_lightning.loggers.TensorBoardLogger"),
+)
+
+# Modules of this package's first version that have moved since, with all that they hold.
+HISTORIC_MODULES: tuple[tuple[str, str], ...] = (
+    ("taming.callbacks", "taming.training.callbacks"),
+    ("taming.modules.misc.label_grid", "taming.modules.conditioners.label_grid"),
+    ("taming.modules.metrics", "taming.metrics"),
+    ("taming.sampling.settings", "taming.sampling.schedules"),
+    ("taming.data.imagenet_images", "taming.data.imagenet.images"),
+    ("taming.data.paired", "taming.data.transforms.joint"),
 )
 
 # Optional packages, and the extra of this package that installs each.
@@ -170,6 +181,9 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
         if name != string.rsplit(".", 1)[1]:
             logger.warning("%s no longer exists: using %s instead", string, historic[string])
         return getattr(_import(module_name, string, reload), name)
+    module_name, _, name = string.rpartition(".")
+    if module_name in (moved := dict(HISTORIC_MODULES)):
+        string = f"{moved[module_name]}.{name}"
     if string.startswith("main."):
         known = [name for name in historic if name.startswith("main.")]
         raise ConfigError(f"target {string!r} is unknown{_closest(string, known)}; known: {_names(known)}")

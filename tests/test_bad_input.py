@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.train import main
+from taming.training.command import main
 from tests.tiny import write_transformer, write_vqgan
 
 

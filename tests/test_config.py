@@ -228,8 +228,9 @@ def test_errors_inside_the_constructor_keep_their_type_and_message(package):
     "pytorch_lightning.loggers.wandb.rank_zero_only",
     # our own machinery: it would widen the list, write files, or download
     "taming.config.allow_targets", "taming.config.get_obj_from_str", "taming.config.load_config",
-    "taming.checkpoint.load_model", "taming.util.download", "taming.images.save_png", "taming.train.main",
-    "taming.options.parse",
+    "taming.checkpoint.load_model", "taming.util.download", "taming.images.save_png",
+    "taming.training.command.main",
+    "taming.training.arguments.parse",
     # private and odd paths
     "torch.nn.Module.__init__", "torch.nn.modules.module._Registry", "torch.optim._functional.adam",
     "taming.models.__builtins__", "taming.models.vqgan.__dict__", "torch.nn", "torch.nn.", ".torch.nn.Linear",

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from taming.config import get_obj_from_str, instantiate_from_config, load_config
-from taming.train import STAGES
+from taming.training.command import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

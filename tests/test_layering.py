@@ -1,7 +1,9 @@
-"""Imports go down only: main, scripts -> train -> callbacks, eval -> models -> modules -> the bottom.
+"""Imports go down only, and never in a circle.
 
-The data sets lie beside the models. The source is read, not imported, so that imports inside functions count
-as well.
+    main, scripts, cli, web -> training, inference, eval -> models -> modules -> the ground
+                                                          -> data -> the ground
+
+The source is read, not imported, so that imports inside functions and under TYPE_CHECKING count as well.
 """
 
 import ast
@@ -12,35 +14,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # part of the package -> parts that it may import, besides itself
-BOTTOM = {"images", "palette", "checkpoint", "weights", "config", "util"}
+GROUND = {"config", "images", "colormap", "util", "lr_scheduler"}
+BELOW_MODELS = {"modules", "sampling", "metrics", "checkpoint", *GROUND}
+BELOW_COMMANDS = {"models", "data", *BELOW_MODELS}
 LAYERS = {
-    "images": set(),
-    "palette": set(),
     "util": set(),
-    "config": {"util"},
-    "legacy_pickle": set(),  # these three serve the checkpoints
-    "hollow": set(),
-    "weights": set(),
-    "checkpoint": {"config", "util", "legacy_pickle", "hollow", "weights"},
-    "conversion": {"checkpoint", "config"},
-    "pretrained": {"checkpoint", "config"},
+    "images": set(),
+    "colormap": {"images"},
     "lr_scheduler": set(),
+    "config": {"util"},
+    "checkpoint": {"config", "util"},
+    "metrics": set(),
     "sampling": {"util"},
-    "modules": {"sampling", "images", "palette", "util", "legacy_pickle"},  # LPIPS reads its own weights
-    "data": {"config", "util", "images", "palette"},
-    "models": {"modules", "sampling", "lr_scheduler", "pretrained", *BOTTOM},
-    "callbacks": {"models", "modules", "sampling", "lr_scheduler", *BOTTOM},
-    "loggers": {*BOTTOM},
-    "eval": {"models", "modules", "sampling", "data", *BOTTOM},
-    "drawing": {"models", "modules", "sampling", "data", *BOTTOM},  # what the sampling commands share
-    "trainer_arguments": set(),
-    "messages": set(),
-    "options": {"trainer_arguments", *BOTTOM},
-    "train": {
-        "options", "trainer_arguments", "messages", "callbacks", "loggers", "eval", "models", "modules",
-        "sampling", "data", "lr_scheduler", *BOTTOM,
-    },
-    "web": {"drawing", "models", "modules", "sampling", "data", *BOTTOM},
+    "modules": {"sampling", "metrics", "checkpoint", "images", "colormap", "util"},  # LPIPS reads a file
+    "data": {"config", "images", "colormap", "util"},
+    "models": BELOW_MODELS,
+    "eval": BELOW_COMMANDS,
+    "inference": BELOW_COMMANDS,
+    "training": {"eval", *BELOW_COMMANDS},
+    "web": {"inference", "eval", *BELOW_COMMANDS},
+    "cli": {"web", "training", "inference", "eval", *BELOW_COMMANDS},
 }
 # packages that a part must not know
 FOREIGN = {
@@ -113,10 +106,29 @@ def test_imports_go_down_only(path):
     assert not wrong, f"{path.relative_to(ROOT)}\n" + "\n".join(wrong)
 
 
+def test_no_file_imports_itself_through_others():
+    """What a package's own files import of it would run before the package is there."""
+    names = {module_name(path): path for path in package_files()}
+
+    def target_of(name: str) -> str | None:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    below = {}
+    for name, path in names.items():
+        found = imports_of(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
+        below[name] = {target for _, one in found if (target := target_of(one)) not in (None, "taming", name)}
+    while below:
+        lowest = {name for name, imports in below.items() if not imports & set(below)}
+        assert lowest, f"a loop among {sorted(below)}"
+        below = {name: imports for name, imports in below.items() if name not in lowest}
+
+
 def test_every_part_has_a_layer():
     parts = {module_name(path).split(".")[1] for path in package_files() if "." in module_name(path)}
     assert parts <= set(LAYERS), f"add to LAYERS: {parts - set(LAYERS)}"
-    assert {"config", "options", "models", "modules", "data", "sampling", "train"} <= parts
+    assert {"config", "checkpoint", "models", "modules", "data", "sampling", "training"} <= parts
 
 
 def test_the_layers_themselves_have_no_cycle():
@@ -130,14 +142,14 @@ def test_the_layers_themselves_have_no_cycle():
 @pytest.mark.parametrize("module, source, message", [
     ("taming.modules.util", "import pytorch_lightning as pl", "imports pytorch_lightning; modules must not"),
     ("taming.modules.util", "def f():\n    import omegaconf", "line 2: imports omegaconf"),
-    ("taming.modules.util", "from taming.config import load_config", "modules may import images, legacy"),
+    ("taming.modules.util", "from taming.config import load_config", "modules may import checkpoint, "),
     ("taming.modules.a.b", "from ...models import vqgan", "imports taming.models.vqgan"),
     ("taming.modules.a.b", "from ... import models", "imports taming.models"),
     ("taming.sampling.decode", "import taming.modules.transformer.mingpt", "sampling may import util"),
-    ("taming.data.custom", "from taming.models.vqgan import VQModel", "may import config, images, palette"),
+    ("taming.data.custom", "from taming.models.vqgan import VQModel", "data may import colormap, config"),
     ("taming.models.vqgan", "from main import instantiate_from_config", "the package may import main"),
     ("taming.models.vqgan", "1\nimport_module('scripts.x')", "imports scripts"),
-    ("taming.models.vqgan", "from taming.callbacks import ImageLogger", "imports taming.callbacks.Image"),
+    ("taming.models.vqgan", "from taming.training.callbacks import Image", "imports taming.training"),
     ("taming.config", "import taming.checkpoint", "config may import util"),
     ("taming.unheard", "from taming.util import download", "has no layer"),
 ])
@@ -149,7 +161,7 @@ def test_a_wrong_import_is_reported(module, source, message):
     ("taming.modules.transformer.mingpt", "from taming.sampling import sample_tokens"),
     ("taming.modules.a.b", "from .c import d\nfrom ..util import e"),
     ("taming.models.vqgan", "import pytorch_lightning as pl\nfrom taming.config import load_config"),
-    ("taming.train", "from taming import __version__\nfrom taming.options import parse"),
+    ("taming.training.command", "from taming import __version__\nfrom taming.training import arguments"),
     ("taming.eval.fid", "import torch\nfrom taming.models.vqgan import VQModel"),
 ])
 def test_a_right_import_is_not(module, source):

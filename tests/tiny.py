@@ -12,7 +12,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from taming.train import main
+from taming.training.command import main
 
 BATCHES = 4  # per epoch
 

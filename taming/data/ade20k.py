@@ -6,9 +6,9 @@ from typing import Any
 
 from taming.data.base import overridden, read_lines
 from taming.data.custom import find_images
-from taming.data.paired import PairedTransform, Size
 from taming.data.segmented import SegmentedImages
 from taming.data.sflckr import SegmentationBase
+from taming.data.transforms.joint import PairedTransform, Size
 
 N_LABELS = 151  # unknown and 150
 

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from taming.data.errors import BadImage, BadSample
-from taming.data.paired import Box, PairedTransform, Placement, Size
+from taming.data.files.errors import BadImage, BadSample
+from taming.data.transforms.joint import Box, PairedTransform, Placement, Size
 from taming.images import from_uint8
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from taming.data.base import BadSample, names_file, read_placed
-from taming.data.paired import PairedTransform, Placement, Size
 from taming.data.segmented import SegmentedImages, check_same_size
 from taming.data.sflckr import SegmentationBase
+from taming.data.transforms.joint import PairedTransform, Placement, Size
 from taming.images import from_uint8
 
 N_LABELS = 183  # 0 is unlabeled; 1 to 182 are things and stuff, as in the label list of COCO-Stuff

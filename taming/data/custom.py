@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taming.data.base import ImagePaths, read_lines
-from taming.data.paired import Size
+from taming.data.transforms.joint import Size
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from taming.data.base import BadSample, Samples, check_some_exist, read_placed
-from taming.data.paired import PairedTransform, Size
 from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
+from taming.data.transforms.joint import PairedTransform, Size
 from taming.images import from_uint8
 
 OPENPOSE = 18  # joints, of which the second is the neck

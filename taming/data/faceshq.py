@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from taming.data.base import ConcatDatasetWithIndex, NumpyPaths
 from taming.data.custom import EXTENSIONS
-from taming.data.paired import Size
 from taming.data.splits import split_images
+from taming.data.transforms.joint import Size
 
 Path = str | os.PathLike
 

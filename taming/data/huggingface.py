@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from taming.data.base import BadSample, Samples, names_file, read_placed
-from taming.data.paired import PairedTransform, Size
+from taming.data.transforms.joint import PairedTransform, Size
 from taming.images import from_uint8
 
 PARQUET = ".parquet"

@@ -11,8 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from taming.data.base import BadImage, ImagePaths, read_placed
-from taming.data.paired import Placement, Size
 from taming.data.splits import split_images
+from taming.data.transforms.joint import Placement, Size
 
 Path = str | os.PathLike
 

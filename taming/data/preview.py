@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from taming.colormap import label_colors
 from taming.data.conditional_builder.utils import COLOR_PALETTE, absolute_bbox, rescale_annotations
 from taming.data.helper_types import FULL_CROP, Annotation
 from taming.data.pose import JOINTS, limb_map
 from taming.images import to_uint8
-from taming.palette import label_colors
 
 Pictures = dict[str, Image.Image]
 

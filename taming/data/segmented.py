@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from taming.data.base import BadSample, Samples, check_some_exist, names_file, read_placed
-from taming.data.paired import PairedTransform, Placement
+from taming.data.transforms.joint import PairedTransform, Placement
 from taming.images import from_uint8
 
 UNLABELED = 255  # in the files of COCO-Stuff; one more, in 8 bits, is 0

@@ -3,8 +3,8 @@
 import os
 
 from taming.data.base import read_lines
-from taming.data.paired import PairedTransform, Size
 from taming.data.segmented import SegmentedImages
+from taming.data.transforms.joint import PairedTransform, Size
 
 
 class SegmentationBase(SegmentedImages):

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from taming.data.paired import PairedTransform, Size
+from taming.data.transforms.joint import PairedTransform, Size
 from taming.images import from_uint8
 
 Root = str | os.PathLike

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
-from taming.pretrained import Pretrained
 
 
 class NonFiniteLoss(RuntimeError):

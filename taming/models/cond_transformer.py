@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
 from taming.models.condition_pictures import draw_conditions
-from taming.models.stages import (
+from taming.models.conditioning import (
     UNCONDITIONAL,
     Size,
     build_cond_stage,
@@ -27,7 +27,7 @@ from taming.models.stages import (
 from taming.modules.transformer.permuter import Identity
 from taming.sampling import filter_logits, sample_tokens, sample_window
 from taming.sampling.filters import Number
-from taming.sampling.settings import Setting
+from taming.sampling.schedules import Setting
 
 Condition = Tensor | Sequence[Tensor | None]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
+from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.base import ImageModel
+from taming.modules.conditioners.label_maps import colored, one_hot_maps, palette
 from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.label_maps import colored, one_hot_maps, palette
 from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.metrics import CodebookUsage, psnr, ssim
 from taming.modules.vqvae.quantize import Codebook, EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
 
 

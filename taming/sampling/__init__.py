@@ -1,9 +1,9 @@
 """Drawing codes from a transformer: pure functions of tensors, with the random numbers passed in."""
 
-from taming.sampling.choice import Cancelled, image_generators
 from taming.sampling.decode import CachedTransformer, sample_tokens
 from taming.sampling.filters import filter_logits
-from taming.sampling.settings import Interval, Linear, PowerCosine
+from taming.sampling.logits_sampler import Cancelled, image_generators
+from taming.sampling.schedules import Interval, Linear, PowerCosine
 from taming.sampling.window import sample_window, window_nll
 
 __all__ = [

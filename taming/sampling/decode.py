@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from taming.sampling.choice import Callback, Chooser, Generators, check_logits, report
 from taming.sampling.filters import Number
-from taming.sampling.settings import Setting
+from taming.sampling.logits_sampler import Callback, Chooser, Generators, check_logits, report
+from taming.sampling.schedules import Setting
 
 WORTH_A_CACHE = 64  # steps; a new cache reads all tokens so far once more
 
@@ -43,7 +43,7 @@ def sample_tokens(
         transformer: the network, in eval mode.
         prefix: codes (B, T), T >= 1: condition or start token, then image codes that are given.
         steps: how many codes to draw; T + steps - 1 must fit the transformer's block size.
-        temperature: a number, one per image (B,), or a schedule of these: see `taming.sampling.settings`.
+        temperature: a number, one per image (B,), or a schedule of these: see `taming.sampling.schedules`.
         top_k, top_p, min_p: a number, or one per image (B,): see `filter_logits`.
         greedy: take the most likely code each time; nothing is random then.
         guidance: scale s of classifier-free guidance (Ho and Salimans 2022), as `temperature` is given: the

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.sampling.choice import Callback, Chooser, Generators, check_logits, report
 from taming.sampling.decode import CachedTransformer
 from taming.sampling.filters import Number
-from taming.sampling.settings import Setting
+from taming.sampling.logits_sampler import Callback, Chooser, Generators, check_logits, report
+from taming.sampling.schedules import Setting
 
 Position = tuple[int, int]  # row, column
 Condition = Tensor | Sequence[Tensor]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.helper_types import Annotation, usable_box
 from taming.data.sampler import seeded
-from taming.drawing.conditions import takes_labels
-from taming.drawing.dataset import unwrapped
 from taming.images import from_uint8, to_pil
+from taming.inference.conditions import takes_labels
+from taming.inference.dataset import unwrapped
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.misc.coord import CoordStage, whole_picture
 from taming.modules.util import Labelator, SOSProvider

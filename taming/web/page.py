@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from taming.sampling import Cancelled
-from taming.web.checks import MAX_PICTURES
 from taming.web.panels import Panel, condition_panel, original_panel
 from taming.web.progress import Jobs, side_by_side
-from taming.web.session import Drawn, Loaded, Request, Session
+from taming.web.request import MAX_PICTURES, Request
+from taming.web.session import Drawn, Loaded, Session
 from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
 
 logger = logging.getLogger(__name__)

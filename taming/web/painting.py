@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from taming.drawing.label_files import nearest_colors
-from taming.palette import label_colors
+from taming.colormap import label_colors
+from taming.data.files.label_files import nearest_colors
 
 Size = tuple[int, int]  # height, width
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from taming.drawing.label_files import read_labels
-from taming.palette import label_colors
+from taming.colormap import label_colors
+from taming.data.files.label_files import read_labels
 from taming.web.conditions import (
     BOXES,
     CLASS,

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from taming.drawing.options import decode
 from taming.images import from_uint8, image_grid, to_pil
+from taming.inference.decoding import decode
 from taming.models.cond_transformer import Net2NetTransformer
 
 EVERY = 0.25  # seconds between two words of progress, at least

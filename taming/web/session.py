@@ -9,62 +9,31 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from taming.checkpoint import load_model
-from taming.drawing.dataset import batch_of
-from taming.drawing.options import PRECISIONS, decode
 from taming.images import save_png, to_pil
+from taming.inference.dataset import batch_of
+from taming.inference.decoding import PRECISIONS, decode
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
-from taming.web.checks import check_request
 from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value
 from taming.web.painting import Size, brushed, check_shape, fitted
 from taming.web.progress import Job, Progress, Watch, from_pil
+from taming.web.request import Request, check_request
 from taming.web.runs import Run, find_runs
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2  # models in memory
-
-
-@dataclass
-class Request:
-    """What is to be drawn.
-
-    Attributes:
-        run: name of the run.
-        size: (H, W) in pixels.
-        conditions: the value of each condition by its key, see `taming.web.conditions`; None to leave it out.
-        original: picture of which a part is to be drawn anew.
-        mask: layers of the brush over it; what they touch is drawn.
-        pictures: how many.
-        temperature, top_k, top_p, min_p, guidance, stride: see `Net2NetTransformer.generate`.
-        seed: picture number i of a seed is the same in any batch.
-    """
-
-    run: str
-    size: Size
-    conditions: dict[str, Any] = field(default_factory=dict)
-    original: Image.Image | None = None
-    mask: list[Image.Image | None] = field(default_factory=list)
-    pictures: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    guidance: float = 1.0
-    stride: int = 1
-    seed: int = 0
 
 
 @dataclass(frozen=True)

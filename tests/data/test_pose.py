@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from taming.data.paired import Placement
 from taming.data.pose import JOINTS, LIMBS, MIRRORED, PoseTokens, limb_map
+from taming.data.transforms.joint import Placement
 
 SIZE = (64, 48)  # height, width
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from taming.colormap import label_colors
 from taming.data.helper_types import Annotation
 from taming.data.landscapes import KEYS, POSE_KEYS, Landscapes
 from taming.data.pose import limb_map
 from taming.data.preview import describe_item, preview_sheet
 from taming.images import to_uint8
-from taming.palette import label_colors
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

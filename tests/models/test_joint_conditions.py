@@ -17,7 +17,9 @@ VQ = {
     "params": dict(ddconfig=DDCONFIG, lossconfig=DUMMY, n_embed=24, embed_dim=4),
 }
 CLASSES = {"target": "taming.modules.util.Labelator", "params": dict(n_classes=7)}
-LABELS = {"target": "taming.modules.misc.label_grid.LabelGrid", "params": dict(n_labels=5, down_factor=8)}
+LABELS = {
+    "target": "taming.modules.conditioners.label_grid.LabelGrid", "params": dict(n_labels=5, down_factor=8),
+}
 KEYS = ["class_label", "segmentation"]
 NULL = 29
 

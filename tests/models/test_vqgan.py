@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from taming.metrics import psnr, ssim
 from taming.models.vqgan import VQModel
-from taming.modules.metrics import psnr, ssim
 
 LOSS = "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
 DDCONFIG = dict(

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel, VQNoDiscModel, VQSegmentationModel
-from taming.modules.label_maps import palette
+from taming.modules.conditioners.label_maps import palette
 
 DISC = "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
 DISC = {"target": DISC, "params": dict(disc_start=1, disc_num_layers=1, disc_ndf=8, perceptual_weight=0.0)}

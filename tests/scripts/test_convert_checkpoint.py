@@ -1,4 +1,4 @@
-"""The two commands over taming.conversion: their options, output and errors."""
+"""The two commands over taming.checkpoint.convert: their options, output and errors."""
 
 import pytest
 import torch

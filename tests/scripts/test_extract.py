@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from scripts import extract_depth, extract_segmentation
-from taming.data.depth import rgba_to_depth
+from taming.data.files.depth import rgba_to_depth
 
 
 @pytest.fixture

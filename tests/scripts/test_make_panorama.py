@@ -9,8 +9,8 @@ from scripts import make_panorama
 from scripts.make_panorama import main
 from taming.checkpoint import load_model
 from taming.data.base import read_image
-from taming.drawing.options import decode
 from taming.images import from_uint8
+from taming.inference.decoding import decode
 from tests.scripts.test_make_samples import stage
 from tests.scripts.test_sample_fast import GRID, LABELS, NULL, SOS, export
 

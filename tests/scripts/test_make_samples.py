@@ -9,11 +9,11 @@ from PIL import Image
 from scripts.make_samples import build_dataset, data_section, main, parse
 from scripts.make_samples import draw as draw_batch
 from taming.checkpoint import save_exported
+from taming.cli.options import load_transformer
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
-from taming.drawing.options import load_transformer
-from taming.drawing.shares import TokenBar
 from taming.images import save_png
+from taming.inference.distributed import TokenBar
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -38,7 +38,8 @@ CONDITIONS["objects_bbox"] = {
     "target": "taming.models.dummy_cond_stage.DummyCondStage", "params": {"conditional_key": "objects_bbox"},
 }
 CONDITIONS["grid"] = {
-    "target": "taming.modules.misc.label_grid.LabelGrid", "params": {"n_labels": 10, "down_factor": 16},
+    "target": "taming.modules.conditioners.label_grid.LabelGrid",
+    "params": {"n_labels": 10, "down_factor": 16},
 }
 CONDITIONS["coord"] = {
     "target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 8},

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from scripts.make_shards import main
-from taming.data.shard_writer import _Shard
 from taming.data.shards import TarShards
+from taming.data.shards.writer import _Shard
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
 from taming.images import from_uint8
-from taming.modules.metrics import psnr, ssim
+from taming.metrics import psnr, ssim
 
 DD = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,

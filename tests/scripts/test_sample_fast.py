@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from scripts.sample_fast import main, parse
 from taming.checkpoint import load_model, save_exported
+from taming.cli.options import load_transformer
 from taming.config import instantiate_from_config
 from taming.data.base import read_image
-from taming.drawing.options import PRECISIONS, decode, load_transformer
+from taming.inference.decoding import PRECISIONS, decode
 from taming.modules.packed_linear import PackedLinear
 
 DD = {
@@ -25,7 +26,10 @@ STAGE = {
 }
 SOS = "__is_unconditional__"
 LABELS = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 3}}
-GRID = {"target": "taming.modules.misc.label_grid.LabelGrid", "params": {"n_labels": 10, "down_factor": 4}}
+GRID = {
+    "target": "taming.modules.conditioners.label_grid.LabelGrid",
+    "params": {"n_labels": 10, "down_factor": 4},
+}
 NULL = {"null_token": 16, "cond_dropout": 0.1}  # behind the codes, 0..15
 COORDINATES = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 4}}
 

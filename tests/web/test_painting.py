@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from taming.palette import label_colors
+from taming.colormap import label_colors
 from taming.web.painting import (
     brushed,
     canvas_size,

@@ -16,7 +16,8 @@ from taming.sampling import Cancelled, image_generators
 from taming.web.conditions import draw_layout
 from taming.web.painting import paint_labels
 from taming.web.progress import Job, Progress, Watch, side_by_side, so_far
-from taming.web.session import Request, Session
+from taming.web.request import Request
+from taming.web.session import Session
 from tests.web.tiny_runs import NULL, SIDE, export
 
 SIZE = (SIDE, SIDE)

@@ -26,7 +26,7 @@ def labelator(n_classes: int = 16) -> dict:
 
 def label_grid(n_labels: int = 10) -> dict:
     params = {"n_labels": n_labels, "down_factor": 8}
-    return {"target": "taming.modules.misc.label_grid.LabelGrid", "params": params}
+    return {"target": "taming.modules.conditioners.label_grid.LabelGrid", "params": params}
 
 
 def layout(key: str) -> dict:

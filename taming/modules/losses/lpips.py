@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 
-from taming.legacy_pickle import read_pickled
+from taming.checkpoint.legacy_pickle import read_pickled
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,25 @@
+"""Checkpoints: find, read safely, load with a report, convert, publish."""
+
+from taming.checkpoint.load import (
+    CONFIG_NAME,
+    LOSS_WEIGHTS,
+    PERCEPTUAL_WEIGHTS,
+    WEIGHTS_NAME,
+    Config,
+    NoConfigError,
+    build_model,
+    config_of,
+    find_checkpoint,
+    load_model,
+    read_checkpoint,
+    save_exported,
+    without_ckpt_paths,
+    write_checkpoint,
+)
+from taming.checkpoint.state_dict import LoadReport, load_weights
+
+__all__ = [
+    "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
+    "NoConfigError", "build_model", "config_of", "find_checkpoint", "load_model", "load_weights",
+    "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
+]

@@ -1,0 +1,1 @@
+"""Files that data sets read: images, label maps, depth."""

@@ -1,0 +1,293 @@
+"""Data sets in tar shards: few large files instead of millions of small ones, on disk or behind http(s).
+
+A sample is what has one name up to the first dot: `a/0001.jpg`, `a/0001.cls`, `a/0001.txt`, as in the
+webdataset format. Shards are read in place, at any position, so that orders, sharding over
+processes and resuming are those of every other data set (`BatchStream`): nothing is read twice or left out.
+Nothing is executed or unpickled: members of other kinds than those below are left alone.
+
+N samples, H W pixels of the crop, L labels.
+"""
+
+import io
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taming.data.base import BadSample, Samples, read_lines, read_placed
+from taming.data.custom import EXTENSIONS
+from taming.data.files.depth import read_depth
+from taming.data.segmented import check_same_size, checked_ids, encode_ids, read_ids
+from taming.data.shards.index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
+from taming.data.transforms.joint import PairedTransform, Placement, Size
+from taming.images import from_uint8
+
+logger = logging.getLogger(__name__)
+
+IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
+# What a sample can hold beside its image, by the key of items: the ending of the member.
+PARTS = {"class_label": "cls", "caption": "txt", "segmentation": "seg.png", "depth": "depth.png"}
+_OPEN = 64  # shards that a process keeps open
+
+
+class TarShards(Samples):
+    """Images in tar shards: items {"image": (H, W, 3) float32 in [-1, 1], "file_path_": str}, and as found
+
+        class_label: int, of `.cls`, a number in a text file; with names also "human_label", str.
+        caption: str, of `.txt`.
+        segmentation: ids (H, W) of `.seg.png`, or with `n_labels` one-hot (H, W, L) float32, or with
+            `segmentation_ids` ids again, checked, as SegmentedImages gives them.
+        depth: (H, W, 1) float32 in [-1, 1], of `.depth.png`, packed as in `taming.data.files.depth`.
+        coord: if asked for, as ImagePaths gives it.
+
+    `scripts/make_shards.py` packs a folder. An index beside each shard (`x.tar.json`, which that command
+    writes) spares the search through it; one that does not fit its shard is not used.
+
+    Args:
+        shards: a folder, a file, an http(s) address, or a list of these; files and addresses may have
+            number ranges, `train-{000..146}.tar`, and files wildcards.
+        size, random_crop, crop_size, flip, coord: as ImagePaths.
+        keys: what items hold besides the image, of class_label, caption, segmentation and depth; by default
+            all that no more samples lack than max_bad_fraction tolerates, or one. Those are bad samples.
+        n_labels: number of labels: ids are checked, and become one-hot vectors.
+        segmentation_ids, shift_segmentation: as SegmentedImages; they need n_labels.
+        classes_from: text file with a class name a line; by default `classes.txt` beside the first shard.
+        mixed_shards: how many shards are shuffled together and read at a time, for slow disks and for
+            addresses; by default all, the best mixture.
+        cache_dir: where shards are put that come from addresses: each as a whole, when it is first needed.
+        max_bad_fraction: share of bad samples that is tolerated.
+
+    Raises:
+        FileNotFoundError: no such shard.
+        ValueError: a broken shard, an address without cache_dir, no images, one of `keys` that too many
+            samples lack.
+    """
+
+    def __init__(
+        self,
+        shards: str | os.PathLike | Sequence[str | os.PathLike],
+        size: Size = None,
+        random_crop: bool = False,
+        *,
+        crop_size: Size = None,
+        flip: bool = False,
+        coord: bool = False,
+        keys: Sequence[str] | None = None,
+        n_labels: int | None = None,
+        segmentation_ids: bool = False,
+        shift_segmentation: bool = False,
+        classes_from: str | os.PathLike | None = None,
+        mixed_shards: int | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__(max_bad_fraction)
+        self.shards = expand(shards)
+        if cache_dir is None and any(map(is_address, self.shards)):
+            raise ValueError(f"{self.shards[0]} is an address: set cache_dir to a folder for the shards")
+        if mixed_shards is not None and mixed_shards < 1:
+            raise ValueError(f"mixed_shards is {mixed_shards}; give at least 1, or null for all")
+        if n_labels is None and (segmentation_ids or shift_segmentation):
+            raise ValueError("segmentation_ids and shift_segmentation need n_labels: set it, to check ids")
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.coord, self.mixed_shards = coord, mixed_shards
+        self.n_labels, self.segmentation_ids = n_labels, segmentation_ids
+        self.shift_segmentation = shift_segmentation
+        self._sizes: list[int] = []  # bytes, of each shard
+        self._names: np.ndarray  # (N,) the samples, utf-8
+        self._shard: np.ndarray  # (N,) the number of each one's shard
+        self._where: dict[str, np.ndarray]  # (N, 2) offset and size of a part in bytes; size -1: none
+        self._image: np.ndarray  # (N,) number of the image's ending in IMAGES
+        self._collect()
+        self.keys = self._chosen(keys)
+        self.class_names = _class_names(classes_from, self.shards[0])
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the last used last
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}  # another process opens its own
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw the order of an epoch, (N,); of `mixed_shards` shards, drawn at random, at a time."""
+        if self.mixed_shards is None:
+            return rng.permutation(len(self))
+        order = rng.permutation(len(self.shards))
+        windows = [order[i:i + self.mixed_shards] for i in range(0, len(order), self.mixed_shards)]
+        members = [np.flatnonzero(np.isin(self._shard, window)) for window in windows]
+        return np.concatenate([rng.permutation(indices) for indices in members])
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        name = self._name(index)
+        for key in self.keys:
+            if self._where[key][index, 1] < 0:
+                raise BadSample(f"{name} has no .{PARTS[key]} for the key {key}")
+        path = f"{name}.{IMAGES[self._image[index]]}"
+        pixels, placement = read_placed(path, self.transform, self._part(index, "image", path))
+        item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": path}  # (H, W, 3)
+        if self.coord:
+            item["coord"] = placement.coord()
+        for key in self.keys:
+            part = self._part(index, key, f"{name}.{PARTS[key]}")
+            item |= self._decode(key, part, placement)
+        return item
+
+    def _name(self, index: int) -> str:
+        return f"{self.shards[self._shard[index]]}/{self._names[index].decode()}"
+
+    def _decode(self, key: str, part: "_Member", placement: Placement) -> dict[str, Any]:
+        """Turn the bytes of a part into what items hold."""
+        if key == "depth":
+            plane = read_depth(part)
+            check_same_size("depth", str(part), plane, placement)
+            return {"depth": placement.plane(plane)[..., None]}
+        if key == "segmentation":
+            ids = read_ids(part)
+            check_same_size("segmentation", str(part), ids, placement)
+            if self.n_labels is None:
+                return {"segmentation": placement.mask(ids)}
+            ids = placement.mask(checked_ids(ids, part, self.n_labels, self.shift_segmentation))
+            return {"segmentation": encode_ids(ids, self.n_labels, self.segmentation_ids)}
+        try:
+            text = part.getvalue().decode().strip()
+            if key == "caption":
+                return {"caption": text}
+            number = int(text)
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise BadSample(f"{part} holds no {'number' if key == 'class_label' else 'text'}") from error
+        if not self.class_names:
+            return {"class_label": number}
+        if not 0 <= number < len(self.class_names):
+            raise BadSample(f"{part} says class {number}, but there are {len(self.class_names)} class names")
+        return {"class_label": number, "human_label": self.class_names[number]}
+
+    # ---- bytes
+
+    def _part(self, index: int, key: str, name: str) -> "_Member":
+        """Read a part of a sample."""
+        number = int(self._shard[index])
+        offset, size = map(int, self._where[key][index])
+        data = os.pread(self._file(number), size, offset)
+        if len(data) < size:
+            raise BadSample(f"{name}: the shard ends early; fetch or pack it again")
+        return _Member(data, name)
+
+    def _file(self, number: int) -> int:
+        """Open a shard, which is fetched if it is an address; return its descriptor."""
+        if number in self._files:
+            self._files.move_to_end(number)
+            return self._files[number]
+        path = self.shards[number]
+        if is_address(path):
+            path = fetch(path, self.cache_dir, self._sizes[number])
+        self._files[number] = os.open(path, os.O_RDONLY)
+        if len(self._files) > _OPEN:
+            os.close(self._files.popitem(last=False)[1])
+        return self._files[number]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    # ---- the index
+
+    def _collect(self) -> None:
+        """Look into every shard, or its index."""
+        names: list[bytes] = []
+        shard, image = [], []
+        where: dict[str, list[tuple[int, int]]] = {key: [] for key in ("image", *PARTS)}
+        left_alone: set[str] = set()
+        for number, path in enumerate(self.shards):
+            index = index_of(path, self.cache_dir)
+            self._sizes.append(index.size)
+            samples = _samples_of(index, path)
+            for name, parts in samples.items():
+                ending = next((ending for ending in parts if ending in IMAGES), None)
+                left_alone |= set(parts) - {*PARTS.values(), ending}
+                if ending is None:
+                    continue
+                names.append(name.encode())
+                shard.append(number)
+                image.append(IMAGES.index(ending))
+                where["image"].append(parts[ending])
+                for key, part in PARTS.items():
+                    where[key].append(parts.get(part, (0, -1)))
+        if not names:
+            more = " ..." if len(self.shards) > 1 else ""
+            raise ValueError(f"{self.shards[0]}{more} holds no images ({', '.join(IMAGES)})")
+        if left_alone:
+            logger.info("members of %s are not read: .%s", self.shards[0], ", .".join(sorted(left_alone)))
+        self._names, self._shard = np.array(names), np.array(shard, np.int32)
+        self._image = np.array(image, np.int8)
+        self._where = {key: np.array(places, np.int64) for key, places in where.items()}
+
+    def _chosen(self, keys: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the keys of `keys`, or of all, that few enough samples lack; say what is lacking."""
+        chosen: list[str] = []
+        bad = np.zeros(len(self), bool)  # (N,) the samples that lack a chosen key
+        for key in PARTS if keys is None else keys:
+            if key not in PARTS:
+                raise ValueError(f"keys name {key!r}; choose from {', '.join(PARTS)}")
+            lacks = self._where[key][:, 1] < 0
+            count, skipped, total = lacks.sum(), (bad | lacks).sum(), len(self)
+            if keys is None and count == total:
+                continue
+            state = f"{count} of {total} samples have no .{PARTS[key]} for the key {key}"
+            if count:
+                state += f", such as {self._name(lacks.argmax())}"
+            share = self.max_bad_fraction
+            if skipped == total or (skipped > 1 and skipped > share * total):
+                state += f": add them, or raise max_bad_fraction={share}, or give keys without {key}"
+                if keys is not None:
+                    raise ValueError(state)
+                logger.warning("items hold no %s: %s", key, state)
+                continue
+            if count:
+                logger.warning("%s: they are skipped; to have them, give keys without %s", state, key)
+            chosen.append(key)
+            bad |= lacks
+        return tuple(chosen)
+
+
+class _Member(io.BytesIO):
+    """The bytes of a member of a shard; messages name it."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+    __repr__ = __str__  # which messages of Pillow use
+
+
+def _samples_of(index: Index, shard: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Group the members of a shard: {name of the sample: {ending: (offset, size)}}."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for member, offset, size in index.members:
+        folder, _, base = member.rpartition("/")
+        stem, dot, ending = base.partition(".")
+        if not stem or not dot:  # hidden files, and files without an ending
+            continue
+        parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        if parts.setdefault(ending.lower(), (offset, size)) != (offset, size):
+            raise ShardError(f"shard {shard} is broken: it holds {member} twice; pack it again")
+    return samples
+
+
+def _class_names(classes_from: str | os.PathLike | None, first_shard: str) -> list[str]:
+    """Read the names of the classes; none where no file is named, and none lies beside the first shard."""
+    if classes_from is None:
+        if is_address(first_shard):
+            return []
+        classes_from = Path(local_copy(first_shard)).with_name("classes.txt")
+        if not classes_from.is_file():
+            return []
+    return read_lines(classes_from, "class name file")

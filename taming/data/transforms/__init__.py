@@ -1,0 +1,1 @@
+"""Transforms of images and of what belongs to them."""

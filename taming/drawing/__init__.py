@@ -1,1 +1,0 @@
-"""What the commands that draw pictures share: their options, conditions, shares of the work, files."""

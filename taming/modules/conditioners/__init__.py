@@ -1,0 +1,1 @@
+"""Condition stages: from a condition to the tokens that a transformer reads."""

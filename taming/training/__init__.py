@@ -1,0 +1,1 @@
+"""The command behind main.py: arguments, run directory, trainer, callbacks, loggers, console messages."""
