@@ -22,7 +22,7 @@ class CodebookUsage(nn.Module):
     def __init__(self, n_codes: int):
         super().__init__()
         if n_codes < 1:
-            raise ValueError(f"a codebook has at least one code, got n_codes={n_codes}")
+            raise ValueError(f"a codebook has at least one code, got codebook_size={n_codes}")
         self.n_codes = n_codes
         # On the CPU even when the model is built on the meta device, since nothing is loaded into it later.
         self.histogram = torch.zeros(n_codes, dtype=torch.long, device="cpu")

@@ -260,7 +260,7 @@ class Net2NetTransformer(ImageModel):
         """
         drawn = sample_tokens(
             self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k,
-            top_p=top_p, greedy=not sample, generator=generator, n_codes=self.n_codes,
+            top_p=top_p, greedy=not sample, generator=generator, codebook_size=self.n_codes,
             callback=None if callback is None else lambda step, codes: callback(step),
         )
         return torch.cat((x, drawn), dim=1)

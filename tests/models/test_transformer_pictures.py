@@ -113,7 +113,7 @@ def test_larger_pictures_come_through_the_window():
     c = torch.tensor([[1], [2]])
     images = model.generate(c, size=(16, 40), stride=2, generator=image_generators(0, range(2)))
     codes = sample_window(
-        model.transformer, c, shape=(4, 10), window=(4, 4), stride=2, n_codes=24,
+        model.transformer, c, shape=(4, 10), window=(4, 4), stride=2, codebook_size=24,
         generator=image_generators(0, range(2)),
     )
     close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))
@@ -146,7 +146,7 @@ def test_pictures_may_be_guided():
     for size, shape in (((16, 16), (4, 4)), ((20, 24), (5, 6))):
         images = model.generate(c, size=size, guidance=3.0, generator=image_generators(0, range(2)))
         codes = sample_window(
-            model.transformer, c, shape=shape, window=4, n_codes=24, guidance=3.0, null_condition=null,
+            model.transformer, c, shape=shape, window=4, codebook_size=24, guidance=3.0, null_condition=null,
             generator=image_generators(0, range(2)),
         )
         close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))

@@ -113,8 +113,8 @@ def test_without_a_generator_the_global_numbers_count(gpt):
 def test_only_codes_of_the_first_stage_are_drawn(gpt):
     prefix = torch.randint(V, (8, 1))
     assert sample_tokens(gpt, prefix, 12).max() >= 5
-    assert sample_tokens(gpt, prefix, 12, n_codes=5).max() < 5
-    assert sample_tokens(gpt, prefix, 12, n_codes=5, greedy=True).max() < 5
+    assert sample_tokens(gpt, prefix, 12, codebook_size=5).max() < 5
+    assert sample_tokens(gpt, prefix, 12, codebook_size=5, greedy=True).max() < 5
 
 
 def test_callback_sees_every_step(gpt):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_tokens, sample_window, window_nll
 from taming.sampling.filters import draw, filter_logits
-from taming.sampling.window import _levels, _origins
+from taming.sampling.window import _dependency_levels, _origins
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sliding_window_greedy.safetensors"
 V, WINDOW = 13, 4
@@ -121,7 +121,7 @@ def test_a_longer_stride_computes_fewer_tokens_and_a_wavefront_fewer_steps(gpt):
 def test_no_order_of_the_rule_of_2021_takes_fewer_than_304_steps_for_16x64():
     """(i, 0) sees (i - 1, 0..15): each row begins 16 steps after the one above."""
     origins = _origins(16, 64, (16, 16), 1)
-    waves = _levels([[True] * 64 for _ in range(16)], origins, (16, 16))
+    waves = _dependency_levels([[True] * 64 for _ in range(16)], origins, (16, 16))
     assert len(waves) == 15 * 16 + 64 == 304
     assert sorted(place for wave in waves for place in wave) == [(i, j) for i in range(16) for j in range(64)]
     # a chain of that length: along each row to column 15, down to the next, and the last row to its end
@@ -169,7 +169,7 @@ def test_a_class_or_start_token_needs_no_grid(gpt):
 
 
 def test_only_the_first_stages_codes_are_drawn(gpt):
-    codes = sample_window(gpt, condition(5, 9), window=WINDOW, n_codes=3)
+    codes = sample_window(gpt, condition(5, 9), window=WINDOW, codebook_size=3)
     assert codes.max() == 2
 
 
