@@ -1,11 +1,16 @@
-"""The colours of labels, the same in every picture, sheet and page.
+"""Colours of labels, the same in every image, sheet and page.
 
-L labels.
+B batch, L labels, H W pixels.
 """
 
 from functools import cache
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming.images import from_uint8
 
 # Easy to tell apart, by name in a legend too. The first ten suit the labels of the built-in landscapes.
 COLORS = (
@@ -17,7 +22,7 @@ COLORS = (
 
 @cache
 def label_colors(n_labels: int) -> np.ndarray:
-    """A fixed colour for each label, uint8 (L, 3), read-only: `COLORS`, then each far from all before it.
+    """Return a fixed colour for each label, uint8 (L, 3), read-only: `COLORS`, then each far from all before it.
 
     Raises:
         ValueError: more labels than there are colours that differ.
@@ -36,3 +41,14 @@ def label_colors(n_labels: int) -> np.ndarray:
     array = np.array(colors, dtype=np.uint8)
     array.setflags(write=False)  # kept for the next call
     return array
+
+
+def colorize(maps: Tensor) -> Tensor:
+    """Paint label maps (B, L, H, W), one-hot or shares, in the colours of `label_colors`: (B, 3, H, W) in [-1, 1]."""
+    colors = from_uint8(torch.tensor(label_colors(maps.shape[1]))).T  # (3, L)
+    return F.conv2d(maps.float(), colors[:, :, None, None].to(maps.device))
+
+
+def random_colors(n_labels: int) -> Tensor:
+    """Return the buffer `colorize` of models of 2021, (3, L, 1, 1): arbitrary, and the same in every run."""
+    return torch.randn(3, n_labels, 1, 1, generator=torch.Generator().manual_seed(0))

@@ -56,13 +56,14 @@ class LogitsSampler:
     ):
         self.filters = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
         self.greedy, self.codebook_size = options.greedy, codebook_size
+        temperature = options.temperature
         self.temperature: float | Tensor = 1.0  # or (S, B)
-        if not self.greedy and (callable(options.temperature) or isinstance(options.temperature, Tensor)):
-            self.temperature = per_step("temperature", options.temperature, steps, batch_size)
+        if callable(temperature) or isinstance(temperature, Tensor):
+            self.temperature = per_step("temperature", temperature, steps, batch_size)
             if not (self.temperature > 0).all():  # found now, not when a schedule comes there
                 raise ValueError(f"temperature must be above 0, not {self.temperature.min().item():g}")
-        elif not self.greedy:
-            self.temperature = options.temperature
+        else:
+            self.temperature = temperature
         self.scales = per_step("guidance", options.guidance, steps, batch_size)  # (S, B)
         self.guided = (self.scales != 1).any(1).tolist()  # by step
         if any(self.guided) and not has_null:
@@ -78,7 +79,7 @@ class LogitsSampler:
             self.numbers = uniform_numbers(batch_size, steps, generator).to(device)  # (B, S)
 
     def __call__(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
-        """Sample codes (B, Q) of Q steps from logits (B, Q, V), or (2B, Q, V) with those of null tokens last."""
+        """Sample codes (B, Q) of Q steps from logits (B, Q, V), null ones last if (2B, Q, V)."""
         logits = logits[..., : self.codebook_size]
         if len(logits) > len(self.scales[0]):
             given, null = logits.float().chunk(2)
@@ -103,7 +104,7 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
 
 
 def _shuffled(index: int, keys: bytes) -> int:
-    """Permute the 32-bit numbers by the keys; torch's CPU generator uses 32 bits of a seed only."""
+    """Permute the 32-bit numbers by the keys; torch's CPU generator uses 32 bits of a seed."""
     for i in range(0, 32, 8):
         index ^= int.from_bytes(keys[i : i + 4], "little")
         index = index * (int.from_bytes(keys[i + 4 : i + 8], "little") | 1) & 0xFFFFFFFF  # odd: invertible
@@ -112,7 +113,7 @@ def _shuffled(index: int, keys: bytes) -> int:
 
 
 def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tensor:
-    """Return numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or a seed of the only one.
+    """Return numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or from one generator.
 
     They are made on each generator's device, so that they do not depend on the transformer's.
     """

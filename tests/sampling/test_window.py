@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_tokens, sample_window, window_nll
-from taming.sampling.filters import draw, filter_logits
+from taming.sampling.filters import filter_logits, sample_from
 from taming.sampling.window import _dependency_levels, _origins
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sliding_window_greedy.safetensors"
@@ -44,7 +44,7 @@ def draw_naively(model, c, numbers=None, window=WINDOW):
             before = codes[:, rows, columns].flatten(1)[:, : local[0] * window + local[1]]
             with torch.no_grad():
                 logits = model(torch.cat((c[:, rows, columns].flatten(1), before), dim=1))[0][:, -1]
-            drawn = logits.argmax(-1) if numbers is None else draw(filter_logits(logits), numbers[:, i, j])
+            drawn = logits.argmax(-1) if numbers is None else sample_from(filter_logits(logits), numbers[:, i, j])
             codes[:, i, j] = drawn
     return codes
 
@@ -179,12 +179,12 @@ def test_only_the_first_stages_codes_are_drawn(gpt):
     (dict(shape=(5, 5)), "the condition has 5x6 codes, but shape is 5x5"),
     (dict(window=5), "need a block size of 49; the transformer's is 32"),
     (dict(stride=5), "stride = 5 is outside 1..4"),
-    (dict(stride=2, wavefront=True), "wavefront draws with stride 1, not 2"),
+    (dict(stride=2, wavefront=True), "a wavefront is for stride 1, not 2"),
     (dict(start=(1, 0)), "give known="),
     (dict(known=torch.zeros(1, 5, 6)), "neither start= nor mask="),
     (dict(known=torch.zeros(1, 5, 5), start=(1, 0)), "known codes .1, 5, 5. do not fit"),
     (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(4, 6)), "mask .4, 6. does not fit"),
-    (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(5, 6)), "nothing to draw"),
+    (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(5, 6)), "nothing to sample"),
     (dict(known=torch.zeros(1, 5, 6), start=(5, 0)), "outside the grid of 5x6"),
 ])
 def test_what_cannot_be_drawn_is_said(gpt, arguments, message):
