@@ -9,7 +9,7 @@ from scripts.sample_fast import main, parse
 from taming.checkpoint import load_model, save_exported
 from taming.cli.options import load_transformer
 from taming.config import instantiate_from_config
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.inference.decoding import PRECISIONS, decode
 from taming.modules.packed_linear import PackedLinear
 
