@@ -30,7 +30,7 @@ import torchvision
 from PIL import Image
 
 from taming.data.base import ImagePaths
-from taming.data.custom import find_images
+from taming.data.files.lists import find_images
 from taming.data.shards import TarShards
 from taming.data.shards.writer import pack
 from taming.data.transforms.edges import canny, gray

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scripts import make_panorama, sample_fast
 from taming.checkpoint import read_checkpoint
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.data.landscapes import Landscapes
 from taming.images import from_uint8, image_grid, save_png
 from taming.training import command as train

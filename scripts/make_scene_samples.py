@@ -20,7 +20,7 @@ from torch import Tensor
 
 from taming.cli.options import Parser, add_data_options, add_options, load_transformer, read_size, settings
 from taming.cli.outputs import check_folder
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.images import from_uint8, image_grid, save_png
 from taming.inference.conditions import check_drawable
 from taming.inference.dataset import batch_of, build_dataset, data_section, layout_builders, unwrapped

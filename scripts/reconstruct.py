@@ -20,7 +20,7 @@ from taming.cli.options import Parser, add_allow
 from taming.cli.outputs import check_folder
 from taming.config import allow_targets
 from taming.data.base import image_batches
-from taming.data.custom import find_images
+from taming.data.files.lists import find_images
 from taming.images import image_grid, save_png
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.util import exit_status, number, pick_device

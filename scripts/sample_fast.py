@@ -14,7 +14,7 @@ import torch
 from taming.checkpoint import find_checkpoint
 from taming.cli.options import Parser, add_options, load_transformer, settings
 from taming.cli.outputs import check_folder, check_png
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.images import from_uint8, image_grid, save_png
 from taming.inference.conditions import class_numbers, conditions_of
 from taming.inference.decoding import decode

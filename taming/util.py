@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,36 @@ MD5_MAP = {"vgg_lpips": "d507d7349b931f0638a25a48a722f98a"}
 _TIMEOUT = 60  # seconds without a byte
 
 
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a partial file beside `path`, which replaces `path` when the block ends.
+
+    `path` holds its old content or the new one, whole, at any moment, also after a crash or a power failure:
+    the partial file and its folder are flushed to the disk. After an exception the partial file is removed.
+    The folder must exist. The partial file is called `.NAME.PID.part`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        _flush_to_disk(partial)
+        partial.replace(path)
+        _flush_to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Call fsync on a file, or, where the system can, on a folder."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
     """Fetch `url` (http, https) into the file `local_path` with a progress bar, `chunk_size` bytes at a time.
 
@@ -29,24 +60,22 @@ def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
     _check_address(url)
     path = Path(local_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with urllib.request.build_opener(_WebOnly).open(url, timeout=_TIMEOUT) as response:
-            total = int(response.headers.get("content-length") or 0)
-            received = 0
-            with (
-                partial.open("wb") as file,
-                tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name) as bar,
-            ):
-                while data := response.read(chunk_size):
-                    file.write(data)
-                    received += len(data)
-                    bar.update(len(data))
+    with (
+        atomic_write(path) as partial,
+        urllib.request.build_opener(_WebOnly).open(url, timeout=_TIMEOUT) as response,
+    ):
+        total = int(response.headers.get("content-length") or 0)
+        received = 0
+        with (
+            partial.open("wb") as file,
+            tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name) as bar,
+        ):
+            while data := response.read(chunk_size):
+                file.write(data)
+                received += len(data)
+                bar.update(len(data))
         if received < total:
             raise OSError(f"{url} ended after {received} of {total} bytes; try again")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):

@@ -2,6 +2,8 @@
 
 import hashlib
 import http.server
+import os
+import stat
 import threading
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from taming.util import (
     KeyNotFoundError,
+    atomic_write,
     count_params,
     download,
     exit_status,
@@ -160,3 +163,30 @@ def test_a_users_error_is_one_line(tmp_path, capsys):
     assert exit_status(command, KeyboardInterrupt()) == 130
     with pytest.raises(OSError, match="disk"):
         exit_status(command, OSError("the disk is full"))
+
+
+def test_atomic_write_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with atomic_write(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert partial.name == f".file.txt.{os.getpid()}.part"
+    assert path.read_text() == "new"
+    with pytest.raises(OSError, match="disk"), atomic_write(path) as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]  # no partial file is left
+
+
+def test_atomic_write_flushes_the_file_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "file", []
+
+    def fsync(descriptor):
+        flushed.append(("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file", path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"x")
+    assert flushed == [("file", False), ("folder", True)]

@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from taming.data.base import overridden, read_lines
-from taming.data.custom import find_images
+from taming.data.base import merge_config
+from taming.data.files.lists import find_images, read_lines
 from taming.data.segmented import SegmentedImages
 from taming.data.sflckr import SegmentationBase
-from taming.data.transforms.joint import PairedTransform, Size
+from taming.data.transforms.joint import JointTransform, Size
 
 N_LABELS = 151  # unknown and 150
 
@@ -71,7 +71,7 @@ class ADE20kBase(SegmentedImages):
         max_bad_fraction: float = 0.01,
     ) -> None:
         self.split = self.get_split()
-        settings = overridden(
+        settings = merge_config(
             self, config, size=size, random_crop=random_crop, interpolation=interpolation, crop_size=crop_size
         )
         source, names = self._names(data_root, data_csv)
@@ -84,7 +84,7 @@ class ADE20kBase(SegmentedImages):
                 "segmentation_path_": [os.path.join(data_root, "annotations", name) for name in masks],
                 "scene_category": _scene_categories(os.path.join(data_root, "sceneCategories.txt"), names),
             },
-            PairedTransform(**settings),
+            JointTransform(**settings),
             n_labels=N_LABELS, segmentation_ids=segmentation_ids, source=source,
             max_bad_fraction=max_bad_fraction,
         )

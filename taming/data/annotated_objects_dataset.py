@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import InterpolationMode, Resize
 
-from taming.data.base import BadImage, ImagePaths, read_image
+from taming.data.base import ImagePaths
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.conditional_builder.utils import load_allow_list, load_mapping
+from taming.data.files.errors import BadImage
+from taming.data.files.images import read_image
 from taming.data.helper_types import (
     FULL_CROP,
     Annotation,

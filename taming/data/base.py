@@ -8,116 +8,24 @@ import bisect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from taming.data.files.errors import BadImage, BadSample
-from taming.data.transforms.joint import Box, PairedTransform, Placement, Size
+from taming.data.files.errors import BadSample
+from taming.data.files.images import read_npy, read_transformed
+from taming.data.transforms.joint import JointParams, JointTransform, Size
 from taming.images import from_uint8
 
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike
-_ORIENTATION = 0x0112  # the EXIF tag
-_REDUCE_FROM = 2  # JPEGs are decoded small if that leaves this many times the pixels a side that are wanted
-_PROBES = 64  # files that a list is judged by
 
 
-# ---- one file
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read one image file of any mode that Pillow knows as RGB: uint8 (H, W, 3), 0..255, upright.
-
-    EXIF orientation is applied; transparency is composited over white; 16-bit gray is scaled, not clipped, to
-    8 bits; of an animation the first frame is read.
-
-    Raises:
-        BadImage: missing, truncated, not an image, or of a mode without a defined range (32-bit float).
-    """
-    with names_file(path), Image.open(path) as image:
-        return np.asarray(_to_rgb(image))
-
-
-def read_placed(
-    path: Path, transform: PairedTransform, file: IO[bytes] | None = None
-) -> tuple[np.ndarray, Placement]:
-    """Read one image file as `read_image` does, resized and cropped: uint8 (H, W, 3), and where that lies.
-
-    JPEGs of more than twice the wanted size are decoded at a half, a quarter or an eighth of their size.
-
-    Args:
-        path: the file, or what messages call it.
-        transform: says where to.
-        file: what to read instead.
-
-    Raises:
-        BadImage: as read_image.
-        BadSample: as PairedTransform.place.
-    """
-    with names_file(path):
-        opened = Image.open(path if file is None else file)
-    with opened:
-        with names_file(path):
-            # Only of an upright JPEG the size is known, and may be chosen, before it is decoded.
-            reducible = opened.format == "JPEG" and opened.getexif().get(_ORIENTATION, 1) == 1
-            picture = opened if reducible else _to_rgb(opened)
-        placement = transform.place(picture.height, picture.width, path)
-        with names_file(path):
-            box = _reduce(picture, *placement.resized) if reducible else None
-            return placement.image(np.asarray(_to_rgb(picture)), box), placement
-
-
-@contextmanager
-def names_file(
-    path: object, what: str = "image", kind: type[BadSample] = BadImage
-) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into an error of that kind, which names it as `str(path)` does."""
-    try:
-        yield
-    except (MemoryError, BadSample):
-        raise
-    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        message = f"cannot read {what} {path}: {type(error).__name__}: {error}"
-        raise kind(message) from error
-
-
-def _reduce(image: Image.Image, h: int, w: int) -> Box | None:
-    """Have a JPEG decoded small if more than twice (h, w) remains; return what of its pixels is the picture.
-
-    The decoder rounds sizes up, so that the last row and column can reach beyond the picture.
-    """
-    before = image.size
-    drafted = image.draft(None, (_REDUCE_FROM * w, _REDUCE_FROM * h))
-    return drafted[1] if drafted and image.size != before else None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # "I;16" and its byte orders (PNG, TIFF), "I" (PGM, TIFF)
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise ValueError(f"integer pixels from {values.min()} to {values.max()} are not 16-bit gray")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("float pixels have no defined range; convert the file to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-# ---- many
-
-
-class Samples(Dataset):
+class FaultTolerantDataset(Dataset):
     """A data set that goes on where single samples are bad; subclasses say how many there are, and load one.
 
     A bad sample is skipped with a warning: the next good one takes its place. When more than
@@ -169,11 +77,11 @@ class Samples(Dataset):
         logger.warning("%s; the next image takes its place (%d of %d are bad so far)", error, count, total)
 
 
-class ImagePaths(Samples):
+class ImagePaths(FaultTolerantDataset):
     """Image files as items {"image": HWC float32 in [-1, 1], "file_path_": str, and one value per label}.
 
-    `size`, `crop_size`, `random_crop` and `flip` are those of PairedTransform. A file that cannot be read, or
-    is smaller than a `crop_size` without `size`, is skipped as Samples says, with its labels.
+    `size`, `crop_size`, `random_crop` and `flip` are those of JointTransform. A file that cannot be read, or
+    is smaller than a `crop_size` without `size`, is skipped as FaultTolerantDataset says, with its labels.
 
     Args:
         paths: image files.
@@ -212,7 +120,7 @@ class ImagePaths(Samples):
                     f"labels[{key!r}] has {len(values)} values for {len(self.paths)} images: give one each"
                 )
         self.labels = {**(labels or {}), "file_path_": self.paths}
-        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
         self.coord = coord
 
     @property
@@ -236,13 +144,13 @@ class ImagePaths(Samples):
 
     def load(self, path: Path) -> dict[str, np.ndarray]:
         """Read one file into "image" (H, W, 3), float32 in [-1, 1], and "coord" (H, W, 1) if asked for."""
-        pixels, placement = self.read(path)
+        pixels, params = self.read(path)
         item = {"image": from_uint8(pixels)}  # (H, W, 3)
-        return item | ({"coord": placement.coord()} if self.coord else {})
+        return item | ({"coord": params.coord()} if self.coord else {})
 
-    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+    def read(self, path: Path) -> tuple[np.ndarray, JointParams]:
         """Read one file, resized and cropped: uint8 (H, W, 3), and where that lies in the picture."""
-        return read_placed(path, self.transform)
+        return read_transformed(path, self.transform)
 
 
 class NumpyPaths(ImagePaths):
@@ -251,17 +159,12 @@ class NumpyPaths(ImagePaths):
     Files of other extensions than .npy are read as images.
     """
 
-    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+    def read(self, path: Path) -> tuple[np.ndarray, JointParams]:
         if not os.fspath(path).endswith(".npy"):
             return super().read(path)
-        with names_file(path):
-            pixels = np.load(path, allow_pickle=False)
-            pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
-            pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 and pixels.shape[0] == 3 else pixels
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-                raise ValueError(f"{pixels.dtype} {pixels.shape}, but a picture is uint8 (1, 3, H, W)")
-        placement = self.transform.place(*pixels.shape[:2], path)
-        return placement.image(np.ascontiguousarray(pixels)), placement
+        pixels = read_npy(path)
+        params = self.transform.get_params(*pixels.shape[:2], path)
+        return params.image(pixels), params
 
 
 class ConcatDatasetWithIndex(ConcatDataset):
@@ -275,10 +178,7 @@ class ConcatDatasetWithIndex(ConcatDataset):
         return self.datasets[number][idx % len(self) - first], number
 
 
-# ---- arguments, and lists of files
-
-
-def overridden(owner: object, config: Mapping[str, Any] | None, **settings: Any) -> dict[str, Any]:
+def merge_config(owner: object, config: Mapping[str, Any] | None, **settings: Any) -> dict[str, Any]:
     """Return the settings, those of `config` instead where it has them; `owner` is named in messages.
 
     Raises:
@@ -290,44 +190,6 @@ def overridden(owner: object, config: Mapping[str, Any] | None, **settings: Any)
             f"{', '.join(settings)}"
         )
     return settings | dict(config or {})
-
-
-def read_lines(list_file: Path, what: str) -> list[str]:
-    """Read the lines of a text file that are not blank; `what` says in messages what they are.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: there are none, or it is no text.
-    """
-    if not os.path.isfile(list_file):
-        raise FileNotFoundError(
-            f"{what} {os.fspath(list_file)} does not exist (working directory: {os.getcwd()}); write it, or "
-            "give the path of yours"
-        )
-    try:
-        with open(list_file, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{what} {os.fspath(list_file)} is no UTF-8 text ({error}): save it as UTF-8"
-        ) from error
-    if not any(lines):
-        raise ValueError(f"{what} {os.fspath(list_file)} is empty")
-    return [line for line in lines if line]
-
-
-def check_some_exist(paths: Sequence[str], source: Path) -> None:
-    """Look for a few of the files that a list names; single ones may be missing, but not all.
-
-    Raises:
-        FileNotFoundError: the list and the folder do not belong together.
-    """
-    probes = paths[::max(1, len(paths) // _PROBES)]
-    if not any(os.path.isfile(path) for path in probes):
-        raise FileNotFoundError(
-            f"none of {len(probes)} files that {os.fspath(source)} names exists, such as {probes[0]} "
-            f"(working directory: {os.getcwd()}): check the folder of the data"
-        )
 
 
 def image_batches(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taming.data.base import BadSample, names_file, read_placed
-from taming.data.segmented import SegmentedImages, check_same_size
+from taming.data.files.errors import BadSample, file_errors
+from taming.data.files.images import read_transformed
+from taming.data.files.label_maps import check_same_size
+from taming.data.segmented import SegmentedImages
 from taming.data.sflckr import SegmentationBase
-from taming.data.transforms.joint import PairedTransform, Placement, Size
+from taming.data.transforms.joint import JointParams, JointTransform, Size
 from taming.images import from_uint8
 
 N_LABELS = 183  # 0 is unlabeled; 1 to 182 are things and stuff, as in the label list of COCO-Stuff
@@ -110,7 +112,7 @@ class CocoBase(SegmentedImages):
                 "seg_path": [os.path.join(segmentation_root, masks[number]) for number in numbers],
                 "filename_": [os.path.basename(files[number]) for number in numbers],
             },
-            PairedTransform(
+            JointTransform(
                 size, crop_size, self.split != "validation", interpolation="bilinear", whole=force_no_crop
             ),
             n_labels=N_LABELS, shift_segmentation=True, segmentation_ids=segmentation_ids, source=datajson,
@@ -129,8 +131,8 @@ class CocoBase(SegmentedImages):
         if self.onehot:
             return super().load_sample(index) | {"caption": [caption]}
         item = {key: values[index] for key, values in self.labels.items()}
-        pixels, placement = read_placed(item["img_path"], self.transform)
-        colours = _read_colours(item["seg_path"], placement)
+        pixels, params = read_transformed(item["img_path"], self.transform)
+        colours = _read_colours(item["seg_path"], params)
         return item | {"image": from_uint8(pixels), "segmentation": from_uint8(colours), "caption": [caption]}
 
 
@@ -217,9 +219,9 @@ def _read_captions(datajson: str | os.PathLike) -> tuple[dict[int, str], dict[in
     return files, captions
 
 
-def _read_colours(path: str, placement: Placement) -> np.ndarray:
+def _read_colours(path: str, params: JointParams) -> np.ndarray:
     """Read a segmentation as a picture (H, W, 3) uint8, moved like its image; its colours are not mixed."""
-    with names_file(path, "segmentation", BadSample), Image.open(path) as image:
+    with file_errors(path, "segmentation", BadSample), Image.open(path) as image:
         colours = np.asarray(image.convert("RGB"))
-    check_same_size("segmentation", path, colours, placement)
-    return placement.mask(colours)
+    check_same_size("segmentation", path, colours, params)
+    return params.mask(colours)

@@ -2,57 +2,18 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
-from taming.data.base import ImagePaths, read_lines
+from taming.data.base import ImagePaths
+from taming.data.files.lists import (
+    class_folders,
+    existing_folder,
+    find_images,
+    read_class_names,
+    read_list_file,
+)
 from taming.data.transforms.joint import Size
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
-def find_images(folder: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Find the images below a folder, at any depth and through links, sorted; hidden ones are left out.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: it holds no image; the message lists the file name extensions that were looked for.
-    """
-    folder = _existing_folder(folder)
-    found = sorted(_walk(folder, extensions))
-    if not found:
-        raise ValueError(f"folder {folder} and those below hold no images ({', '.join(extensions)})")
-    return found
-
-
-def read_list_file(list_file: str | os.PathLike) -> list[str]:
-    """Read image paths from a text file, one a line, in its order; blank lines are left out.
-
-    A relative path counts from the working directory (as in 2021), or else from the folder of the list file.
-
-    Raises:
-        FileNotFoundError: the list file does not exist.
-        ValueError: it is empty or no UTF-8, or names files that do not exist: says how many, and shows the
-            first five.
-    """
-    list_file = Path(list_file)
-    names = read_lines(list_file, "image list file")
-    paths, missing = [], []
-    for name in names:
-        beside = os.path.join(list_file.parent, name)  # of an absolute name, that name
-        path = name if os.path.isfile(name) else beside if os.path.isfile(beside) else None
-        (missing if path is None else paths).append(path or name)
-    if missing:
-        shown = "\n  ".join(missing[:5])
-        raise ValueError(
-            f"{len(missing)} of {len(names)} images named in {list_file} do not exist; relative paths were "
-            "looked for in the "
-            f"working directory {os.getcwd()} and in {list_file.parent}. The first:\n  {shown}"
-        )
-    return paths
-
 
 class CustomBase(ImagePaths):
     """The images of a list file or of a folder, whichever is given."""
@@ -149,9 +110,9 @@ class CustomClassBase(ImagePaths):
         coord: bool = False,
         max_bad_fraction: float = 0.01,
     ) -> None:
-        folder = _existing_folder(folder)
-        own = _class_folders(folder)
-        self.class_names = own if classes_from is None else _read_class_names(classes_from)
+        folder = existing_folder(folder)
+        own = class_folders(folder)
+        self.class_names = own if classes_from is None else read_class_names(classes_from)
         unknown = [name for name in own if name not in set(self.class_names)]
         if unknown:
             raise ValueError(
@@ -227,40 +188,3 @@ class CustomClassTest(CustomClassBase):
         )
 
 
-def _existing_folder(folder: str | os.PathLike) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"image folder {folder} {what} (working directory: {os.getcwd()})")
-    return folder
-
-
-def _walk(folder: Path, extensions: tuple[str, ...]) -> Iterator[str]:
-    visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link that leads back up
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(extensions):
-                yield os.path.join(parent, name)
-
-
-def _class_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    if not names:
-        raise ValueError(f"folder {folder} holds no class folders: give each class a folder there")
-    return names
-
-
-def _read_class_names(source: str | os.PathLike) -> list[str]:
-    source = Path(source)
-    if not source.is_file():
-        return _class_folders(_existing_folder(source))
-    names = read_lines(source, "class name file")
-    if len(set(names)) != len(names):
-        raise ValueError(f"class name file {source} names a class twice: write each name once, one a line")
-    return names

@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
-from taming.data.sampler import BatchStream, SeededDataset, ShardedSampler, StreamLoader
+from taming.data.sampler import ResumableBatchSampler, ResumableDataLoader, SeededDataset, ShardedSampler
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class WrappedDataset(Dataset):
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
         self.collate_fn = getattr(dataset, "collate_fn", None)
-        self.permutation = getattr(dataset, "permutation", None)  # see BatchStream
+        self.permutation = getattr(dataset, "permutation", None)  # see ResumableBatchSampler
 
     def __len__(self) -> int:
         return len(self.data)
@@ -95,7 +95,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.seed = seed
         self.shuffle_validation = shuffle_validation
         self.drop_last = drop_last
-        self._stream: BatchStream | None = None  # of the training loader in use
+        self._stream: ResumableBatchSampler | None = None  # of the training loader in use
         self._offset = 0  # position in the stream minus the batches that the trainer has counted
         self._restored: dict[str, int] = {}  # state of the run that is being resumed
 
@@ -112,7 +112,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, self.batch_size, **self._loader_options(dataset))
         rank, world_size = self._shard()
-        stream = BatchStream(
+        stream = ResumableBatchSampler(
             dataset, self.batch_size,
             seed=self.seed, drop_last=self.drop_last, rank=rank, world_size=world_size,
         )
@@ -125,7 +125,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             )
         self._stream = stream
         self._match_restored_order()
-        loader = StreamLoader(
+        loader = ResumableDataLoader(
             SeededDataset(dataset, self.seed), batch_sampler=stream, **self._loader_options(dataset)
         )
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from taming.data.base import BadSample, Samples, check_some_exist, read_placed
+from taming.data.base import FaultTolerantDataset
+from taming.data.files.errors import BadSample
+from taming.data.files.images import read_transformed
+from taming.data.files.lists import check_some_exist
 from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
-from taming.data.transforms.joint import PairedTransform, Size
+from taming.data.transforms.joint import JointTransform, Size
 from taming.images import from_uint8
 
 OPENPOSE = 18  # joints, of which the second is the neck
@@ -24,7 +27,7 @@ _FOLDERS = {"train": "train", "validation": "test"}  # as pose transfer has part
 _SLACK = 1.0  # pixels that a joint may lie outside of its picture: rounding
 
 
-class DeepFashionBase(Samples):
+class DeepFashionBase(FaultTolerantDataset):
     """People with their poses: items of
 
         image: (H, W, 3) float32 in [-1, 1].
@@ -70,7 +73,7 @@ class DeepFashionBase(Samples):
         max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(max_bad_fraction)
-        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
         file = self._keypoint_file(Path(root), keypoints)
         joints = read_keypoints(file)
         folders = [Path(root, name) for name in ("images", _FOLDERS[self.SPLIT])]
@@ -85,8 +88,8 @@ class DeepFashionBase(Samples):
 
     def load_sample(self, index: int) -> dict[str, Any]:
         path, joints = self.paths[index], self.keypoints[index]
-        pixels, placement = read_placed(path, self.transform)
-        height, width = placement.source
+        pixels, params = read_transformed(path, self.transform)
+        height, width = params.source
         x, y = joints[joints[:, 2] > 0, :2].T
         outside = (x < -_SLACK) | (y < -_SLACK) | (x > width + _SLACK) | (y > height + _SLACK)
         if outside.any():
@@ -94,13 +97,13 @@ class DeepFashionBase(Samples):
                 f"{path} is {height}x{width} pixels (height x width), but {outside.sum()} of its joints lie "
                 f"outside, such as x={x[outside][0]:g}, y={y[outside][0]:g}: are they of another size?"
             )
-        moved = placement.points(joints, MIRRORED)
+        moved = params.points(joints, MIRRORED)
         moved[moved[:, 2] == 0] = 0
         return {
             "image": from_uint8(pixels),
             "keypoints": moved,
-            "pose": from_uint8(limb_map(moved, placement.shape)),
-            "pose_tokens": self.conditional_builders["pose_tokens"].build(moved, placement.shape),
+            "pose": from_uint8(limb_map(moved, params.shape)),
+            "pose_tokens": self.conditional_builders["pose_tokens"].build(moved, params.shape),
             "file_path_": path,
         }
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from taming.data.base import ConcatDatasetWithIndex, NumpyPaths
-from taming.data.custom import EXTENSIONS
+from taming.data.files.lists import EXTENSIONS
 from taming.data.splits import split_images
 from taming.data.transforms.joint import Size
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from taming.data.base import BadSample, Samples, names_file, read_placed
-from taming.data.transforms.joint import PairedTransform, Size
+from taming.data.base import FaultTolerantDataset
+from taming.data.files.errors import BadSample, file_errors
+from taming.data.files.images import read_transformed
+from taming.data.transforms.joint import JointTransform, Size
 from taming.images import from_uint8
 
 PARQUET = ".parquet"
 
 
-class HuggingFaceImages(Samples):
+class HuggingFaceImages(FaultTolerantDataset):
     """Images of a table: items {"image": (H, W, 3) float32 in [-1, 1], "file_path_": str}, and as asked for
 
         class_label: int; "human_label", str, where the table names its classes.
@@ -63,7 +65,7 @@ class HuggingFaceImages(Samples):
     ) -> None:
         super().__init__(max_bad_fraction)
         self.source = f"{os.fspath(path)}[{split}]"
-        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
         self.coord = coord
         self.columns = {"image": image_column, "class_label": label_column, "caption": caption_column}
         table = _load(os.fspath(path), split, name, revision, cache_dir)
@@ -87,13 +89,13 @@ class HuggingFaceImages(Samples):
         if not cell or not (cell.get("bytes") or cell.get("path")):
             raise BadSample(f"{place} holds no image")
         data = cell.get("bytes")
-        with names_file(place):
+        with file_errors(place):
             file = io.BytesIO(data) if data else open(cell["path"], "rb")
         with file:
-            pixels, placement = read_placed(place, self.transform, file)
+            pixels, params = read_transformed(place, self.transform, file)
         item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": place}  # (H, W, 3)
         if self.coord:
-            item["coord"] = placement.coord()
+            item["coord"] = params.coord()
         return item | self._words(row, place)
 
     def _words(self, row: dict[str, Any], place: str) -> dict[str, Any]:

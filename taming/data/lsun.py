@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from taming.data.base import BadImage, ImagePaths, read_placed
+from taming.data.base import ImagePaths
+from taming.data.files.errors import BadImage
+from taming.data.files.images import read_transformed
 from taming.data.splits import split_images
-from taming.data.transforms.joint import Placement, Size
+from taming.data.transforms.joint import JointParams, Size
 
 Path = str | os.PathLike
 
@@ -42,13 +44,13 @@ class LmdbImages(ImagePaths):
             raise ValueError(f"{self.root} holds no images")
         super().__init__([f"{self.root}/{key}" for key in keys], size, random_crop, **options)
 
-    def read(self, path: Path) -> tuple[np.ndarray, Placement]:
+    def read(self, path: Path) -> tuple[np.ndarray, JointParams]:
         key = os.fspath(path).rsplit("/", 1)[-1]
         with _environment(self.root).begin() as transaction:
             data = transaction.get(key.encode("ascii"))
         if data is None:
             raise BadImage(f"{self.root} holds no image {key}")
-        return read_placed(path, self.transform, io.BytesIO(data))
+        return read_transformed(path, self.transform, io.BytesIO(data))
 
 
 class LSUNBase(Dataset):

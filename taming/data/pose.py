@@ -2,7 +2,7 @@
 
 P people, K = 17 joints, H W pixels, M tokens. A joint is x, y (pixels; continuous, x = 0 is the left edge of
 the picture, x = W its right one) and its visibility: 0 not given, 1 hidden, 2 seen. Joints 1 and 2 are used
-alike. A joint that lies outside the frame counts as not given, as a crop leaves it (`Placement.points`).
+alike. A joint that lies outside the frame counts as not given, as a crop leaves it (`JointParams.points`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ JOINTS = (
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
     "left_ankle", "right_ankle",
 )
-# The joint that takes one's place in a mirrored picture: `swap` of Placement.points.
+# The joint that takes one's place in a mirrored picture: `swap` of JointParams.points.
 MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 Colour = tuple[int, int, int]  # 0..255

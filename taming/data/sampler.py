@@ -57,7 +57,7 @@ def seeded(*key: int) -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-class BatchStream(Sampler[list[Pair]]):
+class ResumableBatchSampler(Sampler[list[Pair]]):
     """An endless stream of shuffled batches: batch q of the stream is batch q % N of epoch q // N.
 
     Each epoch is a permutation drawn from (seed, epoch) and dealt to the processes in turn, so that the W
@@ -132,9 +132,8 @@ class ShardedSampler(Sampler[int]):
         return iter(self.indices)
 
 
-class StreamLoader(DataLoader):
-    """A DataLoader over a BatchStream that asks where to begin when its first batch is wanted, and not
-    before.
+class ResumableDataLoader(DataLoader):
+    """A DataLoader over a ResumableBatchSampler that asks where to begin when its first batch is wanted.
 
     Lightning makes the iterator before it has settled where a resumed run continues, and a DataLoader with
     worker processes reads ahead at once; waiting for the first batch is what makes the answer right and the

@@ -9,76 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from taming.data.base import BadSample, Samples, check_some_exist, names_file, read_placed
-from taming.data.transforms.joint import PairedTransform, Placement
+from taming.data.base import FaultTolerantDataset
+from taming.data.files.images import read_transformed
+from taming.data.files.label_maps import check_same_size, encode_ids, read_ids, validate_ids
+from taming.data.files.lists import check_some_exist
+from taming.data.transforms.joint import JointParams, JointTransform
 from taming.images import from_uint8
 
-UNLABELED = 255  # in the files of COCO-Stuff; one more, in 8 bits, is 0
-ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other pictures have colours
 
-
-def read_ids(path: str | os.PathLike) -> np.ndarray:
-    """Read a label map: (H, W), uint8, or int32 where the file has 16 bits; of a palette image the indices.
-
-    Raises:
-        BadSample: the file is no image, or has colours instead of ids.
-    """
-    with names_file(path, "segmentation", BadSample), Image.open(path) as image:
-        image.load()
-    if image.mode not in ID_MODES:
-        raise BadSample(
-            f"segmentation {path} has mode {image.mode}, but a label map has one channel of ids (mode L or "
-            "P): convert colours to ids"
-        )
-    ids = np.asarray(image)
-    return ids.astype(np.int32 if ids.dtype.itemsize > 1 else np.uint8, copy=False)
-
-
-def check_same_size(what: str, path: str, values: np.ndarray, placement: Placement) -> None:
-    """Raise BadSample if a map (H, W, ...) that belongs to a picture has another size than the picture."""
-    if values.shape[:2] != placement.source:
-        raise BadSample(
-            f"{what} {path} has {values.shape[0]}x{values.shape[1]} pixels (height x width), its image "
-            f"{placement.source[0]}x{placement.source[1]}: both must be of one size"
-        )
-
-
-def checked_ids(ids: np.ndarray, name: object, n_labels: int, shift: bool = False) -> np.ndarray:
-    """Return the ids of a label map, with `shift` one more and 0 for UNLABELED, none of them >= n_labels.
-
-    Raises:
-        BadSample: there are others; `name` says whose.
-    """
-    if shift:
-        unlabeled = ids == UNLABELED
-        ids = ids + 1
-        ids[unlabeled] = 0
-    if ids.min(initial=0) < 0 or ids.max(initial=0) >= n_labels:
-        raise BadSample(
-            f"segmentation {name} holds label ids from {ids.min()} to {ids.max()}{', shifted by 1' * shift}, "
-            f"but n_labels={n_labels} allows 0 to {n_labels - 1}: repair the file, or, if the data set takes "
-            "them, raise n_labels, or set shift_segmentation where 255 means unlabeled"
-        )
-    return ids
-
-
-def encode_ids(ids: np.ndarray, n_labels: int, as_ids: bool) -> np.ndarray:
-    """Make ids (H, W) one-hot, (H, W, L) float32, or with `as_ids` small, uint8 where n_labels <= 256."""
-    if as_ids:
-        return ids.astype(np.uint8 if n_labels <= 256 else np.int32)
-    onehot = np.zeros((*ids.shape, n_labels), dtype=np.float32)
-    np.put_along_axis(onehot, ids[..., None].astype(np.int64), 1.0, axis=-1)
-    return onehot  # (H, W, L)
-
-
-class SegmentedImages(Samples):
+class SegmentedImages(FaultTolerantDataset):
     """Items {"image": (H, W, 3) float32 in [-1, 1], "segmentation": see below, and one value per label}.
 
     "segmentation" is one-hot, (H, W, n_labels) float32, or with `segmentation_ids` the ids themselves, (H,
     W), uint8 where n_labels <= 256. An image that cannot be read, a label map of another size, and ids
-    outside of 0 .. n_labels - 1 make a bad sample, which is skipped as Samples says.
+    outside of 0 .. n_labels - 1 make a bad sample, which is skipped as FaultTolerantDataset says.
 
     Args:
         labels: lists of one length by key; "file_path_" and "segmentation_path_" (or `mask_key`) name the
@@ -96,7 +41,7 @@ class SegmentedImages(Samples):
     def __init__(
         self,
         labels: Mapping[str, Sequence[Any]],
-        transform: PairedTransform,
+        transform: JointTransform,
         *,
         n_labels: int,
         shift_segmentation: bool = False,
@@ -118,16 +63,16 @@ class SegmentedImages(Samples):
 
     def load_sample(self, index: int) -> dict[str, Any]:
         item = {key: values[index] for key, values in self.labels.items()}
-        pixels, placement = read_placed(item[self.image_key], self.transform)
+        pixels, params = read_transformed(item[self.image_key], self.transform)
         item["image"] = from_uint8(pixels)  # (H, W, 3)
-        item["segmentation"] = self.encode(self.read_mask(item[self.mask_key], placement))
+        item["segmentation"] = self.encode(self.read_mask(item[self.mask_key], params))
         return item
 
-    def read_mask(self, path: str, placement: Placement) -> np.ndarray:
+    def read_mask(self, path: str, params: JointParams) -> np.ndarray:
         """Read the ids (H, W) of a label map, moved like its picture, and check them."""
         ids = read_ids(path)
-        check_same_size("segmentation", path, ids, placement)
-        return placement.mask(checked_ids(ids, path, self.n_labels, self.shift_segmentation))
+        check_same_size("segmentation", path, ids, params)
+        return params.mask(validate_ids(ids, path, self.n_labels, self.shift_segmentation))
 
     def encode(self, ids: np.ndarray) -> np.ndarray:
         """Turn ids (H, W) into what items hold."""

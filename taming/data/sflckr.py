@@ -2,9 +2,9 @@
 
 import os
 
-from taming.data.base import read_lines
+from taming.data.files.lists import read_lines
 from taming.data.segmented import SegmentedImages
-from taming.data.transforms.joint import PairedTransform, Size
+from taming.data.transforms.joint import JointTransform, Size
 
 
 class SegmentationBase(SegmentedImages):
@@ -52,7 +52,7 @@ class SegmentationBase(SegmentedImages):
                 "file_path_": [os.path.join(data_root, name) for name in names],
                 "segmentation_path_": [os.path.join(segmentation_root, name) for name in masks],
             },
-            PairedTransform(size, None, random_crop, interpolation=interpolation),
+            JointTransform(size, None, random_crop, interpolation=interpolation),
             n_labels=n_labels, shift_segmentation=shift_segmentation, segmentation_ids=segmentation_ids,
             source=data_csv, max_bad_fraction=max_bad_fraction,
         )

@@ -4,8 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from taming.data.base import check_some_exist, read_lines
-from taming.data.custom import EXTENSIONS, find_images
+from taming.data.files.lists import EXTENSIONS, check_some_exist, find_images, read_lines
 
 Path = str | os.PathLike
 

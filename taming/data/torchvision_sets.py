@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from taming.data.transforms.joint import PairedTransform, Size
+from taming.data.transforms.joint import JointTransform, Size
 from taming.images import from_uint8
 
 Root = str | os.PathLike
@@ -39,7 +39,7 @@ class _Labelled(Dataset):
                 "there, or set download: true"
             ) from error
         self.class_names = list(self.data.classes)
-        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -49,7 +49,7 @@ class _Labelled(Dataset):
             raise IndexError(f"index {index} of {len(self)} images")
         picture, label = self.data[index % len(self)]
         pixels = np.asarray(picture)
-        item = {"image": from_uint8(self.transform.place(*pixels.shape[:2]).image(pixels))}
+        item = {"image": from_uint8(self.transform.get_params(*pixels.shape[:2]).image(pixels))}
         if not self.labelled:
             return item
         return item | {"class_label": int(label), "human_label": self.class_names[label]}

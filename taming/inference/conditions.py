@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.inference.decoding import check_size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from taming.checkpoint import without_ckpt_paths
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 
 SAMPLED = 8  # values of each tensor; training changes all of them, and reading gigabytes would take a while
 SPEED_ONLY = ("batch_size", "num_workers")  # parameters of the data that change no item

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.data.base import BadImage, read_image
-from taming.data.custom import find_images
 from taming.data.files.depth import depth_to_rgba
+from taming.data.files.errors import BadImage
+from taming.data.files.images import read_image
+from taming.data.files.lists import find_images
 
 Estimate = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> a map (H, W)
 Model = tuple[Any, Any]  # what prepares images, and the network

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from taming.data.base import BadImage, read_image
+from taming.data.files.errors import BadImage
+from taming.data.files.images import read_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs, or are no pictures
 MAX_UPLOAD_PIXELS = 50_000_000  # more than a camera has; 150 MB as RGB

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.data.base import BadImage, ImagePaths, image_batches, read_image
+from taming.data.base import ImagePaths, image_batches
+from taming.data.files.errors import BadImage
+from taming.data.files.images import read_image
 from taming.images import from_uint8, to_uint8
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

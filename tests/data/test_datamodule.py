@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from taming.data.datamodule import DataModuleFromConfig, default_num_workers
-from taming.data.sampler import BatchStream, SeededDataset, ShardedSampler, seeded
+from taming.data.sampler import ResumableBatchSampler, SeededDataset, ShardedSampler, seeded
 
 IMAGES, BATCH = 11, 2  # five batches an epoch, and one image left over
 
@@ -186,7 +186,7 @@ def test_another_batch_size_on_resume_starts_a_new_epoch_and_says_so(folder, tmp
     fit(make(folder), Interrupt("batch_end", 7, tmp_path / "x.ckpt"))
     seen = fit(make(folder, batch_size=1), resume=tmp_path / "x.ckpt").seen
     assert "batch_size was 2 and is 1" in caplog.text and "3 batches early" in caplog.text
-    stream = BatchStream(range(IMAGES), 1)
+    stream = ResumableBatchSampler(range(IMAGES), 1)
     stream.start, stream.stop = 2 * 11, 3 * 11
     assert [int(name) for name in names(seen)[:4]] == [pair[1] for (pair,) in stream][:4]
 
@@ -240,7 +240,7 @@ def test_seeding_restores_the_generators():
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_images(world_size):
     def batches(rank, drop_last=True):
-        stream = BatchStream(range(23), 2, rank=rank, world_size=world_size, drop_last=drop_last)
+        stream = ResumableBatchSampler(range(23), 2, rank=rank, world_size=world_size, drop_last=drop_last)
         stream.stop = len(stream)
         return list(stream)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from taming.data.pose import JOINTS, LIMBS, MIRRORED, PoseTokens, limb_map
-from taming.data.transforms.joint import Placement
+from taming.data.transforms.joint import JointParams
 
 SIZE = (64, 48)  # height, width
 
@@ -63,7 +63,7 @@ def test_nobody_is_black():
 
 def test_a_map_of_a_mirrored_pose_is_its_mirror_image_but_for_the_colours_of_the_sides():
     points = person()
-    place = Placement(SIZE, SIZE, (0, 0), SIZE, mirrored=True)
+    place = JointParams(SIZE, SIZE, (0, 0), SIZE, mirrored=True)
     mirrored = limb_map(place.points(points, MIRRORED), SIZE)
     drawn = limb_map(points, SIZE)[:, ::-1]
     assert ((mirrored.max(-1) > 128) != (drawn.max(-1) > 128)).mean() < 0.05

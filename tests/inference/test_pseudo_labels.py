@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from taming.data.files.depth import read_depth, rgba_to_depth
-from taming.data.segmented import read_ids
+from taming.data.files.label_maps import read_ids
 from taming.inference.pseudo_labels import (
     depth_estimate,
     depth_pixels,

@@ -4,8 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taming.modules.transformer import mingpt
-from taming.modules.transformer.mingpt import GPT, CodeGPT, KMeans, sample, sample_with_past, top_k_logits
+from taming.modules.transformer.mingpt import (
+    GPT,
+    Block,
+    CodeGPT,
+    DummyGPT,
+    GPT1Config,
+    GPTConfig,
+    KMeans,
+    sample,
+    sample_with_past,
+    top_k_logits,
+)
 
 V, BLOCK = 19, 12
 
@@ -177,22 +187,59 @@ def test_kmeans_finds_clusters_and_goes_back():
     image = truth[torch.randint(3, (2, 4, 6))].permute(0, 3, 1, 2)
     clusters = kmeans(image)
     assert clusters.shape == (2, 24)
-    torch.testing.assert_close(kmeans(clusters, reverse=True, shape=image.shape), image, atol=0.1, rtol=0)
+    for shape in (image.shape, image.shape[1:]):
+        torch.testing.assert_close(kmeans(clusters, reverse=True, shape=shape), image, atol=0.1, rtol=0)
     with pytest.raises(ValueError, match="expected"):
         kmeans.initialize(torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize("n_unmasked", [0, 5, 200])
-def test_attention_in_blocks_is_the_fused_one(n_unmasked, monkeypatch):
-    """Few sequences on a CPU are attended to block by block, many by the fused kernel: the same result."""
-    gpt = GPT(10, 300, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked).eval()
-    idx = torch.randint(10, (2, 290))
-    with torch.no_grad():
-        blocks = gpt(idx)[0]
-        cache = gpt.new_cache(2, 300)
-        gpt.extend(idx[:, :250], cache)
-        later = gpt.extend(idx[:, 250:], cache)
-        monkeypatch.setattr(mingpt, "FEW", 0)
-        fused = gpt(idx)[0]
-    torch.testing.assert_close(blocks, fused, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(later, fused[:, -1], rtol=1e-4, atol=1e-5)
+# ---- calls of 2021
+
+
+@pytest.mark.parametrize("n_unmasked", [0, 4])
+@torch.no_grad()
+def test_forward_with_past_gives_what_forward_gives(n_unmasked):
+    model, tokens = make(n_unmasked=n_unmasked), torch.randint(V, (3, BLOCK))
+    want, loss = model(tokens, targets=tokens)
+    logits, first_loss, present = model.forward_with_past(tokens[:, :5], targets=tokens[:, :5])
+    assert present.shape == (2, 2, 3, 2, 5, 8)  # layers, keys and values, batch, heads, tokens, channels
+    torch.testing.assert_close(logits, want[:, :5], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first_loss, model(tokens[:, :5], targets=tokens[:, :5])[1])
+    past = [present]
+    for start, end in ((5, 6), (6, 7), (7, 10), (10, BLOCK)):
+        logits, loss, present = model.forward_with_past(tokens[:, start:end], past=past, past_length=start)
+        assert loss is None and present.shape[-2] == end - start
+        torch.testing.assert_close(logits, want[:, start:end], rtol=1e-4, atol=1e-5)
+        past.append(present)
+
+
+@torch.no_grad()
+def test_forward_with_past_takes_embeddings_first():
+    model, tokens, embeddings = make(), torch.randint(V, (2, 4)), torch.randn(2, 3, 16)
+    logits, _, present = model.forward_with_past(tokens, embeddings)
+    torch.testing.assert_close(logits, model(tokens, embeddings)[0], rtol=1e-4, atol=1e-5)
+    assert present.shape[-2] == 7
+
+
+def test_forward_with_past_names_what_is_wrong():
+    model, tokens = make(), torch.randint(V, (1, 4))
+    _, _, present = model.forward_with_past(tokens)
+    with pytest.raises(ValueError, match="past holds 4 tokens, but past_length is 3"):
+        model.forward_with_past(tokens[:, :1], past=[present], past_length=3)
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        model.train().forward_with_past(tokens)
+
+
+def test_configs_take_any_setting_by_name():
+    config = GPTConfig(V, BLOCK, n_layer=1, n_head=2, n_embd=16, extra="x")
+    assert (config.vocab_size, config.block_size, config.extra, config.resid_pdrop) == (V, BLOCK, "x", 0.1)
+    assert not hasattr(GPTConfig(V, BLOCK), "extra")
+    x = torch.randn(2, 3, 16)
+    assert Block(config).eval()(x).shape == x.shape
+    first = GPT1Config(V, BLOCK, n_head=6)
+    assert (first.n_layer, first.n_head, first.n_embd) == (12, 6, 768)
+
+
+def test_a_dummy_adds():
+    logits, loss = DummyGPT(3)(torch.tensor([[1, 2]]))
+    assert logits.tolist() == [[4, 5]] and loss is None

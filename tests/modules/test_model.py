@@ -1,4 +1,7 @@
-"""Encoder and decoder: shapes, padding, attention and channels-last memory."""
+"""Encoder and decoder: shapes, padding, attention and channels-last memory; the other networks of 2021."""
+
+import logging
+import math
 
 import pytest
 import torch
@@ -9,9 +12,14 @@ from taming.modules.diffusionmodules.model import (
     Decoder,
     Downsample,
     Encoder,
+    Model,
     Normalize,
     ResnetBlock,
+    SimpleDecoder,
     Upsample,
+    UpsampleDecoder,
+    VUNet,
+    get_timestep_embedding,
 )
 
 ARGUMENTS = dict(
@@ -75,7 +83,8 @@ def test_resnet_block_shifts_channels_by_an_embedding():
     x, temb = torch.randn(2, 32, 4, 4), torch.randn(2, 6)
     assert block(x, temb).shape == (2, 64, 4, 4)
     assert not torch.allclose(block(x, temb), block(x, -temb))
-    assert "temb_proj.weight" not in ResnetBlock(in_channels=32).state_dict()
+    assert "temb_proj.weight" not in ResnetBlock(in_channels=32, temb_channels=0).state_dict()
+    assert ResnetBlock(in_channels=32).temb_proj.in_features == 512
 
 
 @torch.no_grad()
@@ -102,3 +111,76 @@ def test_builds_without_memory():
     with torch.device("meta"):
         assert all(p.is_meta for p in Encoder(**ARGUMENTS).parameters())
         assert Decoder(**ARGUMENTS)(torch.empty(1, 16, 4, 6)).shape == (1, 3, 16, 24)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_conv", [True, False])
+def test_sides_that_f_does_not_divide_are_rounded_down(with_conv):
+    encoder = Encoder(**ARGUMENTS, resamp_with_conv=with_conv).eval()
+    assert encoder(torch.randn(1, 3, 27, 45)).shape == (1, 16, 6, 11)
+
+
+def test_unknown_arguments_are_ignored_with_one_warning(caplog):
+    torch.manual_seed(0)
+    want = Encoder(**ARGUMENTS).state_dict()
+    torch.manual_seed(0)
+    with caplog.at_level(logging.WARNING):
+        encoder = Encoder(**ARGUMENTS, tanh_out=False, use_linear_attn=False)
+        Decoder(**ARGUMENTS, tanh_out=False, use_linear_attn=False)
+    assert [record.message for record in caplog.records] == [
+        "ignored in ddconfig: tanh_out, use_linear_attn; Encoder and Decoder have no such arguments"
+    ]
+    assert all(torch.equal(value, want[key]) for key, value in encoder.state_dict().items())
+
+
+# ---- the other networks of 2021
+
+UNET = {k: v for k, v in ARGUMENTS.items() if k not in ("z_channels", "double_z", "in_channels")}
+
+
+def test_embedding_of_time_steps():
+    t = torch.tensor([0, 1, 999])
+    embedding = get_timestep_embedding(t, 7)  # 3 waves, and a zero
+    waves = [10000 ** (-i / 2) for i in range(3)]
+    for row, step in zip(embedding, t.tolist(), strict=True):
+        want = [math.sin(step * w) for w in waves] + [math.cos(step * w) for w in waves] + [0.0]
+        torch.testing.assert_close(row, torch.tensor(want), rtol=1e-4, atol=1e-4)
+
+
+def test_unet_joins_each_block_with_its_counterpart():
+    model = Model(**UNET, in_channels=3)
+    widths = [[(b.in_channels, b.out_channels) for b in level.block] for level in model.up]
+    assert widths == [[(96, 32), (64, 32)], [(128, 64), (96, 64)], [(128, 64), (128, 64)]]
+    x, t = torch.randn(2, 3, 16, 24), torch.tensor([3, 500])
+    y = model(x, t)
+    assert y.shape == x.shape
+    assert not torch.allclose(y, model(x, t + 1))
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    with pytest.raises(ValueError, match="give t"):
+        model(x)
+    assert Model(**UNET, in_channels=3, use_timestep=False)(x).shape == x.shape
+
+
+def test_unet_over_a_condition_with_a_latent():
+    model = VUNet(**UNET, in_channels=3, c_channels=5, z_channels=4, double_z=False)
+    c, z = torch.randn(1, 5, 16, 24), torch.randn(1, 4, 4, 6)
+    y = model(c, z)
+    assert y.shape == (1, 3, 16, 24)
+    assert not torch.allclose(y, model(c, -z)) and not torch.allclose(y, model(-c, z))
+    assert model.mid.block_1.in_channels == 2 * model.mid.block_1.out_channels == 128
+
+
+@torch.no_grad()
+def test_small_decoders():
+    x = torch.randn(2, 32, 4, 6)
+    decoder = SimpleDecoder(32, 5, "more", resolution=8)
+    assert decoder(x).shape == (2, 5, 8, 12)
+    assert [layer.out_channels for layer in decoder.model[:-1]] == [32, 64, 128, 64, 32]
+    decoder = UpsampleDecoder(32, 3, ch=32, num_res_blocks=1, resolution=8, ch_mult=(4, 2, 1))
+    assert decoder(x).shape == (2, 3, 16, 24)
+    keys = {key.rsplit(".", 1)[0] for key in decoder.state_dict() if "conv1" in key or "upsample" in key}
+    assert keys == {
+        *(f"res_blocks.{i}.{j}.conv1" for i in range(3) for j in range(2)),
+        "upsample_blocks.0.conv", "upsample_blocks.1.conv",
+    }

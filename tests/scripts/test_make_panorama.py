@@ -8,7 +8,7 @@ from PIL import Image
 from scripts import make_panorama
 from scripts.make_panorama import main
 from taming.checkpoint import load_model
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.images import from_uint8
 from taming.inference.decoding import decode
 from tests.scripts.test_make_samples import stage

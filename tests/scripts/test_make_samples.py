@@ -11,7 +11,7 @@ from scripts.make_samples import draw as draw_batch
 from taming.checkpoint import save_exported
 from taming.cli.options import load_transformer
 from taming.config import instantiate_from_config
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.images import save_png
 from taming.inference.distributed import TokenBar
 

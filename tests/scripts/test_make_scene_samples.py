@@ -7,7 +7,7 @@ from PIL import Image
 from scripts.make_scene_samples import main
 from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from tests.scripts.test_make_samples import stage
 
 KEYS = ["objects_bbox", "objects_center_points", "pose_tokens"]

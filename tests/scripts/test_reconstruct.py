@@ -10,7 +10,7 @@ from PIL import Image
 from scripts.reconstruct import main
 from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.images import from_uint8
 from taming.metrics import psnr, ssim
 

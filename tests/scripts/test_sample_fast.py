@@ -9,9 +9,9 @@ from scripts.sample_fast import main, parse
 from taming.checkpoint import load_model, save_exported
 from taming.cli.options import load_transformer
 from taming.config import instantiate_from_config
-from taming.data.base import read_image
+from taming.data.files.images import read_image
 from taming.inference.decoding import PRECISIONS, decode
-from taming.modules.packed_linear import PackedLinear
+from taming.modules.transformer.cpu_inference import PackedLinear
 
 DD = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
@@ -228,7 +228,7 @@ def test_reduced_precision_is_that_of_the_transformer(labelled, tmp_path, precis
     assert note["precision"] == precision
     with torch.no_grad():
         cache = model.transformer.new_cache(2, 64)
-    packed = [m for m in cache.blocks.modules() if isinstance(m, PackedLinear)]
+    packed = [m for block in cache.blocks for m in block.modules() if isinstance(m, PackedLinear)]
     assert len(packed) == (6 if precision == "bf16" else 0)  # the layers of a block; float16 cannot be packed
     x = torch.rand(1, 3, 16, 16)
     assert torch.equal(model.encode_to_z(x)[1], load_model(labelled)[0].encode_to_z(x)[1])

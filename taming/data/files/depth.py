@@ -8,7 +8,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from taming.data.base import BadSample, names_file
+from taming.data.files.errors import BadSample, file_errors
 
 _FAR = 1e20  # more than any depth; the colours of an opaque picture, taken for float32s, are beyond 1e38
 
@@ -35,7 +35,7 @@ def read_depth(path: str | os.PathLike) -> np.ndarray:
     Raises:
         BadSample: the file is no image, not RGBA, or holds numbers that are no depths.
     """
-    with names_file(path, "depth", BadSample), Image.open(path) as image:
+    with file_errors(path, "depth", BadSample), Image.open(path) as image:
         image.load()
     if image.mode != "RGBA":
         raise BadSample(

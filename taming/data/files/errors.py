@@ -1,5 +1,8 @@
 """What can be wrong with one sample of a data set."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BadSample(ValueError):
     """One sample of a data set cannot be used; the message names the file and the reason."""
@@ -7,3 +10,17 @@ class BadSample(ValueError):
 
 class BadImage(BadSample):
     """A file cannot be read as an image; the message names the file and the reason."""
+
+
+@contextmanager
+def file_errors(
+    path: object, what: str = "image", kind: type[BadSample] = BadImage
+) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into an error of that kind, which names it as `str(path)` does."""
+    try:
+        yield
+    except (MemoryError, BadSample):
+        raise
+    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
+        message = f"cannot read {what} {path}: {type(error).__name__}: {error}"
+        raise kind(message) from error

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from taming.colormap import label_colors
-from taming.data.base import names_file, read_image
-from taming.data.segmented import ID_MODES, read_ids
+from taming.data.files.errors import file_errors
+from taming.data.files.images import read_image
+from taming.data.files.label_maps import ID_MODES, read_ids
 from taming.images import to_uint8
 
 NEAR = 24  # of 255: how far colours may be from their palette's, each of them, or in the mean
@@ -39,7 +40,7 @@ def read_labels(path: str | Path, stage: nn.Module, *, exact: bool = True) -> Te
         ValueError: no image, an id that is no label, or colours of neither palette.
     """
     path = Path(path)
-    with names_file(path), Image.open(path) as image:
+    with file_errors(path), Image.open(path) as image:
         mode = image.mode
     if mode in ID_MODES:
         ids = torch.from_numpy(read_ids(path).astype(np.int64))

@@ -10,15 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from taming.data.base import (
-    Samples,
-    check_some_exist,
-    overridden,
-    read_image,
-    read_lines,
-    read_placed,
-)
+from taming.data.base import FaultTolerantDataset, merge_config
 from taming.data.files.depth import read_depth, rgba_to_depth
+from taming.data.files.images import read_image, read_transformed
+from taming.data.files.label_maps import check_same_size
+from taming.data.files.lists import check_some_exist, read_lines
 from taming.data.imagenet.images import (
     ImageNetBase,
     ImageNetTrain,
@@ -28,9 +24,8 @@ from taming.data.imagenet.images import (
     Root,
 )
 from taming.data.imagenet.synsets import RIN, give_synsets_from_indices, str_to_indices
-from taming.data.segmented import check_same_size
 from taming.data.transforms.edges import canny, gray
-from taming.data.transforms.joint import PairedTransform, Size, check_size
+from taming.data.transforms.joint import JointTransform, Size, check_size
 from taming.data.transforms.scale import imscale, shrink
 from taming.images import from_uint8
 
@@ -46,7 +41,7 @@ __all__ = [
 # ---- depth
 
 
-class BaseWithDepth(Samples):
+class BaseWithDepth(FaultTolerantDataset):
     """A split with depth maps: items as ImageNetBase, and "depth" (H, W) float32 in [-1, 1].
 
     The depth of the whole picture spans [-1, 1]; its crop may span less. Depth maps are RGBA PNGs, see
@@ -79,12 +74,12 @@ class BaseWithDepth(Samples):
         max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(max_bad_fraction)
-        settings = overridden(self, config, size=size, random_crop=random_crop, crop_size=crop_size)
+        settings = merge_config(self, config, size=size, random_crop=random_crop, crop_size=crop_size)
         self.data_root = data_root
         self.DEFAULT_DEPTH_ROOT = os.fspath(root or self.DEFAULT_DEPTH_ROOT)
         self.base_dset = self.get_base_dset()
         flip = settings["random_crop"] and check_size("size", settings["size"]) is not None
-        self.transform = PairedTransform(**settings, flip=flip, enlarge=True)
+        self.transform = JointTransform(**settings, flip=flip, enlarge=True)
         some = range(0, len(self), max(1, len(self) // 64))
         depths = [self.get_depth_path(self.base_dset.data.labels_of(i)) for i in some]
         check_some_exist(depths, f"{type(self).__name__} with root {self.DEFAULT_DEPTH_ROOT}")
@@ -200,7 +195,7 @@ class RINValidationWithDepth(ImageNetValidationWithDepth):
         )
 
 
-class DRINExamples(Samples):
+class DRINExamples(FaultTolerantDataset):
     """Examples of RIN with depth: "image" (H, W, 3), "depth" (H, W), both in [-1, 1], and "file_path_".
 
     Args:
@@ -222,7 +217,7 @@ class DRINExamples(Samples):
     ) -> None:
         super().__init__(max_bad_fraction)
         names = read_lines(data_csv, "image list")
-        self.transform = PairedTransform(size)
+        self.transform = JointTransform(size)
         self.image_paths = [os.path.join(data_root, name) for name in names]
         self.depth_paths = [os.path.join(depth_root, os.path.splitext(name)[0] + ".png") for name in names]
         for paths in (self.image_paths, self.depth_paths):
@@ -236,18 +231,18 @@ class DRINExamples(Samples):
         return {"file_path_": path, **_with_depth(path, self.depth_paths[index], self.transform)}
 
 
-def _with_depth(image: str, depth: str, transform: PairedTransform) -> dict[str, np.ndarray]:
+def _with_depth(image: str, depth: str, transform: JointTransform) -> dict[str, np.ndarray]:
     """Read a picture and its depth map, resized and cropped alike."""
-    pixels, placement = read_placed(image, transform)
+    pixels, params = read_transformed(image, transform)
     plane = read_depth(depth)
-    check_same_size("depth", depth, plane, placement)
-    return {"image": from_uint8(pixels), "depth": placement.plane(plane)}
+    check_same_size("depth", depth, plane, params)
+    return {"image": from_uint8(pixels), "depth": params.plane(plane)}
 
 
 # ---- two resolutions, edges
 
 
-class ImageNetScale(Samples):
+class ImageNetScale(FaultTolerantDataset):
     """A split with low-resolution pictures: items as ImageNetBase, and with `up_factor` "lr" (H, W, 3).
 
     "lr" is the picture made `up_factor` times smaller and enlarged again, float32 in [-1, 1].
@@ -280,8 +275,8 @@ class ImageNetScale(Samples):
         self.data_root = data_root
         self.base = self.get_base()
         self.up_factor, self.hr_factor, self.keep_mode = up_factor, hr_factor, keep_mode
-        self.rescaler = PairedTransform(size, crop_size, enlarge=True, whole=True)
-        self.cropper = PairedTransform(None, self.rescaler.crop_size, random_crop)
+        self.rescaler = JointTransform(size, crop_size, enlarge=True, whole=True)
+        self.cropper = JointTransform(None, self.rescaler.crop_size, random_crop)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -294,13 +289,13 @@ class ImageNetScale(Samples):
         item = self.base.data.labels_of(index)
         if (self.hr_factor or 1) > 1:
             pixels = shrink(read_image(item["file_path_"]), self.hr_factor)
-            pixels = self.rescaler.place(*pixels.shape[:2], item["file_path_"]).image(pixels)
+            pixels = self.rescaler.get_params(*pixels.shape[:2], item["file_path_"]).image(pixels)
         else:
-            pixels, _ = read_placed(item["file_path_"], self.rescaler)
-        placement = self.cropper.place(*pixels.shape[:2], item["file_path_"])
-        item["image"] = from_uint8(placement.image(pixels))
+            pixels, _ = read_transformed(item["file_path_"], self.rescaler)
+        params = self.cropper.get_params(*pixels.shape[:2], item["file_path_"])
+        item["image"] = from_uint8(params.image(pixels))
         lr = self.low_resolution(pixels)
-        return item if lr is None else item | {"lr": placement.plane(lr)}
+        return item if lr is None else item | {"lr": params.plane(lr)}
 
     def low_resolution(self, pixels: np.ndarray) -> np.ndarray | None:
         """Make "lr" (h, w, 3), float32, of a whole resized picture (h, w, 3), uint8; None for no "lr"."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from taming.data.base import ImagePaths, check_some_exist
+from taming.data.base import ImagePaths
+from taming.data.files.lists import check_some_exist
 from taming.data.imagenet.synsets import RIN, human_names, list_images, select
 
 Root = str | os.PathLike | None

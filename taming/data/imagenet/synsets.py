@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from taming.data.base import read_lines
-from taming.data.custom import find_images
+from taming.data.files.lists import find_images, read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from taming.data.landscapes.terrain import Canvas
 from taming.data.pose import PoseTokens, limb_map
 from taming.data.sampler import seeded
 from taming.data.transforms.edges import canny, gray
-from taming.data.transforms.joint import PairedTransform, Placement, check_size
+from taming.data.transforms.joint import JointParams, JointTransform, check_size
 from taming.data.transforms.scale import shrink
 from taming.images import from_uint8
 
@@ -141,7 +141,7 @@ class Landscapes(Dataset):
             raise ValueError(f"pose_bins is {pose_bins}; give at least 1 place along a side")
         self.length, self.seed, self.split, self.lr_factor = int(length), int(seed), split, lr_factor
         self.pose_bins = pose_bins
-        self._transform = PairedTransform(None, crop, random_crop) if crop else None
+        self._transform = JointTransform(None, crop, random_crop) if crop else None
         self._builders: dict[str, Any] | None = None
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
 
@@ -184,10 +184,10 @@ class Landscapes(Dataset):
         }
         return {key: make[key]() for key in self.keys}
 
-    def _place(self) -> Placement:
+    def _place(self) -> JointParams:
         """Say what of the scene is shown."""
         size = self.height, self.width
-        return self._transform.place(*size) if self._transform else Placement(size, size, (0, 0), size)
+        return self._transform.get_params(*size) if self._transform else JointParams(size, size, (0, 0), size)
 
     def _planes(self, index: int) -> dict[str, Any]:
         """Draw, or find in the cache, what `keys` needs of one whole scene: uint8 planes (H, W, ...)."""
@@ -251,7 +251,7 @@ class Landscapes(Dataset):
         known = category_no < len(self.category_names)
         return self.category_names[category_no] if known else str(category_no)
 
-    def _layout(self, key: str, objects: list[Annotation], place: Placement, index: int) -> Tensor:
+    def _layout(self, key: str, objects: list[Annotation], place: JointParams, index: int) -> Tensor:
         shown = _moved(objects, place)
         with seeded(self.seed, SPLITS.index(self.split), index):  # the builder shuffles
             return self.conditional_builders[key].build(shown)
@@ -265,7 +265,7 @@ class Landscapes(Dataset):
         }
 
 
-def _moved(objects: Sequence[Annotation], place: Placement) -> list[Annotation]:
+def _moved(objects: Sequence[Annotation], place: JointParams) -> list[Annotation]:
     """Return the objects that a crop shows, with boxes in shares of the crop."""
     if place.shape == place.source:
         return list(objects)

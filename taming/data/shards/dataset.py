@@ -2,8 +2,8 @@
 
 A sample is what has one name up to the first dot: `a/0001.jpg`, `a/0001.cls`, `a/0001.txt`, as in the
 webdataset format. Shards are read in place, at any position, so that orders, sharding over
-processes and resuming are those of every other data set (`BatchStream`): nothing is read twice or left out.
-Nothing is executed or unpickled: members of other kinds than those below are left alone.
+processes and resuming are those of every other data set (`ResumableBatchSampler`): nothing is read twice or
+left out. Nothing is executed or unpickled: members of other kinds than those below are left alone.
 
 N samples, H W pixels of the crop, L labels.
 """
@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from taming.data.base import BadSample, Samples, read_lines, read_placed
-from taming.data.custom import EXTENSIONS
+from taming.data.base import FaultTolerantDataset
 from taming.data.files.depth import read_depth
-from taming.data.segmented import check_same_size, checked_ids, encode_ids, read_ids
+from taming.data.files.errors import BadSample
+from taming.data.files.images import read_transformed
+from taming.data.files.label_maps import check_same_size, encode_ids, read_ids, validate_ids
+from taming.data.files.lists import EXTENSIONS, read_lines
 from taming.data.shards.index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
-from taming.data.transforms.joint import PairedTransform, Placement, Size
+from taming.data.transforms.joint import JointParams, JointTransform, Size
 from taming.images import from_uint8
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ PARTS = {"class_label": "cls", "caption": "txt", "segmentation": "seg.png", "dep
 _OPEN = 64  # shards that a process keeps open
 
 
-class TarShards(Samples):
+class TarShards(FaultTolerantDataset):
     """Images in tar shards: items {"image": (H, W, 3) float32 in [-1, 1], "file_path_": str}, and as found
 
         class_label: int, of `.cls`, a number in a text file; with names also "human_label", str.
@@ -94,7 +96,7 @@ class TarShards(Samples):
         if n_labels is None and (segmentation_ids or shift_segmentation):
             raise ValueError("segmentation_ids and shift_segmentation need n_labels: set it, to check ids")
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.transform = PairedTransform(size, crop_size, random_crop, flip=flip)
+        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
         self.coord, self.mixed_shards = coord, mixed_shards
         self.n_labels, self.segmentation_ids = n_labels, segmentation_ids
         self.shift_segmentation = shift_segmentation
@@ -129,30 +131,30 @@ class TarShards(Samples):
             if self._where[key][index, 1] < 0:
                 raise BadSample(f"{name} has no .{PARTS[key]} for the key {key}")
         path = f"{name}.{IMAGES[self._image[index]]}"
-        pixels, placement = read_placed(path, self.transform, self._part(index, "image", path))
+        pixels, params = read_transformed(path, self.transform, self._part(index, "image", path))
         item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": path}  # (H, W, 3)
         if self.coord:
-            item["coord"] = placement.coord()
+            item["coord"] = params.coord()
         for key in self.keys:
             part = self._part(index, key, f"{name}.{PARTS[key]}")
-            item |= self._decode(key, part, placement)
+            item |= self._decode(key, part, params)
         return item
 
     def _name(self, index: int) -> str:
         return f"{self.shards[self._shard[index]]}/{self._names[index].decode()}"
 
-    def _decode(self, key: str, part: "_Member", placement: Placement) -> dict[str, Any]:
+    def _decode(self, key: str, part: "_Member", params: JointParams) -> dict[str, Any]:
         """Turn the bytes of a part into what items hold."""
         if key == "depth":
             plane = read_depth(part)
-            check_same_size("depth", str(part), plane, placement)
-            return {"depth": placement.plane(plane)[..., None]}
+            check_same_size("depth", str(part), plane, params)
+            return {"depth": params.plane(plane)[..., None]}
         if key == "segmentation":
             ids = read_ids(part)
-            check_same_size("segmentation", str(part), ids, placement)
+            check_same_size("segmentation", str(part), ids, params)
             if self.n_labels is None:
-                return {"segmentation": placement.mask(ids)}
-            ids = placement.mask(checked_ids(ids, part, self.n_labels, self.shift_segmentation))
+                return {"segmentation": params.mask(ids)}
+            ids = params.mask(validate_ids(ids, part, self.n_labels, self.shift_segmentation))
             return {"segmentation": encode_ids(ids, self.n_labels, self.segmentation_ids)}
         try:
             text = part.getvalue().decode().strip()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from taming.data.custom import _class_folders, find_images
+from taming.data.files.lists import class_folders, find_images
 from taming.data.shards import PARTS
 from taming.data.shards.index import Index, write_index
 
@@ -54,7 +54,7 @@ def pack(
     if not max_bytes >= 1 or (max_samples is not None and max_samples < 1):  # nan fails, too
         raise ValueError(f"a shard needs room: max_bytes is {max_bytes}, max_samples {max_samples}")
     _check_free(outdir, name)
-    numbers = {label: number for number, label in enumerate(_class_folders(folder))} if classes else {}
+    numbers = {label: number for number, label in enumerate(class_folders(folder))} if classes else {}
     others = {PARTS["segmentation"]: segmentation, PARTS["depth"]: depth}
     others = {ending: Path(other) for ending, other in others.items() if other is not None}
     for path in paths:

@@ -1,6 +1,6 @@
 """One geometry for a picture and all that belongs to it: resized, cropped and mirrored alike.
 
-A PairedTransform draws a Placement for each picture; the Placement moves the picture, its mask, its depth
+A JointTransform draws a JointParams for each picture; the JointParams moves the picture, its mask, its depth
 map, its boxes and its joints. H W pixels of the picture as stored, h w pixels of the whole picture after
 resizing, N boxes, K joints. Coordinates are continuous: x = 0 is the left edge of the first pixel, x = W
 the right edge of the last.
@@ -42,7 +42,7 @@ _PILLOW = {
 
 
 @dataclass(frozen=True)
-class Placement:
+class JointParams:
     """Where the crop lies in one resized picture, and whether the whole picture was mirrored before.
 
     `source` is the (H, W) that masks, depth maps and coordinates count in; `resized` is (h, w); `corner` is
@@ -140,7 +140,7 @@ class Placement:
         return moved - np.array(self.corner[::-1], dtype=np.float32)
 
 
-class PairedTransform:
+class JointTransform:
     """Smallest-side resize, then a crop in the centre or anywhere, with flips if asked for.
 
     An integer `size` resizes the smallest side to it and crops a square; `[height, width]` covers and crops
@@ -183,8 +183,8 @@ class PairedTransform:
         self.whole = whole
         self._warned_of_enlarging = False
 
-    def place(self, height: int, width: int, name: str | os.PathLike = "a picture") -> Placement:
-        """Draw the placement of a picture of that many pixels; `name` stands in messages.
+    def get_params(self, height: int, width: int, name: str | os.PathLike = "a picture") -> JointParams:
+        """Draw the params of a picture of that many pixels; `name` stands in messages.
 
         Raises:
             BadSample: the picture has no pixels, is smaller than the crop, or would become huge (such as one
@@ -194,7 +194,7 @@ class PairedTransform:
         shape = (self.crop_size if not self.whole else None) or (h, w)
         mirrored = self.flip and torch.rand(()).item() < 0.5
         corner = self._corner(h - shape[0], w - shape[1])
-        return Placement((height, width), (h, w), corner, shape, mirrored, self.interpolation)
+        return JointParams((height, width), (h, w), corner, shape, mirrored, self.interpolation)
 
     def _resized(self, name: str | os.PathLike, height: int, width: int) -> tuple[int, int]:
         """Return height and width after resizing, and check that they are of use and that the crop fits."""

@@ -1,14 +1,37 @@
-"""Convolutional encoder and decoder of the VQGAN (the folder's name is historic: there is no diffusion here).
+"""Convolutional encoder and decoder of the VQGAN, and the other networks that 2021's code had in this file.
 
-The U-Net halves of Ho et al. (2020), as used by Esser et al. (2021, appendix B). The attribute names are the
-keys of published checkpoints.
+The halves of the U-Net of Ho et al. 2020, as Esser et al. 2021 (appendix B) use them. The folder's name is
+historic: only `Model` belongs to diffusion. Attribute names are the keys of published checkpoints.
 
 B batch, C channels, H W pixels, h w latent grid, f = 2 ** (len(ch_mult) - 1) = H / h.
 """
 
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
+    """Return sines and cosines of time steps (B,) as (B, embedding_dim), float32.
+
+    Source: Vaswani et al. 2017, "Attention is all you need", section 3.5.
+    """
+    half = embedding_dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    exponents = steps * -(math.log(10000) / (half - 1))
+    angles = timesteps.float()[:, None] * torch.exp(exponents)  # (B, half)
+    embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
+    return F.pad(embedding, (0, embedding_dim % 2))
 
 
 def nonlinearity(x: Tensor) -> Tensor:
@@ -17,17 +40,17 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 
 def Normalize(in_channels: int, num_groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation with the eps that published checkpoints were trained with."""
+    """Return a group normalization with the eps that published checkpoints were trained with."""
     if in_channels % num_groups:
         raise ValueError(
-            f"{in_channels} channels cannot be normalised in {num_groups} groups: "
+            f"{in_channels} channels cannot be normalized in {num_groups} groups: "
             f"make ch * ch_mult a multiple of {num_groups}"
         )
     return nn.GroupNorm(num_groups, in_channels, eps=1e-6, affine=True)
 
 
 class Upsample(nn.Module):
-    """Double H and W by nearest neighbour, then smooth with a 3x3 convolution if `with_conv`."""
+    """Double H and W by nearest neighbor, then smooth with a 3x3 convolution if `with_conv`."""
 
     def __init__(self, in_channels: int, with_conv: bool = True):
         super().__init__()
@@ -41,7 +64,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve H and W: a strided 3x3 convolution if `with_conv`, else average pooling."""
+    """Halve H and W, rounding down: a strided 3x3 convolution if `with_conv`, else average pooling."""
 
     def __init__(self, in_channels: int, with_conv: bool = True):
         super().__init__()
@@ -56,14 +79,19 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a skip connection.
+    """Two normalized 3x3 convolutions around a skip connection.
 
-    `temb` (B, temb_channels), where there is one, shifts the channels between them; no VQGAN has it.
+    Args:
+        in_channels, out_channels: channels in and out; as many out as in when None.
+        conv_shortcut: change the channels of the skip connection by a 3x3 convolution instead of 1x1.
+        dropout: rate before the second convolution.
+        temb_channels: channels of the time embedding, 0 for none; 512 is the default of 2021.
+        num_groups: groups of the normalization.
     """
 
     def __init__(
         self, *, in_channels: int, out_channels: int | None = None, conv_shortcut: bool = False,
-        dropout: float = 0.0, temb_channels: int = 0, num_groups: int = 32,
+        dropout: float = 0.0, temb_channels: int = 512, num_groups: int = 32,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -82,6 +110,7 @@ class ResnetBlock(nn.Module):
                 self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """Map x (B, in_channels, H, W), and a time embedding (B, temb_channels) if there is one."""
         h = self.conv1(nonlinearity(self.norm1(x)))
         if temb is not None:
             h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
@@ -96,6 +125,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, in_channels: int, num_groups: int = 32):
         super().__init__()
+        self.in_channels = in_channels
         self.norm = Normalize(in_channels, num_groups)
         self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
@@ -112,47 +142,154 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-def _attention(channels: int, num_groups: int, attn_type: str) -> nn.Module:
-    """Self-attention, or nothing in its place: `attn_type` "vanilla" or "none"."""
-    if attn_type not in ("vanilla", "none"):
-        raise ValueError(f'ddconfig.attn_type: {attn_type!r} is unknown; choose "vanilla" or "none"')
-    return AttnBlock(channels, num_groups) if attn_type == "vanilla" else nn.Identity()
+# ---- what encoders, decoders and U-Nets are built from
 
 
-def _level(channels: list[int], attend: bool, dropout: float, num_groups: int, attn_type: str) -> nn.Module:
-    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each with attention if asked."""
-    level = nn.Module()
-    level.block = nn.ModuleList(
-        ResnetBlock(in_channels=a, out_channels=b, dropout=dropout, num_groups=num_groups)
-        for a, b in zip(channels, channels[1:], strict=False)
-    )
-    level.attn = nn.ModuleList(_attention(c, num_groups, attn_type) for c in channels[1:] if attend)
-    return level
+@dataclass(frozen=True)
+class _Blocks:
+    """Builds the residual and attention blocks of one network, which share these settings."""
+
+    dropout: float
+    num_groups: int = 32
+    attn_type: str = "vanilla"
+    temb_channels: int = 0
+
+    def residual(self, in_channels: int, out_channels: int) -> ResnetBlock:
+        return ResnetBlock(
+            in_channels=in_channels, out_channels=out_channels, dropout=self.dropout,
+            temb_channels=self.temb_channels, num_groups=self.num_groups,
+        )
+
+    def attention(self, channels: int) -> nn.Module:
+        """Return self-attention, or nothing in its place where `attn_type` is "none"."""
+        if self.attn_type not in ("vanilla", "none"):
+            raise ValueError(f'ddconfig.attn_type: {self.attn_type!r} is unknown; choose "vanilla" or "none"')
+        return AttnBlock(channels, self.num_groups) if self.attn_type == "vanilla" else nn.Identity()
 
 
-def _middle(channels: int, dropout: float, num_groups: int, attn_type: str) -> nn.Module:
+class _Level(nn.Module):
+    """One resolution: residual blocks channels[0] -> channels[1] -> ..., each with attention if asked.
+
+    Args:
+        joined: channels that each block takes besides, from the other side of a U-Net; none when None.
+    """
+
+    def __init__(
+        self, blocks: _Blocks, channels: Sequence[int], attend: bool, joined: Sequence[int] | None = None
+    ):
+        super().__init__()
+        ins = channels[:-1] if joined is None else [a + b for a, b in zip(channels, joined, strict=False)]
+        self.block = nn.ModuleList(blocks.residual(a, b) for a, b in zip(ins, channels[1:], strict=True))
+        self.attn = nn.ModuleList(blocks.attention(c) for c in channels[1:] if attend)
+
+    def run_block(self, i: int, h: Tensor, temb: Tensor | None = None) -> Tensor:
+        """Run block i and the attention after it."""
+        h = self.block[i](h, temb)
+        return self.attn[i](h) if self.attn else h
+
+
+class DownLevel(_Level):
+    """A level of the way down; all but the lowest halve H and W at their end.
+
+    The list `kept` gets the results that a U-Net joins on its way up.
+    """
+
+    downsample: Downsample | None
+
+    def forward(self, h: Tensor, temb: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+        for i in range(len(self.block)):
+            h = self.run_block(i, h, temb)
+            if kept is not None:
+                kept.append(h)
+        if self.downsample is None:
+            return h
+        h = self.downsample(h)
+        if kept is not None:
+            kept.append(h)
+        return h
+
+
+class UpLevel(_Level):
+    """A level of the way up; all but the last double H and W at their end.
+
+    Each block also takes the last entry of the list `kept`, which goes.
+    """
+
+    upsample: Upsample | None
+
+    def forward(self, h: Tensor, temb: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+        for i in range(len(self.block)):
+            h = self.run_block(i, h if kept is None else torch.cat((h, kept.pop()), dim=1), temb)
+        return h if self.upsample is None else self.upsample(h)
+
+
+class _Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
-    middle = nn.Module()
-    middle.block_1 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
-    middle.attn_1 = _attention(channels, num_groups, attn_type)
-    middle.block_2 = ResnetBlock(in_channels=channels, dropout=dropout, num_groups=num_groups)
-    return middle
+
+    def __init__(self, blocks: _Blocks, in_channels: int, channels: int):
+        super().__init__()
+        self.block_1 = blocks.residual(in_channels, channels)
+        self.attn_1 = blocks.attention(channels)
+        self.block_2 = blocks.residual(channels, channels)
+
+    def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h, temb)), temb)
 
 
-def _run_level(level: nn.Module, h: Tensor) -> Tensor:
-    for i, block in enumerate(level.block):
-        h = block(h)
-        if level.attn:
-            h = level.attn[i](h)
-    return h
+@dataclass(frozen=True)
+class _Shape:
+    """Channels and attention of each resolution, the same for all networks here; see `Encoder`."""
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    resolution: int
+    attn_resolutions: Iterable[int]
+    resamp_with_conv: bool
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels from full to lowest resolution."""
+        return [self.ch * mult for mult in self.ch_mult]
+
+    def attends(self, i: int) -> bool:
+        return self.resolution // 2**i in self.attn_resolutions
+
+    def down(self, blocks: _Blocks) -> nn.ModuleList:
+        """Return the levels from `ch` channels at full resolution to the lowest."""
+        levels = []
+        for i, (before, width) in enumerate(zip([self.ch, *self.widths], self.widths, strict=False)):
+            level = DownLevel(blocks, [before] + [width] * self.num_res_blocks, self.attends(i))
+            last = i == len(self.widths) - 1
+            level.downsample = None if last else Downsample(width, self.resamp_with_conv)
+            levels.append(level)
+        return nn.ModuleList(levels)
+
+    def up(self, blocks: _Blocks, joins: bool = False) -> nn.ModuleList:
+        """Return the levels from the lowest resolution to the full one, which is the first of the list.
+
+        With `joins`, each block also takes the result of a block or change of resolution on the way down.
+        """
+        levels: list[UpLevel] = []
+        before = self.widths[-1]
+        for i, width in reversed([*enumerate(self.widths)]):
+            joined = [width] * self.num_res_blocks + [[self.ch, *self.widths][i]]
+            channels = [before] + [width] * (self.num_res_blocks + 1)
+            level = UpLevel(blocks, channels, self.attends(i), joined if joins else None)
+            level.upsample = Upsample(width, self.resamp_with_conv) if i else None
+            levels.insert(0, level)
+            before = width
+        return nn.ModuleList(levels)
 
 
-def _run_middle(middle: nn.Module, h: Tensor) -> Tensor:
-    return middle.block_2(middle.attn_1(middle.block_1(h)))
+@cache
+def _warn_of_ignored(names: tuple[str, ...]) -> None:
+    """Warn once of arguments that encoder and decoder do not have, such as those of other code bases."""
+    logger.warning("ignored in ddconfig: %s; Encoder and Decoder have no such arguments", ", ".join(names))
 
 
 class Encoder(nn.Module):
-    """Map images (B, in_channels, H, W) to latents (B, z_channels, H/f, W/f).
+    """Map images (B, in_channels, H, W) to latents (B, z_channels, H / f, W / f), sizes rounded down.
 
     Args:
         ch: channels at full resolution, a multiple of `num_groups`.
@@ -162,45 +299,43 @@ class Encoder(nn.Module):
         attn_resolutions: resolutions, counted in pixels from `resolution` down, that get attention.
         dropout: rate inside the residual blocks.
         resamp_with_conv: halve by a strided convolution, not by average pooling.
-        resolution: the training size in pixels; it only places the attention, and any multiple of f will do.
+        in_channels: channels of the images.
+        resolution: the training size in pixels; it only places the attention.
+        z_channels: channels of the latents.
         double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
-        num_groups: groups of the normalisation, 32 in the paper. A group should hold several channels: alone
-            in it, a channel loses its mean, and with it the picture's colour. Small nets want 8.
+        num_groups: groups of the normalization, 32 in the paper. A group should hold several channels: alone
+            in it, a channel loses its mean, and with it the image's color. Small networks want 8.
         attn_type: "vanilla", or "none" to leave out all attention, that of the lowest resolution too, as
             latent diffusion's vq-f4-noattn does.
+        ignored: further arguments have no effect, as in 2021; a warning names them.
     """
 
     def __init__(
-        self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
-        attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
+        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
+        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
         in_channels: int, resolution: int, z_channels: int, double_z: bool = True, num_groups: int = 32,
-        attn_type: str = "vanilla",
+        attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
-        self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
+        if ignored:
+            _warn_of_ignored(tuple(ignored))
+        self.ch, self.temb_ch, self.num_resolutions, self.num_res_blocks = ch, 0, len(ch_mult), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
+        blocks = _Blocks(dropout, num_groups, attn_type)
+        shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
+        width = shape.widths[-1]
         self.conv_in = nn.Conv2d(in_channels, ch, kernel_size=3, padding=1)
-        self.down = nn.ModuleList()
-        block_in = ch
-        for i, mult in enumerate(ch_mult):
-            attend = resolution // 2**i in attn_resolutions
-            level = _level([block_in] + [ch * mult] * num_res_blocks, attend, dropout, num_groups, attn_type)
-            block_in = ch * mult
-            if i != len(ch_mult) - 1:
-                level.downsample = Downsample(block_in, resamp_with_conv)
-            self.down.append(level)
-        self.mid = _middle(block_in, dropout, num_groups, attn_type)
-        self.norm_out = Normalize(block_in, num_groups)
+        self.down = shape.down(blocks)
+        self.mid = _Middle(blocks, width, width)
+        self.norm_out = Normalize(width, num_groups)
         out_channels = 2 * z_channels if double_z else z_channels
-        self.conv_out = nn.Conv2d(block_in, out_channels, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(width, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
         for level in self.down:
-            h = _run_level(level, h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-        h = _run_middle(self.mid, h)  # (B, ch * ch_mult[-1], h, w)
+            h = level(h)  # (B, ch * ch_mult[i], H / 2**(i+1), W / 2**(i+1))
+        h = self.mid(h)  # (B, ch * ch_mult[-1], h, w)
         return self.conv_out(nonlinearity(self.norm_out(h)))  # (B, z_channels, h, w)
 
     @property
@@ -213,42 +348,182 @@ class Decoder(nn.Module):
     """Map latents (B, z_channels, h, w) to images (B, out_ch, h*f, w*f); arguments as for `Encoder`.
 
     `in_channels` and `double_z` are the encoder's, taken so that both halves share one `ddconfig`. With
-    `give_pre_end` the features before the last normalisation are returned.
+    `give_pre_end` the features before the last normalization are returned.
     """
 
     def __init__(
-        self, *, ch: int, out_ch: int, ch_mult: tuple[int, ...] = (1, 2, 4, 8), num_res_blocks: int,
-        attn_resolutions: tuple[int, ...], dropout: float = 0.0, resamp_with_conv: bool = True,
+        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
+        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
         in_channels: int, resolution: int, z_channels: int, give_pre_end: bool = False, double_z: bool = True,
-        num_groups: int = 32, attn_type: str = "vanilla",
+        num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
-        self.ch, self.num_resolutions, self.num_res_blocks = ch, len(ch_mult), num_res_blocks
+        if ignored:
+            _warn_of_ignored(tuple(ignored))
+        self.ch, self.temb_ch, self.num_resolutions, self.num_res_blocks = ch, 0, len(ch_mult), num_res_blocks
         self.resolution, self.in_channels, self.give_pre_end = resolution, in_channels, give_pre_end
-        block_in = ch * ch_mult[-1]
-        lowest = resolution // 2 ** (len(ch_mult) - 1)
+        blocks = _Blocks(dropout, num_groups, attn_type)
+        shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
+        lowest, width = resolution // 2 ** (len(ch_mult) - 1), shape.widths[-1]
         self.z_shape = (1, z_channels, lowest, lowest)
-        self.conv_in = nn.Conv2d(z_channels, block_in, kernel_size=3, padding=1)
-        self.mid = _middle(block_in, dropout, num_groups, attn_type)
-        levels = []
-        for i in reversed(range(len(ch_mult))):
-            attend = resolution // 2**i in attn_resolutions
-            channels = [block_in] + [ch * ch_mult[i]] * (num_res_blocks + 1)
-            level = _level(channels, attend, dropout, num_groups, attn_type)
-            block_in = ch * ch_mult[i]
-            if i != 0:
-                level.upsample = Upsample(block_in, resamp_with_conv)
-            levels.append(level)
-        self.up = nn.ModuleList(reversed(levels))  # up[0] is full resolution: the order of checkpoint keys
-        self.norm_out = Normalize(block_in, num_groups)
-        self.conv_out = nn.Conv2d(block_in, out_ch, kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(z_channels, width, kernel_size=3, padding=1)
+        self.mid = _Middle(blocks, width, width)
+        self.up = shape.up(blocks)
+        self.norm_out = Normalize(shape.widths[0], num_groups)
+        self.conv_out = nn.Conv2d(shape.widths[0], out_ch, kernel_size=3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = _run_middle(self.mid, self.conv_in(z))  # (B, ch * ch_mult[-1], h, w)
+        self.last_z_shape = z.shape
+        h = self.mid(self.conv_in(z))  # (B, ch * ch_mult[-1], h, w)
         for level in reversed(self.up):
-            h = _run_level(level, h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h)  # (B, ch * ch_mult[i], H / 2**(i-1), W / 2**(i-1))
         if self.give_pre_end:
             return h  # (B, ch * ch_mult[0], H, W)
         return self.conv_out(nonlinearity(self.norm_out(h)))  # (B, out_ch, H, W)
+
+
+# ---- U-Nets and small decoders: no model here uses them, code that builds on 2021's does
+
+
+class _TimeEmbedding(nn.Module):
+    """Two layers between the sines of a time step (B, ch) and what the blocks take, (B, temb_ch)."""
+
+    def __init__(self, ch: int, temb_ch: int):
+        super().__init__()
+        self.dense = nn.ModuleList([nn.Linear(ch, temb_ch), nn.Linear(temb_ch, temb_ch)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense[1](nonlinearity(self.dense[0](x)))
+
+
+class Model(nn.Module):
+    """The U-Net of a diffusion model; arguments as for `Encoder`.
+
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
+
+    Args:
+        use_timestep: condition on a time step.
+    """
+
+    def __init__(
+        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
+        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
+        in_channels: int, resolution: int, use_timestep: bool = True,
+    ):
+        super().__init__()
+        self.ch, self.temb_ch, self.num_resolutions = ch, 4 * ch, len(ch_mult)
+        self.num_res_blocks, self.resolution, self.in_channels = num_res_blocks, resolution, in_channels
+        self.use_timestep = use_timestep
+        if use_timestep:
+            self.temb = _TimeEmbedding(ch, self.temb_ch)
+        blocks = _Blocks(dropout, temb_channels=self.temb_ch)
+        shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
+        width = shape.widths[-1]
+        self.conv_in = nn.Conv2d(in_channels, ch, kernel_size=3, padding=1)
+        self.down = shape.down(blocks)
+        self.mid = _Middle(blocks, width, width)
+        self.up = shape.up(blocks, joins=True)
+        self.norm_out = Normalize(shape.widths[0])
+        self.conv_out = nn.Conv2d(shape.widths[0], out_ch, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Map images (B, in_channels, H, W) and time steps (B,) to (B, out_ch, H, W)."""
+        temb = None
+        if self.use_timestep:
+            if t is None:
+                raise ValueError("a Model with use_timestep takes time steps: give t")
+            temb = self.temb(get_timestep_embedding(t, self.ch))  # (B, 4 * ch)
+        return self._run(x, temb)
+
+    def _run(self, x: Tensor, temb: Tensor | None, *latents: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        kept = [h]
+        for level in self.down:
+            h = level(h, temb, kept)
+        h = self.mid(torch.cat((h, *latents), dim=1), temb)
+        for level in reversed(self.up):
+            h = level(h, temb, kept)
+        return self.conv_out(nonlinearity(self.norm_out(h)))
+
+
+class VUNet(Model):
+    """A U-Net over a condition, which takes a latent at its lowest level; arguments as for `Encoder`.
+
+    Source: Esser et al. 2018, "A Variational U-Net for Conditional Appearance and Shape Generation".
+
+    Args:
+        c_channels: channels of the condition.
+        z_channels: channels of the latent.
+        in_channels, use_timestep, ignored: without effect.
+    """
+
+    def __init__(
+        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
+        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
+        in_channels: int, c_channels: int, resolution: int, z_channels: int, use_timestep: bool = False,
+        **ignored: Any,
+    ):
+        super().__init__(
+            ch=ch, out_ch=out_ch, ch_mult=ch_mult, num_res_blocks=num_res_blocks,
+            attn_resolutions=attn_resolutions, dropout=dropout, resamp_with_conv=resamp_with_conv,
+            in_channels=c_channels, resolution=resolution, use_timestep=False,
+        )
+        width = ch * ch_mult[-1]
+        self.z_in = nn.Conv2d(z_channels, width, kernel_size=1)
+        self.mid = _Middle(_Blocks(dropout, temb_channels=self.temb_ch), 2 * width, width)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        """Map a condition (B, c_channels, H, W) and a latent (B, z_channels, h, w) to (B, out_ch, H, W)."""
+        return self._run(x, None, self.z_in(z))
+
+
+class SimpleDecoder(nn.Module):
+    """Map features (B, in_channels, h, w) to (B, out_channels, 2h, 2w); further arguments have no effect."""
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any):
+        super().__init__()
+        blocks, c = _Blocks(dropout=0.0), in_channels
+        self.model = nn.ModuleList([
+            nn.Conv2d(c, c, kernel_size=1),
+            blocks.residual(c, 2 * c), blocks.residual(2 * c, 4 * c), blocks.residual(4 * c, 2 * c),
+            nn.Conv2d(2 * c, c, kernel_size=1),
+            Upsample(c, with_conv=True),
+        ])
+        self.norm_out = Normalize(c)
+        self.conv_out = nn.Conv2d(c, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.model:
+            x = layer(x)
+        return self.conv_out(nonlinearity(self.norm_out(x)))
+
+
+class UpsampleDecoder(nn.Module):
+    """Map features (B, in_channels, h, w) to (B, out_channels, h * 2**n, w * 2**n), n = len(ch_mult) - 1.
+
+    The other arguments are those of `Encoder`; `resolution` has no effect.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, ch: int, num_res_blocks: int, resolution: int,
+        ch_mult: Sequence[int] = (2, 2), dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.temb_ch, self.num_resolutions, self.num_res_blocks = 0, len(ch_mult), num_res_blocks
+        blocks, width = _Blocks(dropout), in_channels
+        self.res_blocks, self.upsample_blocks = nn.ModuleList(), nn.ModuleList()
+        for i, mult in enumerate(ch_mult):
+            inputs = [width] + [ch * mult] * num_res_blocks
+            self.res_blocks.append(nn.Sequential(*[blocks.residual(a, ch * mult) for a in inputs]))
+            width = ch * mult
+            if i < len(ch_mult) - 1:
+                self.upsample_blocks.append(Upsample(width, with_conv=True))
+        self.norm_out = Normalize(width)
+        self.conv_out = nn.Conv2d(width, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, level in enumerate(self.res_blocks):
+            x = level(x)
+            if i < len(self.upsample_blocks):
+                x = self.upsample_blocks[i](x)
+        return self.conv_out(nonlinearity(self.norm_out(x)))

@@ -1,15 +1,15 @@
-"""Decode large latents tile by tile, to the picture that the decoder gives at once, in bounded memory.
+"""Decode large latents tile by tile, in bounded memory, to the image that the decoder gives at once.
 
-Two things in a decoder look further than its convolutions. Attention looks everywhere: what comes up to the
-last attention is computed whole, at latent resolution, where it is small. A group normalisation takes mean
-and variance over the whole map, so tiles that are normalised each by itself have colours of their own, and
-show seams. Here each normalisation gets the statistics of the whole map, gathered from all tiles in a pass of
-its own; such passes compute what comes before it once more, unless a map between is small enough to be kept.
-Tiles overlap by what their convolutions reach, so that no seam is left: nothing is estimated or blended, and
-the result differs from the untiled one by rounding only, attention included.
+Two parts of a decoder see further than its convolutions. Attention sees all positions: everything up to the
+last attention is computed whole, at latent resolution, where it is small. A group normalization takes mean
+and variance over the whole map, so tiles normalized one by one would have different colors and show seams.
+Here each normalization gets the statistics of the whole map, gathered from all tiles in a pass of its own.
+Such a pass computes what comes before it once more, unless a map between is small enough to be kept. Tiles
+overlap by the reach of their convolutions, so there are no seams: nothing is estimated or blended, and the
+result differs from the untiled one by rounding only.
 
-The price is time. Where all maps can be kept, half as much again is computed; where those at full resolution
-cannot, their part of the work is done five times.
+The price is time: half as much again where all maps can be kept, and five times the work at full resolution
+where those cannot.
 
 B batch, C channels, H W pixels, h w latent grid, G groups.
 """
@@ -19,22 +19,23 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from taming.modules.diffusionmodules.model import AttnBlock, Decoder, ResnetBlock, Upsample
+from taming.modules.diffusionmodules.model import AttnBlock, Decoder, ResnetBlock, UpLevel, Upsample
 
 GIB = 2**30
-ON_CPU = 2 * GIB  # bytes that a decoding may take without being asked
+ON_CPU = 2 * GIB  # bytes that decoding may take by default
 MAPS_AT_ONCE = 6  # of the largest size, while a decoder runs untiled: what a residual block and oneDNN hold
 
 
 def decode(decoder: Decoder, z: Tensor, memory: int | None = None) -> Tensor:
-    """decoder(z), in tiles where that would take more than `memory` bytes beside the weights.
+    """Return decoder(z), computed in tiles where it would take more than `memory` bytes besides the weights.
 
-    By default 2 GiB on a CPU, and half of what is free on a GPU. With gradients, in training, or for networks
-    other than `Decoder` it is decoder(z).
+    The default is 2 GiB on a CPU, and half of the free memory on a GPU. There are no tiles with gradients, in
+    training, or for networks other than `Decoder`.
     """
     if torch.is_grad_enabled() or decoder.training or not isinstance(decoder, Decoder):
         return decoder(z)
@@ -49,14 +50,14 @@ def decode(decoder: Decoder, z: Tensor, memory: int | None = None) -> Tensor:
 
 @torch.no_grad()
 def decode_tiled(decoder: Decoder, z: Tensor, *, tile: int = 256, keep: int = GIB) -> Tensor:
-    """Latents (B, z_channels, h, w) to images (B, out_ch, H, W) as decoder(z) does, in square tiles.
+    """Decode latents (B, z_channels, h, w) to images (B, out_ch, H, W), as decoder(z) does, in square tiles.
 
     Args:
         decoder: in eval mode.
         z: latents.
         tile: side of a tile without its overlap, in pixels.
-        keep: bytes that the maps which are kept whole may take: more is faster. Beside them there are the
-            weights, the picture, some ten maps of one tile, and what comes before the last attention.
+        keep: bytes for the maps that are kept whole: more is faster. Besides them there are the weights, the
+            image, some ten maps of one tile, and what comes before the last attention.
     """
     steps = _steps(decoder)
     last = max((i for i, step in enumerate(steps) if isinstance(step.module, AttnBlock)), default=-1)
@@ -75,31 +76,31 @@ def decode_tiled(decoder: Decoder, z: Tensor, *, tile: int = 256, keep: int = GI
 
 @dataclass
 class _Step:
-    """A part of the decoder, and what it does to a map: its factor on H and W, its channels, its reach."""
+    """A part of the decoder, and its effect on a map: factor on H and W, channels, reach in pixels."""
 
     module: nn.Module
     channels: int
     scale: int = 1
-    reach: int = 0  # pixels of the result that depend on each side beyond a tile's edge
+    reach: int = 0  # pixels at each side of a tile whose result depends on pixels outside of it
 
 
 def _steps(decoder: Decoder) -> list[_Step]:
-    """The decoder's forward, step by step."""
+    """Return the parts of the decoder in the order in which its forward runs them."""
     width = decoder.conv_in.out_channels
     steps = [_Step(decoder.conv_in, width, reach=1)]
     middle = decoder.mid
     parts = [middle.block_1, middle.attn_1, middle.block_2]
-    for level in reversed(decoder.up):
+    for level in cast(list[UpLevel], [*reversed(decoder.up)]):
         for i, block in enumerate(level.block):
             parts += [block, level.attn[i]] if level.attn else [block]
-        parts += [level.upsample] if hasattr(level, "upsample") else []
+        parts += [] if level.upsample is None else [level.upsample]
     for part in parts:
         if isinstance(part, ResnetBlock):
             width = part.out_channels
             steps.append(_Step(part, width, reach=2))
         elif isinstance(part, Upsample):
             steps.append(_Step(part, width, scale=2, reach=1))
-        else:  # attention, or nothing in its place
+        else:  # attention, or the identity in its place
             steps.append(_Step(part, width))
     if not decoder.give_pre_end:
         end = nn.Sequential(decoder.norm_out, nn.SiLU(), decoder.conv_out)
@@ -108,7 +109,7 @@ def _steps(decoder: Decoder) -> list[_Step]:
 
 
 def _largest_map(decoder: Decoder, z: Tensor) -> int:
-    """Bytes of the largest map between two steps."""
+    """Return the bytes of the largest map between two steps."""
     scale, largest = 1, 0
     for step in _steps(decoder):
         scale *= step.scale
@@ -118,7 +119,7 @@ def _largest_map(decoder: Decoder, z: Tensor) -> int:
 
 @dataclass
 class _Tile:
-    """Where a tile lies in the map that it is cut from: its core, and the core with its overlap."""
+    """Place of a tile in the map that it is cut from: its core, and the core with the overlap around it."""
 
     rows: slice
     columns: slice
@@ -126,7 +127,7 @@ class _Tile:
     columns_around: slice
 
     def core(self, x: Tensor) -> Tensor:
-        """The core of what became of the tile, (B, C, ...), at whatever scale it has by now."""
+        """Return the core of a map (B, C, ...) that was computed from the tile, at any scale."""
         scale = x.shape[-1] // (self.columns_around.stop - self.columns_around.start)
         rows = _scaled(self.rows, scale, self.rows_around.start)
         return x[..., rows, _scaled(self.columns, scale, self.columns_around.start)]
@@ -147,7 +148,7 @@ def _tiles(height: int, width: int, side: int, overlap: int) -> Iterator[_Tile]:
 
 
 def _run(steps: list[_Step], x: Tensor, side: int) -> Tensor:
-    """Some steps over a map (B, C, H, W), of which only the result is kept whole; tiles of `side` in it."""
+    """Run steps over a map (B, C, H, W) in tiles of `side` pixels of the result; only that is kept whole."""
     norms: list[_SharedNorm] = []
     modules = [_with_shared_norms(step.module, norms) for step in steps]
     scale, overlap = 1, 0.0
@@ -170,37 +171,38 @@ def _run(steps: list[_Step], x: Tensor, side: int) -> Tensor:
             with suppress(_Measured):
                 through(tile)
         norm.finish()
-    result = None
+    first = through(tiles[0])  # shows type and channels
+    result = first.new_empty(*first.shape[:2], height * scale, width * scale)
     for tile in tiles:
-        y = through(tile)
-        if result is None:  # the first tile shows type and channels
-            result = y.new_empty(*y.shape[:2], height * scale, width * scale)
+        y = first if tile is tiles[0] else through(tile)
         result[..., _scaled(tile.rows, scale), _scaled(tile.columns, scale)] = y
     return result
 
 
 class _Measured(Exception):
-    """The tile came to a normalisation that does not know its statistics yet, and was counted there."""
+    """Raised where a tile reaches a normalization whose statistics are not complete: it was counted there."""
 
 
 class _SharedNorm(nn.Module):
-    """A group normalisation that all tiles of a map share: first it gathers its statistics, then it runs."""
+    """A group normalization that all tiles of a map share: it gathers its statistics first, then it runs."""
+
+    tile: _Tile  # the one that comes next
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__()
         self.norm, self.count, self.finished = norm, 0, False
-        self.mean = self.squares = 0.0  # (B, G), float64: the mean, and the sum of squared distances from it
-        self.tile: _Tile | None = None
+        # (B, G), float64: the mean, and the sum of squared distances from it
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64, device=norm.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise a tile (B, C, ...), or count its core and raise `_Measured`."""
+        """Normalize a tile (B, C, ...), or count its core and raise `_Measured`."""
         if not self.finished:
             self.add(self.tile.core(x))
             raise _Measured
         return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
 
     def add(self, x: Tensor) -> None:
-        """Count the values of a core, by the update of Chan et al. 1979, which forgets no digits."""
+        """Count the values of a core by the update of Chan et al. 1979, which loses no digits."""
         groups = x.unflatten(1, (self.norm.num_groups, -1)).float()  # (B, G, C / G, H, W)
         count = groups[0, 0].numel()
         variance, mean = (part.double() for part in torch.var_mean(groups, dim=(2, 3, 4), correction=0))
@@ -210,7 +212,7 @@ class _SharedNorm(nn.Module):
         self.count = total
 
     def finish(self) -> None:
-        """Take what was counted as the statistics of the whole map."""
+        """Turn the counts into the statistics of the whole map."""
         norm, channels = self.norm, self.norm.num_channels // self.norm.num_groups
         deviation = (self.squares / self.count + norm.eps).sqrt()
         scale = norm.weight / deviation.repeat_interleave(channels, 1)  # (B, C)
@@ -220,10 +222,12 @@ class _SharedNorm(nn.Module):
 
 
 def _with_shared_norms(module: nn.Module, norms: list[_SharedNorm]) -> nn.Module:
-    """A twin of a module whose group normalisations are shared, and listed; all else is the original's."""
+    """Copy a module with its group normalizations shared and listed; all else belongs to the original."""
     if isinstance(module, nn.GroupNorm):
         norms.append(_SharedNorm(module))
         return norms[-1]
     twin = copy.copy(module)
-    twin._modules = {name: _with_shared_norms(child, norms) for name, child in module._modules.items()}
+    twin._modules = {
+        name: child and _with_shared_norms(child, norms) for name, child in module._modules.items()
+    }
     return twin

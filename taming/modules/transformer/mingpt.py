@@ -1,57 +1,72 @@
 """The GPT of stage 2: a decoder-only transformer over codebook indices (Radford et al. 2019).
 
 Attribute names are the keys of published checkpoints. B batch, T tokens, D = n_embd channels, V vocabulary,
-P cached positions.
+P cached positions, L layers, n heads, d = D / n.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from taming.modules.packed_linear import can_pack, pack_linears
+from taming.modules.transformer.cpu_inference import (
+    PACK_FROM,
+    attend_in_blocks,
+    can_pack,
+    causal_mask,
+    pack_linears,
+    suits_blocks,
+)
 from taming.modules.transformer.positions import Part, layout_positions
 from taming.sampling import filter_logits, sample_tokens
 
-FEW = 16  # sequences for which scores of a block of queries may lie in memory at once
-BLOCK = 128  # queries
-PACK_FROM = 64  # positions; to reorder the weights takes as long as some 40 steps save
 
-
-@dataclass
 class GPTConfig:
-    """Sizes of a GPT; dropout rates are probabilities, `n_unmasked` a number of positions."""
+    """Sizes of a GPT; dropout rates are probabilities, `n_unmasked` a number of positions.
 
-    vocab_size: int
-    block_size: int
-    n_layer: int = 12
-    n_head: int = 8
-    n_embd: int = 256
-    embd_pdrop: float = 0.0
-    resid_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
+    Any further setting may be given by name, and becomes an attribute.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    embd_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
     n_unmasked: int = 0
+
+    def __init__(self, vocab_size: int, block_size: int, **kwargs: Any):
+        self.vocab_size, self.block_size = vocab_size, block_size
+        vars(self).update(kwargs)
+
+
+class GPT1Config(GPTConfig):
+    """Sizes of the first GPT, some 125 million parameters (Radford et al. 2018)."""
+
+    n_layer = 12
+    n_head = 12
+    n_embd = 768
 
 
 @dataclass
 class KeyValueCache:
     """Preallocated keys and values of all layers; the first `length` positions are filled."""
 
-    keys: list[Tensor]  # per layer: (B, heads, P, D / heads)
+    keys: list[Tensor]  # per layer: (B, n, P, d)
     values: list[Tensor]
-    blocks: nn.Module  # the transformer's, or twins of them with weights laid out for single steps
+    blocks: Sequence[nn.Module]  # the transformer's, or copies with weights in the order of single steps
     head: nn.Module
     length: int = 0
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what is before it.
+    """Multi-head attention in which a token sees itself and all tokens before it.
 
-    The first `n_unmasked` tokens see all of each other as well.
+    The first `n_unmasked` tokens also see all of each other.
     """
 
     def __init__(self, config: GPTConfig):
@@ -69,12 +84,11 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0, last_only: bool = False
     ) -> Tensor:
-        """x (B, T, D) at positions start.. of the sequence; what stands before them is in the cache.
+        """Map x (B, T, D), positions start.. of the sequence, to (B, T, D); the cache holds those before.
 
-        With `last_only`, only the last position asks, and only its result comes out, (B, 1, D).
+        With `last_only`, only the result of the last position is computed and returned, (B, 1, D).
         """
-        asking = x[:, -1:] if last_only else x
-        parts = (self.query, asking), (self.key, x), (self.value, x)
+        parts = (self.query, x[:, -1:] if last_only else x), (self.key, x), (self.value, x)
         q, k, v = (rearrange(part(seen), "b t (n d) -> b n t d", n=self.n_head) for part, seen in parts)
         end = start + x.shape[1]
         if cache is not None:
@@ -82,9 +96,8 @@ class CausalSelfAttention(nn.Module):
             keys[:, :, start:end], values[:, :, start:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]  # (B, n, end, d)
         dropout = self.attn_pdrop if self.training else 0.0
-        few = len(x) <= FEW or q.shape[2] == 1
-        if few and x.device.type == "cpu" and not dropout and not q.requires_grad:
-            y = self._in_blocks(q, k, v)
+        if suits_blocks(q, dropout):
+            y = attend_in_blocks(q, k, v, self.n_unmasked)
         else:
             mask = self._mask(end - q.shape[2], end, x.device)
             causal = mask is None and q.shape[2] > 1
@@ -92,43 +105,19 @@ class CausalSelfAttention(nn.Module):
         return self.resid_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
 
     def _mask(self, start: int, end: int, device: torch.device) -> Tensor | None:
-        """What positions start..end may see of 0..end; None where it is all of it, or all before them."""
+        """Return what positions start..end see of 0..end; None where that is all, or all before them."""
         if end - start == 1 or (start == 0 and self.n_unmasked <= 1):
             return None
-        return self._visible(start, end, end, device)
-
-    def _visible(self, start: int, end: int, seen: int, device: torch.device) -> Tensor:
-        """Which of the first `seen` positions start..end may see, bool (end - start, seen)."""
-        mask = torch.ones(end - start, seen, dtype=torch.bool, device=device).tril(start)
-        mask[: max(0, self.n_unmasked - start), : self.n_unmasked] = True
-        return mask
-
-    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention as matrix products, a block of the last queries after the other, without what none sees.
-
-        For few sequences on a CPU: there the fused kernel takes longer, in bfloat16 more than twice as long.
-        """
-        queries, end = q.shape[2], k.shape[2]
-        start, blocks = end - queries, []
-        q = q * q.shape[-1] ** -0.5
-        for first in range(0, queries, BLOCK):
-            last = min(first + BLOCK, queries)
-            seen = min(end, max(start + last, self.n_unmasked if start + first < self.n_unmasked else 0))
-            scores = q[:, :, first:last] @ k[:, :, :seen].transpose(-2, -1)  # (B, n, block, seen)
-            if queries > 1:
-                mask = self._visible(start + first, start + last, seen, q.device)
-                scores = scores.masked_fill_(~mask, -math.inf)
-            blocks.append(scores.softmax(-1) @ v[:, :, :seen])
-        return torch.cat(blocks, dim=2)
+        return causal_mask(start, end, end, self.n_unmasked, device)
 
 
-def _drop_mask(module, state_dict, prefix, *_):
-    """Checkpoints up to 2021 hold the causal mask as a buffer, which follows from the sizes."""
+def _drop_mask(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Drop the causal mask, a buffer in checkpoints up to 2021: it follows from the sizes."""
     state_dict.pop(prefix + "mask", None)
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each behind a layer norm and around a skip connection."""
+    """Attention, then a perceptron, each after a layer norm and with a skip connection."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -145,27 +134,30 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0, last_only: bool = False
     ) -> Tensor:
+        """Map x (B, T, D) to (B, T, D); arguments as for `CausalSelfAttention.forward`."""
         y = self.attn(self.ln1(x), cache, start, last_only)
         x = (x[:, -1:] if last_only else x) + y
         return x + self.mlp(self.ln2(x))
 
 
 class GPT(nn.Module):
-    """Next-code predictor over at most `block_size` tokens.
+    """Predictor of the next code in a sequence of at most `block_size` tokens.
 
     Args:
         vocab_size: number of different tokens V: codebook and condition share it.
-        block_size: longest sequence that goes in: condition + grid - 1.
-        n_layer, n_head, n_embd: depth, heads, channels D.
+        block_size: longest input: condition tokens + codes - 1.
+        n_layer, n_head, n_embd: number of blocks L, heads n, channels D.
         embd_pdrop, resid_pdrop, attn_pdrop: dropout rates.
-        n_unmasked: so many first positions, the condition's, all see each other.
-        layout: what the sequence is made of, condition and codes: for each part a number of tokens, or
-            [height, width] of a grid. Position embeddings then begin with the places of the tokens, which
-            spatial conditions learn from much sooner, see `layout_positions`; with zeros when None.
+        n_unmasked: number of first positions, those of the condition, that all see each other.
+        layout: the parts of the sequence, condition and codes: for each a number of tokens, or [height,
+            width] of a grid. Position embeddings then start from the places of the tokens, from which
+            spatial conditions are learned much sooner, see `layout_positions`; from zeros when None.
 
     Raises:
-        ValueError: a layout that is shorter than `block_size`.
+        ValueError: the layout has fewer tokens than `block_size`.
     """
+
+    tok_emb: nn.Module
 
     def __init__(
         self, vocab_size: int, block_size: int, n_layer: int = 12, n_head: int = 8, n_embd: int = 256,
@@ -174,7 +166,8 @@ class GPT(nn.Module):
     ):
         super().__init__()
         self.config = GPTConfig(
-            vocab_size, block_size, n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked
+            vocab_size, block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, embd_pdrop=embd_pdrop,
+            resid_pdrop=resid_pdrop, attn_pdrop=attn_pdrop, n_unmasked=n_unmasked,
         )
         self.block_size = block_size
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
@@ -198,11 +191,11 @@ class GPT(nn.Module):
                 module.bias.data.zero_()
 
     def get_block_size(self) -> int:
-        """The longest sequence that goes in."""
+        """Return the longest sequence that the network takes."""
         return self.block_size
 
     def _embed(self, idx: Tensor, embeddings: Tensor | None = None, start: int = 0) -> Tensor:
-        """Tokens (B, T), behind embeddings (B, E, D) if given, with their positions: (B, E + T, D)."""
+        """Embed tokens (B, T), after embeddings (B, E, D), at the positions from `start`: (B, E + T, D)."""
         x = self.tok_emb(idx)
         if embeddings is not None:
             x = torch.cat((embeddings, x), dim=1)
@@ -214,7 +207,7 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) to logits (B, T, V) of what follows each, and the loss.
+        """Map tokens (B, T) to logits (B, T, V) of the token after each, and the loss.
 
         The loss is the mean cross-entropy, in nats, to `targets` (B, T), None without them. `embeddings`
         (B, E, D) go before the tokens and get logits too: (B, E + T, V).
@@ -222,6 +215,9 @@ class GPT(nn.Module):
         x = self._embed(idx, embeddings)
         for block in self.blocks:
             x = block(x)
+        return self._logits_and_loss(x, targets)
+
+    def _logits_and_loss(self, x: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         logits = self.head(self.ln_f(x))
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         return logits, loss
@@ -229,21 +225,26 @@ class GPT(nn.Module):
     # ---- decoding with cached keys and values (taming.sampling.CachedTransformer)
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache:
-        """Room for `length` positions of `batch_size` sequences, on the model's device, in its dtype."""
+        """Return room for `length` positions of `batch_size` sequences, with the model's device and dtype."""
+        keys, values = self._room(batch_size, length)
+        parts: list[nn.Module] = [*self.blocks, self.head]
+        if length >= PACK_FROM and can_pack(keys[0].device, keys[0].dtype):
+            parts = [pack_linears(part, batch_size, keys[0].dtype) for part in parts]
+        return KeyValueCache(keys, values, parts[:-1], parts[-1])
+
+    def _room(self, batch_size: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return uninitialized keys and values (B, n, length, d) of each layer."""
         config, like = self.config, self.pos_emb
         shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
         device = like.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
         empty = [torch.empty(shape, dtype=dtype, device=like.device) for _ in range(2 * config.n_layer)]
-        blocks, head = self.blocks, self.head
-        if length >= PACK_FROM and can_pack(like.device, dtype):
-            blocks, head = pack_linears(blocks, batch_size, dtype), pack_linears(head, batch_size, dtype)
-        return KeyValueCache(empty[: config.n_layer], empty[config.n_layer :], blocks, head)
+        return empty[: config.n_layer], empty[config.n_layer :]
 
     def extend(self, idx: Tensor, cache: KeyValueCache, embeddings: Tensor | None = None) -> Tensor:
-        """Append tokens (B, T) to what the cache holds; logits (B, V) of what follows the last one.
+        """Append tokens (B, T) to those in the cache, and return logits (B, V) of the token after the last.
 
-        The first call must hold the whole unmasked prefix, whose tokens see those after them.
+        The first call must hold the whole unmasked prefix, since its tokens see those after them.
         """
         x = self._embed(idx, embeddings, cache.length)
         end = cache.length + x.shape[1]
@@ -259,9 +260,56 @@ class GPT(nn.Module):
         cache.length = end
         return cache.head(self.ln_f(x[:, -1]))
 
+    @torch.no_grad()
+    def forward_with_past(
+        self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None,
+        past: Sequence[Tensor] | None = None, past_length: int | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Map tokens (B, T) to logits, loss, and their keys and values: the 2021 call, for inference.
+
+        `new_cache` and `extend` are faster: here keys and values are copied at each call.
+
+        Args:
+            idx, embeddings, targets: as for `forward`.
+            past: the third result of all calls before, for the tokens before these.
+            past_length: number of those tokens.
+
+        Returns:
+            Logits (B, T, V), the loss or None, and keys and values (L, 2, B, n, T, d).
+
+        Raises:
+            ValueError: the model is in training mode, or `past` does not hold `past_length` tokens.
+        """
+        if self.training:
+            raise ValueError("forward_with_past is for inference: call model.eval() first")
+        known = torch.cat(list(past), dim=-2) if past else None  # (L, 2, B, n, past_length, d)
+        start = 0 if known is None else known.shape[-2]
+        if known is not None and start != past_length:
+            raise ValueError(f"past holds {start} tokens, but past_length is {past_length}")
+        x = self._embed(idx, embeddings, start)
+        kept = list(zip(*self._room(len(x), start + x.shape[1]), strict=True))
+        for i, (block, pair) in enumerate(zip(self.blocks, kept, strict=True)):
+            if known is not None:
+                for room, values in zip(pair, known[i], strict=True):
+                    room[:, :, :start] = values
+            x = block(x, pair, start)
+        presents = torch.stack([torch.stack([room[:, :, start:] for room in pair]) for pair in kept])
+        return *self._logits_and_loss(x, targets), presents
+
+
+class DummyGPT(nn.Module):
+    """Stands in for a GPT where only the calls matter: its logits are the tokens plus `add_value`."""
+
+    def __init__(self, add_value: int = 1):
+        super().__init__()
+        self.add_value = add_value
+
+    def forward(self, idx: Tensor) -> tuple[Tensor, None]:
+        return idx + self.add_value, None
+
 
 class CodeGPT(GPT):
-    """A GPT over vectors, (B, T, in_channels), in place of tokens: code vectors or patches, for instance."""
+    """A GPT over vectors (B, T, in_channels) instead of tokens, such as code vectors or patches."""
 
     def __init__(
         self, vocab_size: int, block_size: int, in_channels: int, n_layer: int = 12, n_head: int = 8,
@@ -276,7 +324,7 @@ class CodeGPT(GPT):
 
 
 class KMeans(nn.Module):
-    """Clusters of colours, the tokens of image GPT (Chen et al. 2020).
+    """Clusters of colors, the tokens of image GPT (Chen et al. 2020).
 
     Args:
         ncluster: number of clusters K.
@@ -284,41 +332,48 @@ class KMeans(nn.Module):
         niter: rounds of Lloyd's algorithm in `initialize`.
     """
 
+    C: Tensor
+    initialized: Tensor
+
     def __init__(self, ncluster: int = 512, nc: int = 3, niter: int = 10):
         super().__init__()
-        self.ncluster, self.nc, self.niter = ncluster, nc, niter
-        self.register_buffer("C", torch.randn(ncluster, nc))
+        self.ncluster, self.nc, self.niter, self.shape = ncluster, nc, niter, (3, 32, 32)
+        self.register_buffer("C", torch.zeros(ncluster, nc))
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
     def is_initialized(self) -> bool:
-        """Whether `initialize` has run, here or before the checkpoint was written."""
-        return self.initialized.item() == 1
+        """Say whether `initialize` has run, here or before the checkpoint was written."""
+        return bool(self.initialized)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Find the clusters of pixels (N, C), N >= K; one that stays empty moves to a random pixel."""
+        """Find the clusters of pixels (N, C), N >= K; a cluster that stays empty moves to a random pixel."""
         if x.ndim != 2 or x.shape[1] != self.nc or len(x) < self.ncluster:
             raise ValueError(f"pixels {tuple(x.shape)} given, (N, {self.nc}), N >= {self.ncluster}, expected")
-        centres = x[torch.randperm(len(x), device=x.device)[: self.ncluster]]
+        centers = x[torch.randperm(len(x), device=x.device)[: self.ncluster]]
         for _ in range(self.niter):
-            nearest = torch.cdist(x, centres).argmin(1)
+            nearest = torch.cdist(x, centers).argmin(1)
             counts = torch.bincount(nearest, minlength=self.ncluster)[:, None]
-            sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+            sums = torch.zeros_like(centers).index_add_(0, nearest, x)
             elsewhere = x[torch.randint(len(x), (self.ncluster,), device=x.device)]
-            centres = torch.where(counts > 0, sums / counts.clamp_min(1), elsewhere)
-        self.C.copy_(centres)
+            centers = torch.where(counts > 0, sums / counts.clamp_min(1), elsewhere)
+        self.C.copy_(centers)
         self.initialized.fill_(1)
 
     def forward(self, x: Tensor, reverse: bool = False, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Pixels (B, C, H, W) to clusters (B, H*W); with `reverse` and that shape, clusters to pixels."""
+        """Map pixels (B, C, H, W) to clusters (B, H*W); with `reverse`, clusters to pixels of `shape`.
+
+        That is (C, H, W) or (B, C, H, W), 32 x 32 pixels when None.
+        """
         if reverse:
-            return rearrange(F.embedding(x, self.C), "b (h w) c -> b c h w", h=shape[2], w=shape[3])
+            height, width = (shape or self.shape)[-2:]
+            return rearrange(F.embedding(x, self.C), "b (h w) c -> b c h w", h=height, w=width)
         pixels = rearrange(x, "b c h w -> b (h w) c")
         return torch.cdist(pixels, self.C.expand(len(x), -1, -1)).argmin(-1)
 
 
 def top_k_logits(logits: Tensor, k: int) -> Tensor:
-    """Logits (..., V) with all but the k highest at -inf: the 2021 call."""
+    """Set all but the k highest of logits (..., V) to -inf: the 2021 call."""
     return filter_logits(logits, top_k=k)
 
 
@@ -329,18 +384,18 @@ def sample(
 ) -> Tensor:
     """Continue tokens x (B, T) by `steps`, and return all of them (B, T + steps): the 2021 call.
 
-    Takes the likeliest token each time unless `sample`. Tokens beyond the block size are drawn from the last
-    `block_size` before them.
+    The most likely token is taken each time unless `sample`. Tokens beyond the block size follow from the
+    last `block_size` tokens before them.
     """
     model.eval()
     block = model.get_block_size()
     cached = min(steps, max(0, block - x.shape[1] + 1))
     # beyond the block the window slides: every position changes, and nothing can be kept
     for count in [cached] * (cached > 0) + [1] * (steps - cached):
-        drawn = sample_tokens(
+        new = sample_tokens(
             model, x[:, -block:], count, temperature=temperature, top_k=top_k, greedy=not sample
         )
-        x = torch.cat((x, drawn), dim=1)
+        x = torch.cat((x, new), dim=1)
     return x
 
 
@@ -351,7 +406,7 @@ def sample_with_past(
 ) -> Tensor:
     """Continue tokens x (B, T) by `steps`, and return only the new ones (B, steps): the 2021 call.
 
-    As it was then, `top_k` 0 keeps all codes, and so does one above the vocabulary.
+    `top_k` 0, or above the vocabulary, keeps all codes.
     """
     top_k = min(top_k, model.config.vocab_size) if top_k else None
     return sample_tokens(

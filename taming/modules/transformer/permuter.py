@@ -1,11 +1,12 @@
 """Orders in which a transformer may read the latent grid, as permutations of the raster order.
 
 B batch, T = H * W tokens of an H x W latent grid. `forward_shuffle_idx[k]` is the raster position that is
-read at step k; both index buffers are part of the checkpoint. Source: Esser, Rombach and Ommer 2021, "Taming
-Transformers", the appendix on the ordering of image representations (row-major was the best of those tried).
+read at step k; both index buffers are part of the checkpoint.
+Source: Esser et al. 2021, the appendix on the ordering of image representations, where row-major was best.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 
 
 class AbstractPermuter(nn.Module):
-    """Reorder dimension 1 of a batch of sequences; subclasses say in which order."""
+    """Reorder dimension 1 of a batch of sequences; subclasses set the order."""
+
+    forward_shuffle_idx: Tensor
+    backward_shuffle_idx: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
 
     def _set_order(self, order: np.ndarray) -> None:
         self.register_buffer("forward_shuffle_idx", torch.tensor(order.tolist(), dtype=torch.long))
@@ -21,7 +28,7 @@ class AbstractPermuter(nn.Module):
         self.register_buffer("backward_shuffle_idx", torch.tensor(inverse.tolist(), dtype=torch.long))
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Put x (B, T, ...) from raster order into this order; with `reverse`, back into raster order.
+        """Reorder x (B, T, ...) from raster order into this order; with `reverse`, back into raster order.
 
         Raises:
             ValueError: T is not the H * W that the permuter was built for.
@@ -46,7 +53,7 @@ class Identity(AbstractPermuter):
 class Subsample(AbstractPermuter):
     """From coarse to fine: the corners of large squares first, then the grids between them.
 
-    The shorter side must be a power of two, and divide the longer one.
+    The shorter side must be a power of two that divides the longer one.
     """
 
     def __init__(self, H: int, W: int):
@@ -57,7 +64,7 @@ class Subsample(AbstractPermuter):
                 f"Subsample halves the grid until one row or column is left: the shorter side must be a "
                 f"power of two that divides the longer, got H={H}, W={W}"
             )
-        order = _raster(H, W)[None]  # (C, h, w): C grids, each a coarser sampling of the last
+        order = _raster(H, W)[None]  # (C, h, w): C grids, each a coarser sampling of the one before
         while min(order.shape[1:]) > 1:
             c, h, w = order.shape
             corners = order.reshape(c, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3)
@@ -66,7 +73,7 @@ class Subsample(AbstractPermuter):
 
 
 class ZCurve(AbstractPermuter):
-    """Morton order: each quarter of the grid is read whole before the next, and so inside it. Any size."""
+    """Morton order: each quarter of the grid before the next, and each quarter in the same way. Any size."""
 
     def __init__(self, H: int, W: int):
         super().__init__()
@@ -76,7 +83,7 @@ class ZCurve(AbstractPermuter):
 
 
 class SpiralOut(AbstractPermuter):
-    """From the centre outwards, in a spiral; where the grid is no square, it jumps over what lies outside."""
+    """From the center outwards in a spiral, which skips positions outside of a grid that is not square."""
 
     def __init__(self, H: int, W: int):
         super().__init__()
@@ -92,16 +99,16 @@ class SpiralIn(AbstractPermuter):
 
 
 class Random(AbstractPermuter):
-    """One fixed random order per grid size, the same in every process and run."""
+    """A random order that is fixed for each grid size, the same in every process and run."""
 
     def __init__(self, H: int, W: int):
         super().__init__()
-        # The legacy generator, since checkpoints and goldens hold the order that it gives.
+        # the legacy generator: checkpoints and golden tensors hold its order
         self._set_order(np.random.RandomState(1).permutation(_raster(H, W).size))
 
 
 class AlternateParsing(AbstractPermuter):
-    """Rows from left to right and from right to left in turn, so that neighbours in the sequence touch."""
+    """Rows from left to right and from right to left in turn, so that neighbors in the sequence touch."""
 
     def __init__(self, H: int, W: int):
         super().__init__()
@@ -116,16 +123,16 @@ def _raster(height: int, width: int) -> np.ndarray:
     return np.arange(height * width).reshape(height, width)
 
 
-def mortonify(row: int, column: int) -> int:
-    """Interleave the bits of row and column, the row's being the higher of each pair."""
+def mortonify(i: int, j: int) -> int:
+    """Interleave the bits of row i and column j; those of the row are the higher of each pair."""
     code = 0
-    for bit in range(max(row, column).bit_length()):
-        code |= (column >> bit & 1) << (2 * bit) | (row >> bit & 1) << (2 * bit + 1)
+    for bit in range(max(i, j).bit_length()):
+        code |= (j >> bit & 1) << (2 * bit) | (i >> bit & 1) << (2 * bit + 1)
     return code
 
 
 def _spiral(height: int, width: int) -> np.ndarray:
-    """List raster positions along the spiral that starts at the centre and goes up, right, down, left."""
+    """List raster positions along the spiral that starts at the center and goes up, right, down, left."""
     raster = _raster(height, width)
     order = [raster[i, j] for i, j in _spiral_cells(height, width) if 0 <= i < height and 0 <= j < width]
     return np.array(order)

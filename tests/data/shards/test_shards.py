@@ -17,7 +17,7 @@ from taming.config import instantiate_from_config
 from taming.data.custom import CustomClassTest
 from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
 from taming.data.files.depth import depth_to_rgba
-from taming.data.sampler import BatchStream, SeededDataset
+from taming.data.sampler import ResumableBatchSampler, SeededDataset
 from taming.data.shards import TarShards
 from taming.data.shards.index import expand, scan
 from taming.data.shards.writer import pack
@@ -136,7 +136,7 @@ def shares(dataset, epoch: int, processes: int, workers: int) -> list[list[int]]
     """What each worker of each process loads in an epoch, as a DataLoader deals batches."""
     loaded = []
     for rank in range(processes):
-        stream = BatchStream(dataset, 2, rank=rank, world_size=processes, drop_last=False)
+        stream = ResumableBatchSampler(dataset, 2, rank=rank, world_size=processes, drop_last=False)
         stream.start, stream.stop = epoch * len(stream), (epoch + 1) * len(stream)
         batches = list(stream)
         loaded += [[i for batch in batches[w::workers] for _, i in batch] for w in range(workers)]
@@ -165,10 +165,10 @@ def test_a_loader_with_two_workers_sees_every_sample_exactly_once(shards):
 
 def test_an_order_continues_where_it_was_left(shards):
     dataset = TarShards(shards, 8, random_crop=True, flip=True, crop_size=6, mixed_shards=2)
-    stream = BatchStream(dataset, 4)
+    stream = ResumableBatchSampler(dataset, 4)
     stream.stop = 9
     whole = list(stream)
-    stream = BatchStream(TarShards(shards, mixed_shards=2), 4)
+    stream = ResumableBatchSampler(TarShards(shards, mixed_shards=2), 4)
     stream.start, stream.stop = 3, 9
     assert list(stream) == whole[3:]
     seeded = SeededDataset(dataset, 0)
@@ -179,7 +179,7 @@ def test_few_shards_are_read_at_a_time(shards):
     dataset = TarShards(shards, mixed_shards=2)
     order = dataset.permutation(np.random.default_rng(0))
     assert sorted(order) == list(range(IMAGES))
-    stream, wrapped = BatchStream(dataset, 4), BatchStream(WrappedDataset(dataset), 4)
+    stream, wrapped = ResumableBatchSampler(dataset, 4), ResumableBatchSampler(WrappedDataset(dataset), 4)
     stream.stop = wrapped.stop = len(stream)
     assert list(wrapped) == list(stream)
     visited = dataset._shard[order]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.files.errors import BadSample
-from taming.data.transforms.joint import PairedTransform, Placement
+from taming.data.transforms.joint import JointParams, JointTransform
 
 
 def marked(height: int, width: int, row: int, column: int, side: int = 8) -> np.ndarray:
@@ -24,9 +24,9 @@ def marked(height: int, width: int, row: int, column: int, side: int = 8) -> np.
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_everything_moves_alike(size, crop, shape, mirrored):
     pixels = marked(60, 100, 24, 44)
-    transform = PairedTransform(size, crop, True, flip=mirrored)
+    transform = JointTransform(size, crop, True, flip=mirrored)
     for _ in range(10):
-        place = transform.place(60, 100)
+        place = transform.get_params(60, 100)
         image = place.image(pixels)[..., 0] / 255
         mask = place.mask((pixels[..., 0] > 0).astype(np.uint8))
         depth = place.plane(pixels[..., 0].astype(np.float32) / 255)
@@ -45,7 +45,7 @@ def test_everything_moves_alike(size, crop, shape, mirrored):
 
 
 def test_a_mirrored_placement_by_hand():
-    place = Placement((10, 20), (10, 20), (2, 3), (6, 8), mirrored=True)
+    place = JointParams((10, 20), (10, 20), (2, 3), (6, 8), mirrored=True)
     columns = np.broadcast_to(np.arange(20, dtype=np.uint8), (10, 20))
     assert place.mask(columns)[0].tolist() == [16, 15, 14, 13, 12, 11, 10, 9]
     joints = np.array([[16.5, 2.5, 2], [9.5, 7.5, 1], [1, 1, 2]])
@@ -57,7 +57,7 @@ def test_a_mirrored_placement_by_hand():
 
 def test_coord_is_the_place_in_the_resized_picture():
     whole = (np.arange(20 * 30) / 600).reshape(20, 30, 1).astype(np.float32)
-    place = PairedTransform(20, 10).place(40, 60)
+    place = JointTransform(20, 10).get_params(40, 60)
     assert np.allclose(place.coord(), whole[5:15, 10:20])
 
 
@@ -68,25 +68,25 @@ def test_coord_is_the_place_in_the_resized_picture():
 ])
 def test_interpolations_agree_with_pillow(interpolation, method):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    place = PairedTransform(20, interpolation=interpolation).place(40, 60)
+    place = JointTransform(20, interpolation=interpolation).get_params(40, 60)
     expected = np.asarray(Image.fromarray(pixels).resize((30, 20), method))[:, 5:25]
     assert np.abs(place.image(pixels).astype(int) - expected).max() <= 1
 
 
 def test_masks_of_many_ids_keep_them():
     ids = np.arange(40 * 60, dtype=np.int32).reshape(40, 60)
-    mask = PairedTransform(20).place(40, 60).mask(ids)
+    mask = JointTransform(20).get_params(40, 60).mask(ids)
     assert mask.dtype == np.int32 and np.array_equal(mask, ids[1::2, 1::2][:, 5:25])
 
 
 def test_small_pictures_and_whole_ones():
-    assert PairedTransform(None, 32, enlarge=True).place(20, 40).resized == (32, 64)
-    assert PairedTransform(None, 32, enlarge=True).place(50, 40).resized == (50, 40)
-    assert PairedTransform(20, whole=True).place(40, 60).shape == (20, 30)
+    assert JointTransform(None, 32, enlarge=True).get_params(20, 40).resized == (32, 64)
+    assert JointTransform(None, 32, enlarge=True).get_params(50, 40).resized == (50, 40)
+    assert JointTransform(20, whole=True).get_params(40, 60).shape == (20, 30)
     with pytest.raises(BadSample, match=r"x\.png is 20x40 pixels.*smaller than crop_size 32x32"):
-        PairedTransform(None, 32).place(20, 40, "x.png")
+        JointTransform(None, 32).get_params(20, 40, "x.png")
     with pytest.raises(ValueError, match="interpolation is 'cubic'; choose one of nearest, bilinear"):
-        PairedTransform(32, interpolation="cubic")
+        JointTransform(32, interpolation="cubic")
 
 
 @pytest.mark.parametrize("height, width, options, message", [
@@ -97,8 +97,8 @@ def test_small_pictures_and_whole_ones():
 ])
 def test_what_no_transform_can_use_is_a_bad_sample(height, width, options, message):
     with pytest.raises(BadSample, match=rf"x\.png {message}"):
-        PairedTransform(**options).place(height, width, "x.png")
-    assert PairedTransform(256).place(1, 1000).resized == (256, 256000)  # odd, but it can be done
+        JointTransform(**options).get_params(height, width, "x.png")
+    assert JointTransform(256).get_params(1, 1000).resized == (256, 256000)  # odd, but it can be done
 
 
 def test_one_picture_that_is_too_small_is_skipped_and_reported(tmp_path, caplog):
@@ -120,9 +120,9 @@ def test_an_array_without_pixels_is_skipped(tmp_path, caplog):
 
 
 def test_placements_follow_torch_s_generator():
-    transform = PairedTransform(32, 16, True, flip=True)
+    transform = JointTransform(32, 16, True, flip=True)
     torch.manual_seed(3)
-    first = [transform.place(50, 70) for _ in range(20)]
+    first = [transform.get_params(50, 70) for _ in range(20)]
     torch.manual_seed(3)
-    assert first == [transform.place(50, 70) for _ in range(20)]
+    assert first == [transform.get_params(50, 70) for _ in range(20)]
     assert len(set(first)) > 15 and 3 < sum(place.mirrored for place in first) < 17
