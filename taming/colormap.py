@@ -22,7 +22,7 @@ COLORS = (
 
 @cache
 def label_colors(n_labels: int) -> np.ndarray:
-    """Return a fixed colour for each label, uint8 (L, 3), read-only: `COLORS`, then each far from all before it.
+    """Return a fixed colour for each label, uint8 (L, 3), read-only: `COLORS`, then each far from the others.
 
     Raises:
         ValueError: more labels than there are colours that differ.
@@ -44,7 +44,7 @@ def label_colors(n_labels: int) -> np.ndarray:
 
 
 def colorize(maps: Tensor) -> Tensor:
-    """Paint label maps (B, L, H, W), one-hot or shares, in the colours of `label_colors`: (B, 3, H, W) in [-1, 1]."""
+    """Paint label maps (B, L, H, W), one-hot or shares, in `label_colors`: (B, 3, H, W) in [-1, 1]."""
     colors = from_uint8(torch.tensor(label_colors(maps.shape[1]))).T  # (3, L)
     return F.conv2d(maps.float(), colors[:, :, None, None].to(maps.device))
 
