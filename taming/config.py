@@ -4,10 +4,10 @@ A configuration may come from a stranger, so `target` is not free to name any Py
 is the table SAFE_TARGETS, which only trusted code can extend (`allow_targets`), never a YAML file.
 """
 
-import difflib
 import importlib
 import inspect
 import logging
+import os
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from taming.parameters import did_you_mean, find_problem
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +88,6 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("huggingface_hub", "hub"),
 )
 
-BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
 _allowed: tuple[tuple[str, bool], ...] = ()  # what allow_targets added; rebound, never changed in place
 
 
@@ -108,7 +108,7 @@ def load_config(paths: str | Path | Iterable[str | Path], dotlist: Sequence[str]
         paths = [paths]
     config = OmegaConf.create({})
     for path in paths:
-        config = _merge(config, _load_yaml(Path(path)), str(path))
+        config = _merge(config, _load_yaml(Path(path).expanduser()), str(path))
     for item in dotlist:
         config = _merge(config, _load_item(item), repr(item))
     return config
@@ -160,7 +160,8 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
         raise ConfigError(f"params of target {target} must be a mapping, got {params!r}")
     params = params | extra
     obj = get_obj_from_str(target)
-    _check_params(target, obj, params)
+    if problem := find_problem(obj, params):
+        raise ConfigError(f"target {target} {problem}")
     try:
         return obj(**params)
     except Exception as error:
@@ -186,7 +187,8 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
         string = f"{moved[module_name]}.{name}"
     if string.startswith("main."):
         known = [name for name in historic if name.startswith("main.")]
-        raise ConfigError(f"target {string!r} is unknown{_closest(string, known)}; known: {_names(known)}")
+        near = did_you_mean(string, known)
+        raise ConfigError(f"target {string!r} is unknown{near}; known: {_names(known)}")
     parts = string.split(".")
     if any(not part.isidentifier() or part.startswith("_") for part in parts):
         raise ConfigError(f"target {string!r} is refused: every part must be a public Python name")
@@ -198,7 +200,7 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     if not hasattr(module, name):
         found = [key for key, value in vars(module).items() if _is_callable(value)]
         own = [key for key in found if vars(module)[key].__module__ == module_name and key[0] != "_"]
-        near = _closest(name, found) or f"; it has: {_names(own)}"
+        near = did_you_mean(name, found) or f"; it has: {_names(own)}"
         raise ConfigError(f"target {string!r}: the module {module_name} has no {name!r}{near}")
     obj = getattr(module, name)
     _check_object(string, obj)
@@ -240,14 +242,18 @@ def _merge(config: DictConfig, addition: DictConfig, source: str) -> DictConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Turn OmegaConf nodes, also inside plain containers, into dicts and lists without interpolations."""
+    """Turn OmegaConf nodes, also inside plain containers, into dicts and lists without interpolations.
+
+    Texts that begin with `~/` become paths below the home folder.
+    """
     if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return value
+    is_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return os.path.expanduser(value) if is_home else value
 
 
 def _lies_within(dotted: str, prefixes: tuple[tuple[str, bool], ...]) -> bool:
@@ -301,51 +307,6 @@ def _import(module_name: str, target: str, reload: bool) -> ModuleType:
         raise ConfigError(f"target {target!r}: {module_name} cannot be imported: {error}") from error
 
 
-def _check_params(target: str, obj: Any, params: Mapping[str, Any]) -> None:
-    """Compare parameters with the signature before the call, so that errors inside keep their own message."""
-    try:
-        signature = inspect.signature(obj)
-    except (TypeError, ValueError):
-        return
-    accepted, is_open = _accepted_names(obj, signature)
-    listed = f"it accepts: {_names(accepted)}"
-    unknown = [key for key in params if key not in accepted]
-    if unknown and not is_open:
-        named = ", ".join(f"{key!r}{_closest(key, accepted)}" for key in unknown)
-        raise ConfigError(f"target {target} does not accept {named}; {listed}")
-    required = [p.name for p in signature.parameters.values() if p.kind in BY_NAME and p.default is p.empty]
-    missing = [name for name in required if name not in params]
-    if missing:
-        raise ConfigError(f"target {target} needs {_names(map(repr, missing))} in its params; {listed}")
-
-
-def _accepted_names(obj: Any, signature: inspect.Signature) -> tuple[list[str], bool]:
-    """Return the names that may be given, and whether others may be given too.
-
-    A class of this package that takes `**kwargs` hands them to its parent, by convention, whose names count.
-    """
-    init = getattr(obj, "__init__", None)
-    if (getattr(init, "__module__", ""), init.__qualname__) == ("torch.nn.modules.module", "Module.__init__"):
-        return [], False  # a network without a constructor: the signature is open, but nothing is accepted
-    open_ended = True
-    names: list[str] = []
-    follow = inspect.isclass(obj) and obj.__module__.startswith("taming.")
-    inits = [vars(base)["__init__"] for base in obj.__mro__ if "__init__" in vars(base)] if follow else []
-    for current in [signature, *(inspect.signature(init) for init in inits[1:])]:
-        kinds = {p.name: p.kind for p in current.parameters.values() if p.name != "self"}
-        names += [name for name, kind in kinds.items() if kind in BY_NAME and name not in names]
-        open_ended = inspect.Parameter.VAR_KEYWORD in kinds.values()
-        if not open_ended:
-            break
-    return names, open_ended
-
-
-def _closest(name: str, candidates: Iterable[str]) -> str:
-    """Phrase the nearest candidates as a question, or return nothing."""
-    matches = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
-
-
 def _closest_module(missing: str) -> str:
     """Name the modules that exist where this one is missing."""
     parent, _, name = missing.rpartition(".")
@@ -356,7 +317,7 @@ def _closest_module(missing: str) -> str:
     names = [found.name for found in pkgutil.iter_modules(paths)]
     if name in names or not names:
         return ""
-    return _closest(name, names) or f"; {parent} has: {_names(names)}"
+    return did_you_mean(name, names) or f"; {parent} has: {_names(names)}"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import importlib.util
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+URL_MAP = {"vgg_lpips": "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1"}
 CKPT_MAP = {"vgg_lpips": "vgg.pth"}
 MD5_MAP = {"vgg_lpips": "d507d7349b931f0638a25a48a722f98a"}
 _TIMEOUT = 60  # seconds without a byte
@@ -98,20 +100,40 @@ def md5_hash(path: str | Path) -> str:
 
 
 def get_ckpt_path(name: str, root: str | Path, check: bool = False) -> str:
-    """Return the path of a known weights file below `root`; nothing is downloaded.
+    """Return the path of a known weights file: in the folder `root`, else in the `lpips` package.
 
-    `name` is "vgg_lpips": LPIPS heads on VGG, of 2021. With `check` the MD5 sum must be right, too. Raises
-    ValueError for an unknown name or a wrong sum, and FileNotFoundError that says which file to put where.
+    Nothing is downloaded: the package holds the very file that 2021's code downloaded.
+
+    Args:
+        name: "vgg_lpips", the heads of LPIPS on VGG.
+        root: folder that is looked into first.
+        check: compare the MD5 sum.
+
+    Raises:
+        ValueError: the name is unknown, or the sum is wrong.
+        FileNotFoundError: the file is in neither place.
     """
     if name not in CKPT_MAP:
-        raise ValueError(f"unknown weights {name!r}; there are: {', '.join(CKPT_MAP)}")
+        raise ValueError(f"unknown weights {name!r}; choose one of {', '.join(CKPT_MAP)}")
     path = os.path.join(root, CKPT_MAP[name])
     if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"the weights {name} are not here: put the file {CKPT_MAP[name]} (MD5 {MD5_MAP[name]}) at {path}"
-        )
+        path = str(lpips_heads(CKPT_MAP[name].removesuffix(".pth")))
     if check and (found := md5_hash(path)) != MD5_MAP[name]:
         raise ValueError(f"{path} has the MD5 sum {found}, expected {MD5_MAP[name]}: get the file again")
+    return path
+
+
+def lpips_heads(net: str) -> Path:
+    """Return the file with the heads of LPIPS for a network ("vgg", "alex", "squeeze"), in the lpips package.
+
+    The package is not imported. Raises FileNotFoundError if it is not installed, or lacks the file.
+    """
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the heads of LPIPS come with the package lpips: pip install lpips")
+    path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, the heads of LPIPS, is missing: install the package lpips again")
     return path
 
 

@@ -90,9 +90,14 @@ def test_md5_hash(tmp_path):
     assert md5_hash(str(tmp_path / "empty")) == "d41d8cd98f00b204e9800998ecf8427e"
 
 
-def test_get_ckpt_path_finds_or_explains_and_never_downloads(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"put the file vgg\.pth .*at .*vgg\.pth"):
-        get_ckpt_path("vgg_lpips", str(tmp_path))
+def test_get_ckpt_path_finds_or_explains_and_never_downloads(tmp_path, monkeypatch):
+    found = get_ckpt_path("vgg_lpips", str(tmp_path), check=True)  # the package's file is the one of 2021
+    heads = torch.load(found, map_location="cpu", weights_only=True)
+    assert set(heads) == {f"lin{i}.model.1.weight" for i in range(5)}
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(FileNotFoundError, match="pip install lpips"):
+            get_ckpt_path("vgg_lpips", tmp_path)
     (tmp_path / "vgg.pth").write_bytes(b"x")
     assert get_ckpt_path("vgg_lpips", tmp_path) == str(tmp_path / "vgg.pth")
     with pytest.raises(ValueError, match="d507d7349b931f0638a25a48a722f98a"):

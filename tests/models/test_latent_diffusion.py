@@ -217,7 +217,7 @@ def test_its_loss_takes_what_its_configs_say():
     params = {**LOSS["params"], "n_classes": 16, "pixel_loss": "l2"}
     loss = instantiate_from_config({"target": target, "params": params})
     assert loss.n_classes == 16 and loss.disc_factor == 1.0 and loss.pixel_loss is F.mse_loss
-    for argument, says in (("pixel_loss", "is unknown"), ("perceptual_loss", "is not here")):
+    for argument, says in (("pixel_loss", "is unknown"), ("perceptual_loss", "is unknown")):
         with pytest.raises(ValueError, match=f"{argument}: 'dists' {says}"):
             instantiate_from_config({"target": target, "params": {"disc_start": 0, argument: "dists"}})
     with pytest.raises(ConfigError, match="n_clases"):

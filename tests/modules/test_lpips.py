@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from taming.modules.losses.lpips import LPIPS, TRUNKS, normalize_tensor
+from taming.modules.losses.lpips import LPIPS, TRUNKS, normalize_tensor, spatial_average, vgg16
 from taming.modules.losses.vqperceptual import VQLPIPS
 
 NETS = ["vgg", "alex", "squeeze"]
@@ -50,7 +50,7 @@ def torchvision_names(state):
 @pytest.mark.parametrize("names", ["torchvision", "2021"])
 def test_equals_the_lpips_package(references, net, names):
     state = references[net].state_dict()
-    ours = LPIPS(net)
+    ours = LPIPS(net=net)
     ours.load_trunk_state(torchvision_names(state) if names == "torchvision" else state)
     x, y = images(2, 3, 48, 64)
     want = references[net](x, y)
@@ -61,7 +61,7 @@ def test_equals_the_lpips_package(references, net, names):
 
 
 def test_gradient_equals_the_lpips_package(references):
-    ours = LPIPS("squeeze")
+    ours = LPIPS(net="squeeze")
     ours.load_trunk_state(references["squeeze"].state_dict())
     x, y = images(1, 3, 32, 32)
     grads = [torch.autograd.grad(f(v, y).sum(), v)[0] for f in (ours, references["squeeze"])
@@ -76,7 +76,7 @@ def test_weights_are_taken_out_of_a_whole_checkpoint_of_2021(references):
         reference.lins[i].model[1].weight.mul_(1.5)
     state = {f"loss.perceptual_loss.{k}": v for k, v in reference.state_dict().items()}
     state["encoder.conv_in.weight"] = torch.zeros(1)
-    ours = LPIPS("squeeze")
+    ours = LPIPS(net="squeeze")
     ours.load_trunk_state(state)
     x, y = images(1, 3, 32, 32)
     torch.testing.assert_close(ours(x, y), reference(x, y), rtol=1e-5, atol=1e-5)
@@ -84,12 +84,12 @@ def test_weights_are_taken_out_of_a_whole_checkpoint_of_2021(references):
 
 def test_trunk_state_of_another_network_is_refused(references):
     with pytest.raises(ValueError, match=r"features\.\d+\.\w+"):
-        LPIPS("vgg").load_trunk_state(references["alex"].state_dict())
+        LPIPS(net="vgg").load_trunk_state(references["alex"].state_dict())
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_equal_images_have_distance_zero_and_a_finite_gradient(net):
-    loss = LPIPS(net, random_trunk=True)
+    loss = LPIPS(net=net, random_trunk=True)
     x = images(1, 3, 32, 32)[0].requires_grad_(True)
     value = loss(x, x.detach().clone())
     value.sum().backward()
@@ -154,14 +154,14 @@ def test_stays_in_evaluation_mode_and_float32():
 
 def test_building_and_loading_disturb_no_global_generator():
     state = torch.random.get_rng_state()
-    first, second = LPIPS("alex", random_trunk=True), LPIPS("alex", random_trunk=True)
+    first, second = LPIPS(net="alex", random_trunk=True), LPIPS(net="alex", random_trunk=True)
     pair = images(1, 3, 32, 32)
     assert torch.equal(first(*pair), second(*pair))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_first_use_in_inference_mode_leaves_it_fit_for_training():
-    loss, (x, y) = LPIPS("squeeze", random_trunk=True), images(1, 3, 32, 32)
+    loss, (x, y) = LPIPS(net="squeeze", random_trunk=True), images(1, 3, 32, 32)
     with torch.inference_mode():
         value = loss(x, y)
     x.requires_grad_(True)
@@ -172,13 +172,13 @@ def test_first_use_in_inference_mode_leaves_it_fit_for_training():
 
 def test_built_on_the_meta_device_it_still_works():
     with torch.device("meta"):
-        loss = LPIPS("squeeze", random_trunk=True)
+        loss = LPIPS(net="squeeze", random_trunk=True)
     pair = images(1, 3, 32, 32)
-    assert torch.equal(loss(*pair), LPIPS("squeeze", random_trunk=True)(*pair))
+    assert torch.equal(loss(*pair), LPIPS(net="squeeze", random_trunk=True)(*pair))
 
 
 def test_one_channel_counts_three_times():
-    loss, (x, y) = LPIPS("squeeze", random_trunk=True), images(2, 1, 32, 40)
+    loss, (x, y) = LPIPS(net="squeeze", random_trunk=True), images(2, 1, 32, 40)
     assert torch.equal(loss(x, y), loss(x.repeat(1, 3, 1, 1), y.repeat(1, 3, 1, 1)))
 
 
@@ -189,20 +189,22 @@ def test_one_channel_counts_three_times():
 ])
 def test_refuses_what_it_cannot_compare(shapes, message):
     with pytest.raises(ValueError, match=message):
-        LPIPS("vgg", random_trunk=True)(*(torch.zeros(shape) for shape in shapes))
+        LPIPS(net="vgg", random_trunk=True)(*(torch.zeros(shape) for shape in shapes))
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_smallest_size_is_the_trunk_s_own(net):
-    loss, smallest = LPIPS(net, random_trunk=True), TRUNKS[net].smallest
+    loss, smallest = LPIPS(net=net, random_trunk=True), TRUNKS[net].smallest
     assert loss(*images(1, 3, smallest, smallest)).item() > 0
     with pytest.raises(RuntimeError):  # the network itself fails one pixel below
         loss._loaded[0](*images(1, 3, smallest - 1, smallest - 1))
 
 
-def test_unknown_net_is_refused_with_the_choices():
+def test_unknown_net_is_an_error_with_the_choices():
     with pytest.raises(ValueError, match="resnet.*vgg, alex, squeeze"):
-        LPIPS("resnet")
+        LPIPS(net="resnet")
+    with pytest.raises(ValueError, match="'alex'.*net="):
+        LPIPS("alex")
 
 
 def test_offline_the_error_names_file_place_and_ways_out(tmp_path, monkeypatch):
@@ -225,7 +227,7 @@ def test_trunk_is_read_from_the_cache_or_the_given_path(references, tmp_path, mo
     path = tmp_path / ("mine.pth" if explicit else "hub/checkpoints/squeezenet1_1-b8a52dc0.pth")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torchvision_names(references["squeeze"].state_dict()), path)
-    loss = LPIPS("squeeze", trunk_path=path if explicit else None)
+    loss = LPIPS(net="squeeze", trunk_path=path if explicit else None)
     pair = images(1, 3, 32, 32)
     torch.testing.assert_close(loss(*pair), references["squeeze"](*pair), rtol=1e-5, atol=1e-5)
 
@@ -278,9 +280,69 @@ def test_a_checkpoint_without_the_network_says_so(tmp_path):
 def test_a_file_in_the_old_format_is_read_and_code_is_refused(references, tmp_path):
     pair, state = images(1, 3, 32, 32), torchvision_names(references["squeeze"].state_dict())
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    loss = LPIPS("squeeze", trunk_path=tmp_path / "old.pth")
+    loss = LPIPS(net="squeeze", trunk_path=tmp_path / "old.pth")
     torch.testing.assert_close(loss(*pair), references["squeeze"](*pair), rtol=1e-5, atol=1e-5)
     for new in (True, False):
         torch.save({"x": print}, tmp_path / "code.pth", _use_new_zipfile_serialization=new)
         with pytest.raises(ValueError, match="code.pth"):
-            LPIPS("squeeze", trunk_path=tmp_path / "code.pth")(*pair)
+            LPIPS(net="squeeze", trunk_path=tmp_path / "code.pth")(*pair)
+
+
+# ---- attributes and calls of 2021
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_parts_of_2021_compute_the_distance(references, net):
+    ours, (x, y) = LPIPS(net=net), images(2, 3, 48, 64)
+    ours.load_trunk_state(references[net].state_dict())
+    scaled = ours.scaling_layer(x), ours.scaling_layer(y)
+    first, second = (list(map(normalize_tensor, ours.net(image))) for image in scaled)
+    assert [f.shape[1] for f in first] == ours.chns and len(first) == ours.net.N_slices
+    total = 0
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        head = getattr(ours, f"lin{i}") if i < 5 else ours.network().get_submodule(f"lin{i}")
+        total = total + spatial_average(head.model((a - b).square()))
+    torch.testing.assert_close(total, ours(x, y))
+    theirs = references[net].net(scaled[0])
+    for mine, other in zip(ours.net(scaled[0]), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_features_have_the_names_of_2021():
+    features = LPIPS(random_trunk=True).net(images(1, 3, 32, 32)[0])
+    assert features._fields == ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+    assert features.relu3_3.shape == (1, 256, 8, 8)
+
+
+def test_the_network_is_an_ordinary_module_for_whoever_takes_it():
+    loss = LPIPS(random_trunk=True)
+    owner = nn.Module()
+    owner.vgg16 = loss.net
+    assert "vgg16.slice5.28.weight" in owner.state_dict()
+    assert not any(p.requires_grad for p in owner.parameters())
+    assert list(loss.state_dict()) == [] and list(loss.parameters()) == []
+
+
+def test_the_network_follows_moves_but_no_casts():
+    loss = LPIPS(net="squeeze", random_trunk=True).to(torch.float64)
+    assert loss.net.slice1.get_parameter("0.weight").dtype == torch.float32
+    loss.to("meta")
+    assert loss.net.slice1.get_parameter("0.weight").device.type == "cpu"
+
+
+def test_loading_now_instead_of_later(references, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub/checkpoints/vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(torchvision_names(references["vgg"].state_dict()), path)
+    loss = LPIPS.from_pretrained()
+    assert "loaded=True" in repr(loss)
+    pair = images(1, 3, 32, 32)
+    torch.testing.assert_close(loss(*pair), references["vgg"](*pair), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="vgg_lpips"):
+        LPIPS().load_from_pretrained("alex_lpips")
+    network = vgg16(requires_grad=True)
+    assert all(p.requires_grad for p in network.parameters())
+    x = loss.scaling_layer(pair[0])
+    assert torch.equal(network(x).relu5_3, loss.net(x).relu5_3)
+    assert not torch.equal(vgg16(pretrained=False)(x).relu5_3, network(x).relu5_3)

@@ -216,3 +216,10 @@ def test_pixels_are_compared_as_asked():
     torch.testing.assert_close(log["train/rec_loss"], F.mse_loss(scene.rec, scene.target).detach())
     with pytest.raises(ValueError, match="pixel_loss: 'l3' is unknown"):
         VQLPIPS(pixel_loss="l3")
+
+
+def test_the_adaptive_weight_needs_a_layer():
+    loss = VQLPIPSWithDiscriminator(disc_start=0, perceptual_weight=0.0)
+    value = torch.ones((), requires_grad=True)
+    with pytest.raises(ValueError, match="last_layer"):
+        loss.calculate_adaptive_weight(value, value)

@@ -1,4 +1,4 @@
-"""Losses of the first stage. `DummyLoss` is found here too: configs of 2021 name it so."""
+"""Losses of the first stage; configs of 2021 name `taming.modules.losses.DummyLoss`."""
 
 from taming.modules.losses.vqperceptual import DummyLoss
 

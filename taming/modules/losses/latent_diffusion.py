@@ -1,4 +1,6 @@
-"""The first-stage loss of latent diffusion, under the arguments that its configs give."""
+"""The first-stage loss of latent diffusion, with the arguments that its configs give."""
+
+from typing import Any
 
 from taming.modules.losses import vqperceptual
 
@@ -7,16 +9,18 @@ class VQLPIPSWithDiscriminator(vqperceptual.VQLPIPSWithDiscriminator):
     """The VQGAN's loss, with two arguments that latent diffusion added.
 
     Args:
-        n_classes: number of codes; it asked for their perplexity, which validation always measures here.
-        perceptual_loss: "lpips" is what there is.
-        disc_start, ...: see `taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator`.
+        n_classes: number of codes, without effect: validation always measures their perplexity.
+        perceptual_loss: must be "lpips".
+        args, kwargs: see `taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator`.
 
     Raises:
         ValueError: another `perceptual_loss`.
     """
 
-    def __init__(self, *args, n_classes: int | None = None, perceptual_loss: str = "lpips", **kwargs):
+    def __init__(
+        self, *args: Any, n_classes: int | None = None, perceptual_loss: str = "lpips", **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.n_classes = n_classes
         if perceptual_loss != "lpips":
-            raise ValueError(f"perceptual_loss: {perceptual_loss!r} is not here; choose 'lpips'")
+            raise ValueError(f"perceptual_loss: {perceptual_loss!r} is unknown; choose 'lpips'")

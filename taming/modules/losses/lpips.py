@@ -1,15 +1,15 @@
 """Learned perceptual similarity: how different two images look, in the features of an ImageNet network.
 
-B batch, C channels, H W pixels; c h w the same of a feature map. Images are in [-1, 1].
+B batch, C channels, H W pixels; c h w those of a feature map. Images are in [-1, 1].
 Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
 version 0.1 of its weights.
 """
 
-import importlib.util
 import logging
 import pickle
 import re
 import zipfile
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from taming.checkpoint.legacy_pickle import read_pickled
+from taming.util import lpips_heads
 
 logger = logging.getLogger(__name__)
 
 REMEDY = "or set perceptual_weight: 0 in lossconfig, which leaves the perceptual loss out"
+
+VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
 
 
 class Trunk(NamedTuple):
@@ -54,23 +57,26 @@ TRUNKS = {
 }
 
 # Names as in torchvision ("features.0.weight") or in checkpoints of 2021 ("net.slice1.0.weight",
-# "lin0.model.1.weight"), below any prefix; both number the layers alike.
+# "lin0.model.1.weight"), after any prefix; both number the layers alike.
 _TRUNK_KEY = re.compile(r"(?:^|\.)(?:features|net\.slice\d)\.(\d+\.(?:\w+\.)*(?:weight|bias))$")
 _HEAD_KEY = re.compile(r"(?:^|\.)lin(\d)\.model\.\d\.weight$")
 
 
 class ScalingLayer(nn.Module):
-    """Turn [-1, 1] into what the ImageNet networks saw: mean 0 and deviation 1 per colour."""
+    """Map images from [-1, 1] to the range of the ImageNet networks: mean 0 and deviation 1 per color."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self):
         super().__init__()
-        # (2 * mean - 1) and (2 * deviation) of ImageNet, rounded as the heads were trained with.
+        # (2 * mean - 1) and (2 * deviation) of ImageNet, rounded as the heads were trained with
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, inp: Tensor) -> Tensor:
         """Scale images (B, 3, H, W)."""
-        return (input - self.shift) / self.scale
+        return (inp - self.shift) / self.scale
 
 
 class NetLinLayer(nn.Module):
@@ -87,104 +93,176 @@ class NetLinLayer(nn.Module):
 
 
 def normalize_tensor(x: Tensor, eps: float = 1e-10) -> Tensor:
-    """Scale features (B, c, h, w) to length 1 at each place.
+    """Scale features (B, c, h, w) to length 1 at each position.
 
-    `eps` is inside the root: outside, as it was, the gradient is not a number where all features are 0.
+    `eps` is inside the root: outside, as in 2021, the gradient is NaN where all features are 0.
     """
     return x / torch.sqrt(x.square().sum(dim=1, keepdim=True) + eps)
 
 
 def spatial_average(x: Tensor, keepdim: bool = True) -> Tensor:
-    """Average over the places of (B, c, h, w)."""
+    """Average over the positions of (B, c, h, w)."""
     return x.mean((2, 3), keepdim=keepdim)
 
 
-class _FrozenNetwork(nn.Module):
-    """The trunk and the heads, with weights, frozen, in float32."""
+class FeatureNet(nn.Module):
+    """An ImageNet network up to its last compared layer, cut into `slice1`, `slice2`, ... after each of them.
 
-    def __init__(self, name: str, use_dropout: bool):
+    Its weights are uninitialized until `load` or `randomize`.
+    """
+
+    def __init__(self, name: str):
         super().__init__()
         trunk = TRUNKS[name]
-        self.taps = trunk.taps
-        # Built without memory: the classifier behind the features is far larger, and its making draws from
-        # the global generator.
+        self.name, self.N_slices = name, len(trunk.taps)
+        # Built without memory: the classifier after the features is far larger, and building it would draw
+        # from the global random generator.
         with torch.device("meta"):
-            self.features = trunk.build(weights=None).features[: trunk.taps[-1] + 1]
-            self.heads = nn.ModuleList(NetLinLayer(c, use_dropout=use_dropout) for c in trunk.channels)
-        self.to_empty(device="cpu")
-        with torch.device("cpu"):
-            self.scaling_layer = ScalingLayer()
-        self.float().eval().requires_grad_(False)
+            layers = [*trunk.build(weights=None).get_submodule("features").named_children()]
+        start = 0
+        for number, tap in enumerate(trunk.taps, start=1):
+            self.add_module(f"slice{number}", nn.Sequential(OrderedDict(layers[start : tap + 1])))
+            start = tap + 1
+        self.to_empty(device="cpu").float()
+
+    def forward(self, X: Tensor) -> tuple[Tensor, ...]:
+        """Map scaled images (B, 3, H, W) to the features (B, c, h, w) after each slice."""
+        features = []
+        for part in self.children():
+            X = part(X)
+            features.append(X)
+        return VggOutputs(*features) if self.name == "vgg" else tuple(features)
 
     def randomize(self, seed: int = 0) -> None:
-        """Draw the trunk's weights (He et al. 2015), without touching the global generator."""
+        """Initialize the weights (He et al. 2015) without the global random generator."""
         generator = torch.Generator().manual_seed(seed)
-        for layer in self.features.modules():
-            if isinstance(layer, nn.Conv2d):
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
                 nn.init.normal_(layer.bias, std=0.01, generator=generator)
 
-    def load_trunk(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take the trunk's weights from a state dict that may hold more."""
+    def load(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Copy the weights from a state dict that may hold more; `source` is named in errors."""
         found = {match[1]: value for key, value in state.items() if (match := _TRUNK_KEY.search(key))}
-        _copy_all(self.features.state_dict(), found, source, "features.")
+        own = {key.split(".", 1)[1]: value for key, value in self.state_dict().items()}
+        _copy_all(own, found, source, "features.")
+
+
+class vgg16(FeatureNet):
+    """The convolutions of VGG-16, in five slices that end at relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+
+    Args:
+        requires_grad: leave the weights trainable.
+        pretrained: weights of ImageNet, from the torch hub cache or torchvision's server; else random ones.
+    """
+
+    def __init__(self, requires_grad: bool = False, pretrained: bool = True):
+        super().__init__("vgg")
+        if pretrained:
+            self.load(*_read_trunk("vgg", None))
+        else:
+            self.randomize()
+        self.requires_grad_(requires_grad)
+
+
+class _FrozenNetwork(nn.Module):
+    """The network and the heads, frozen, in float32, under the names of 2021."""
+
+    def __init__(self, name: str, use_dropout: bool):
+        super().__init__()
+        with torch.device("cpu"):
+            self.scaling_layer = ScalingLayer()
+        self.net = FeatureNet(name)
+        with torch.device("meta"):
+            heads = [NetLinLayer(c, use_dropout=use_dropout) for c in TRUNKS[name].channels]
+        self.names = [f"lin{i}" for i in range(len(heads))]
+        for head_name, head in zip(self.names, heads, strict=True):
+            self.add_module(head_name, head.to_empty(device="cpu"))
+        self.float().eval().requires_grad_(False)
 
     def load_heads(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take the heads' weights from a state dict that may hold more."""
-        found = {match[1]: value for key, value in state.items() if (match := _HEAD_KEY.search(key))}
-        _copy_all({str(i): head.model[-1].weight for i, head in enumerate(self.heads)}, found, source, "lin")
-
-    def extract(self, images: Tensor) -> list[Tensor]:
-        """Give the normalised features of images (B, 3, H, W): a list of (B, c, h, w), one per tap."""
-        x = self.scaling_layer(images)
-        features = []
-        for i, layer in enumerate(self.features):
-            x = layer(x)
-            if i in self.taps:
-                features.append(normalize_tensor(x))
-        return features
+        """Copy the heads' weights from a state dict that may hold more."""
+        own, found = (
+            {match[1]: value for key, value in weights.items() if (match := _HEAD_KEY.search(key))}
+            for weights in (self.state_dict(), state)
+        )
+        _copy_all(own, found, source, "lin")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Sum the weighted squared differences, averaged over places, of all layers (eq. 1): (B, 1, 1, 1)."""
-        pairs = zip(self.heads, self.extract(input), self.extract(target), strict=True)
-        return sum(spatial_average(head((a - b).square())) for head, a, b in pairs)
+        """Return the sum over layers of the mean weighted squared difference (eq. 1): (B, 1, 1, 1)."""
+        heads = map(self.get_submodule, self.names)
+        features = [map(normalize_tensor, self.net(self.scaling_layer(x))) for x in (input, target)]
+        triples = zip(heads, *features, strict=True)
+        values = (spatial_average(head((a - b).square())) for head, a, b in triples)
+        return sum(values, start=input.new_zeros(1))
+
+
+def _part(name: str) -> property:
+    """Return an attribute of the network, which is loaded when it is first read."""
+    return property(lambda self: getattr(self.network(), name))
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two batches of images; frozen, and invisible to its owner.
+    """Perceptual distance of two batches of images; frozen, and not part of its owner's state.
 
-    Nothing is read when it is built: trunk and heads are loaded by the first forward. The trunk comes from
-    `trunk_path`, else from the torch hub cache, else torchvision's server; the heads from the same file if it
-    holds them, as first-stage checkpoints of 2021 do, else from the `lpips` package. The network is held
-    outside of PyTorch's registry, so that no optimiser, no state dict and no distributed wrapper sees it, and
-    no cast reaches it: it always computes in float32, on the device of its input, in evaluation mode. The
-    weights that checkpoints of 2021 hold for it are passed over when such a file is loaded;
-    `load_trunk_state` takes them.
+    Nothing is read when it is built: network and heads are loaded by the first forward, or when one of their
+    attributes is read. The network comes from `trunk_path`, else from the torch hub cache, else from
+    torchvision's server; the heads from the same file if it holds them, as first-stage checkpoints of 2021
+    do, else from the `lpips` package. It is held outside of PyTorch's registry, so that no optimizer, no
+    state dict and no distributed wrapper sees it, and no cast reaches it: it always computes in float32, in
+    evaluation mode, on the device of its input. Weights that checkpoints of 2021 hold for it are skipped when
+    such a file is loaded; `load_trunk_state` takes them.
 
     Args:
-        net: "vgg", "alex" or "squeeze".
         use_dropout: there for old configs; dropout never acts in evaluation mode.
-        trunk_path: file with the trunk's weights, in the names of torchvision or of 2021; the checkpoint of a
-            first stage trained in 2021 will do: `loss.perceptual_loss.*` in it is this network.
-        random_trunk: a random trunk, always the same, for tests; needs no file but the heads'.
+        net: "vgg", "alex" or "squeeze".
+        trunk_path: file with the network's weights, in the names of torchvision or of 2021; the checkpoint of
+            a first stage trained in 2021 will do: `loss.perceptual_loss.*` in it is this network.
+        random_trunk: a random network, always the same, for tests; needs no file but the heads'.
+
+    Attributes:
+        net, scaling_layer, lin0, ..., lin4: the parts of the network, as in 2021; `net(scaling_layer(x))`
+            gives the features of images x.
+        chns: channels of these features.
     """
 
+    net = _part("net")
+    scaling_layer = _part("scaling_layer")
+    lin0, lin1, lin2, lin3, lin4 = (_part(f"lin{i}") for i in range(5))
+
     def __init__(
-        self, net: str = "vgg", use_dropout: bool = True, *, trunk_path: str | Path | None = None,
+        self, use_dropout: bool = True, net: str = "vgg", *, trunk_path: str | Path | None = None,
         random_trunk: bool = False,
     ):
         super().__init__()
+        if not isinstance(use_dropout, bool):  # it was `net` that came first for a while
+            raise ValueError(f"use_dropout must be True or False, got {use_dropout!r}: give net=... by name")
         if net not in TRUNKS:
-            raise ValueError(f"LPIPS has no trunk {net!r}; choose one of {', '.join(TRUNKS)}")
+            raise ValueError(f"LPIPS has no network {net!r}; choose one of {', '.join(TRUNKS)}")
         self.net_name = net
         self.use_dropout = use_dropout
         self.trunk_path = trunk_path
         self.random_trunk = random_trunk
+        self.chns = list(TRUNKS[net].channels)
         self._loaded: list[_FrozenNetwork] = []  # a list, since an attribute would be registered
+        self._device = torch.device("cpu")
         self.eval()
 
+    @classmethod
+    def from_pretrained(cls, name: str = "vgg_lpips") -> "LPIPS":
+        """Return one with its weights loaded; `name` must be "vgg_lpips"."""
+        model = cls()
+        model.load_from_pretrained(name)
+        return model
+
+    def load_from_pretrained(self, name: str = "vgg_lpips") -> None:
+        """Load the weights now instead of at the first forward; `name` must be "vgg_lpips"."""
+        if name != "vgg_lpips":
+            raise ValueError(f'unknown weights {name!r}: there is "vgg_lpips"')
+        self.network()
+
     def extra_repr(self) -> str:
-        """Say what the perceptual network is, since it is not among the submodules."""
+        """Describe the network, since it is not among the submodules."""
         return f"net={self.net_name!r}, loaded={bool(self._loaded)}"
 
     def train(self, mode: bool = True) -> "LPIPS":
@@ -201,33 +279,50 @@ class LPIPS(nn.Module):
             (B, 1, 1, 1) float32, 0 for equal images.
 
         Raises:
-            ValueError: shapes that differ, another number of channels, or images too small for the trunk.
+            ValueError: shapes that differ, another number of channels, or images too small for the network.
             FileNotFoundError: the weights are nowhere to be found.
         """
         self._check(input, target)
-        network = self._network_on(input.device)
+        self._device = input.device
+        network = self.network()
         with torch.autocast(input.device.type, enabled=False):
             return network(input.float().expand(-1, 3, -1, -1), target.float().expand(-1, 3, -1, -1))
 
     def load_trunk_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the trunk's weights from `state`, and the heads' too if it holds them, in place of the files'.
+        """Take the network's weights from `state` instead of files, and the heads' too if it holds them.
 
         Args:
             state: names of torchvision (`features.0.weight`) or of 2021 (`net.slice1.0.weight`,
-                `lin0.model.1.weight`), below any prefix; a whole first-stage checkpoint's state dict will do.
-                Other keys are passed over.
+                `lin0.model.1.weight`), after any prefix; a whole first-stage checkpoint's state dict will do.
+                Other keys are skipped.
 
         Raises:
             ValueError: a weight is missing or has another shape.
         """
         with torch.inference_mode(False):
             network = self._loaded[0] if self._loaded else _FrozenNetwork(self.net_name, self.use_dropout)
-            network.load_trunk(state, "the given state")
+            network.net.load(state, "the given state")
             if _has_heads(state):
                 network.load_heads(state, "the given state")
             elif not self._loaded:
                 network.load_heads(*_read_heads(self.net_name))
             self._loaded[:] = [network]
+
+    def network(self) -> _FrozenNetwork:
+        """Return the network on the device of this module or of the last input, loaded if it was not yet."""
+        # Validation may come first, in inference mode; tensors made there could not be used in training.
+        with torch.inference_mode(False):
+            if not self._loaded:
+                self._loaded.append(self._load())
+            return self._loaded[0].to(self._device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LPIPS":
+        """Follow moves to another device; casts do not reach the network."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self._device)).device
+        if device.type != "meta":
+            self._device = device
+        return self
 
     def _check(self, input: Tensor, target: Tensor) -> None:
         if input.ndim != 4 or input.shape != target.shape:
@@ -238,7 +333,7 @@ class LPIPS(nn.Module):
         _, channels, height, width = input.shape
         if channels not in (1, 3):
             raise ValueError(
-                f"LPIPS knows images of 1 or 3 channels, got {channels}: give it three of them, {REMEDY}"
+                f"LPIPS takes images of 1 or 3 channels, got {channels}: give it three of them, {REMEDY}"
             )
         smallest = TRUNKS[self.net_name].smallest
         if min(height, width) < smallest:
@@ -247,21 +342,15 @@ class LPIPS(nn.Module):
                 f"which needs {smallest}: use larger ones, {REMEDY}"
             )
 
-    def _network_on(self, device: torch.device) -> _FrozenNetwork:
-        # Validation may come first, in inference mode; tensors made there could not be used in training.
-        with torch.inference_mode(False):
-            if not self._loaded:
-                self._loaded.append(self._load())
-            return self._loaded[0].to(device)
-
     def _load(self) -> _FrozenNetwork:
         network = _FrozenNetwork(self.net_name, self.use_dropout)
         state: Mapping[str, Tensor] = {}
+        source = ""
         if self.random_trunk:
-            network.randomize()
+            network.net.randomize()
         else:
             state, source = _read_trunk(self.net_name, self.trunk_path)
-            network.load_trunk(state, source)
+            network.net.load(state, source)
         network.load_heads(*((state, source) if _has_heads(state) else _read_heads(self.net_name)))
         return network
 
@@ -269,7 +358,7 @@ class LPIPS(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:
-        """Pass over the network's weights of 2021; anything else below this prefix is unexpected, as ever."""
+        """Skip the network's weights of 2021; any other key with this prefix is unexpected."""
         historic = re.compile(r"net\.slice\d\.|lin\d\.model\.|scaling_layer\.(shift|scale)$")
         names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
         if strict:
@@ -283,16 +372,16 @@ def _has_heads(state: Mapping[str, Tensor]) -> bool:
 def _copy_all(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, prefix: str) -> None:
     if not found:
         raise ValueError(
-            f"{source} holds no {prefix}*: it is no file of the network that LPIPS compares in, and no "
-            f"checkpoint of 2021 with loss.perceptual_loss.*: name another file as perceptual_path, {REMEDY}"
+            f"{source} holds no {prefix}*: it is not a file of the network that LPIPS compares in, nor a "
+            f"checkpoint of 2021 with loss.perceptual_loss.*: give another file as perceptual_path, {REMEDY}"
         )
     for name, parameter in wanted.items():
         if name not in found:
-            raise ValueError(f"{source} holds no {prefix}{name}: is it of another network?")
+            raise ValueError(f"{source} holds no {prefix}{name}: is it the file of another network?")
         if found[name].shape != parameter.shape:
             raise ValueError(
                 f"{source}: {prefix}{name} has the shape {tuple(found[name].shape)}, not "
-                f"{tuple(parameter.shape)}: is it of another network?"
+                f"{tuple(parameter.shape)}: is it the file of another network?"
             )
     with torch.no_grad():
         for name, parameter in wanted.items():
@@ -300,18 +389,16 @@ def _copy_all(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source:
 
 
 def _read_heads(name: str) -> tuple[dict[str, Tensor], str]:
-    """Read the heads out of the installed `lpips` package, without importing it: (state dict, where from)."""
-    spec = importlib.util.find_spec("lpips")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"LPIPS takes its heads from the package lpips: pip install lpips, {REMEDY}")
-    path = Path(spec.origin).parent / "weights" / "v0.1" / f"{name}.pth"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}, the heads of LPIPS, is missing: install lpips anew, {REMEDY}")
+    """Read the heads from the installed `lpips` package, without importing it: (state dict, its path)."""
+    try:
+        path = lpips_heads(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"LPIPS: {error}, {REMEDY}") from error
     return _read(path), str(path)
 
 
 def _read_trunk(name: str, trunk_path: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """Find the trunk's weights: the given file, else the torch hub cache, else a download into it."""
+    """Read the network's weights from the given file, else the torch hub cache, else a download into it."""
     if trunk_path is not None:
         path = Path(trunk_path).expanduser()
         if not path.is_file():
@@ -321,18 +408,18 @@ def _read_trunk(name: str, trunk_path: str | Path | None) -> tuple[dict[str, Ten
     path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.filename
     if path.is_file():
         return _read(path), str(path)
-    logger.info("fetching %s, the trunk of LPIPS, into %s", trunk.url, path.parent)
+    logger.info("downloading %s, the network of LPIPS, into %s", trunk.url, path.parent)
     try:
         return torch.hub.load_state_dict_from_url(trunk.url, map_location="cpu", check_hash=True), trunk.url
     except (OSError, RuntimeError) as error:  # no network, no place to write, or a wrong hash
         raise FileNotFoundError(
-            f"LPIPS needs {trunk.filename}, which is not in {path.parent} and could not be fetched "
-            f"({error}): put the file from {trunk.url} there, give its place as trunk_path, {REMEDY}"
+            f"LPIPS needs {trunk.filename}, which is not in {path.parent} and could not be downloaded "
+            f"({error}): put the file from {trunk.url} there, give its path as trunk_path, {REMEDY}"
         ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: a whole checkpoint's too, of which no more than what is asked for is loaded."""
+    """Read the state dict of a file of weights or of a checkpoint; tensors are loaded when they are used."""
     if zipfile.is_zipfile(path):
         content = read_pickled(path)
     else:  # torchvision's own files are in the format of torch before 1.6
@@ -340,7 +427,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{path} is no readable file of weights, perhaps an incomplete download: delete it"
+                f"{path} is not a readable file of weights, perhaps an incomplete download: delete it"
             ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}

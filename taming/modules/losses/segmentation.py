@@ -9,12 +9,12 @@ class BCELoss(nn.Module):
     """Binary cross-entropy of every label at every pixel, on logits."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits and targets in [0, 1], both (B, L, H, W), to the mean loss in nats, and nothing to log."""
+        """Return the mean loss in nats of logits and targets in [0, 1], both (B, L, H, W); logs nothing."""
         return _cross_entropy(prediction, target), {}
 
 
 class BCELossWithQuant(nn.Module):
-    """Binary cross-entropy plus `codebook_weight` x the quantizer's loss."""
+    """Binary cross-entropy, plus the quantizer's loss times `codebook_weight`."""
 
     def __init__(self, codebook_weight: float = 1.0):
         super().__init__()
@@ -23,7 +23,7 @@ class BCELossWithQuant(nn.Module):
     def forward(
         self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and its terms for the log; `target` in [0, 1] and logits `prediction` are (B, L, H, W)."""
+        """Return the loss of logits `prediction`, `target` in [0, 1], (B, L, H, W), and terms to log."""
         bce_loss, qloss = _cross_entropy(prediction, target), qloss.float().mean()
         loss = bce_loss + self.codebook_weight * qloss
         terms = {"total_loss": loss, "bce_loss": bce_loss, "quant_loss": qloss}

@@ -1,7 +1,8 @@
 """The VQGAN's loss: pixels, perceptual distance, codebook and patch discriminator.
 
 B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions
-runs in float32 whatever autocast says. Steps are batches, counted by the model. Esser et al. 2021, eq. 4-7.
+runs in float32, also under autocast. Steps are batches, counted by the model. Source: Esser et al. 2021,
+equations 4 to 7.
 """
 
 import torch
@@ -12,31 +13,30 @@ from torch.func import functional_call
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.lpips import LPIPS
 
-__all__ = [
-    "DummyLoss", "LPIPS", "NLayerDiscriminator", "VQLPIPS", "VQLPIPSWithDiscriminator", "adopt_weight",
-    "hinge_d_loss", "vanilla_d_loss", "weights_init",
+__all__ = [  # losses of other code bases build on `from ... import *`, torch's names among them
+    "DummyLoss", "F", "LPIPS", "NLayerDiscriminator", "VQLPIPS", "VQLPIPSWithDiscriminator", "adopt_weight",
+    "hinge_d_loss", "nn", "torch", "vanilla_d_loss", "weights_init",
 ]
-
 
 PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 class DummyLoss(nn.Module):
-    """Stands where a model that is only used, not trained, has no loss."""
+    """No loss, for a model that is used but not trained."""
 
 
 def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
-    """`weight` from batch `threshold` on, `value` before it."""
+    """Return `weight` from batch `threshold` on, `value` before it."""
     return value if global_step < threshold else weight
 
 
 def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator (Lim & Ye 2017): real patches above 1, generated ones below -1."""
+    """Return the discriminator's hinge loss (Lim and Ye 2017): real patches above 1, generated below -1."""
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
 
 
 def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Cross-entropy loss of the discriminator (Goodfellow et al. 2014), on logits."""
+    """Return the discriminator's cross-entropy (Goodfellow et al. 2014) on logits, in nats."""
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
 
 
@@ -47,12 +47,13 @@ class VQLPIPS(nn.Module):
         codebook_weight: weight of the quantizer's loss.
         pixelloss_weight: weight of the distance of pixels.
         perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
-        perceptual_net, perceptual_path: trunk of LPIPS ("vgg", "alex", "squeeze"); the file of its weights.
-        pixel_loss: distance of pixels, "l1" as in the paper, or "l2" (squared), for pictures that are mostly
-            background, such as edges: L1 is least for the median, and that is the background alone.
+        perceptual_net, perceptual_path: network of LPIPS ("vgg", "alex", "squeeze"), and a file of its
+            weights.
+        pixel_loss: distance of pixels: "l1" as in the paper, or "l2" (squared), for images that are mostly
+            background, such as edges, where the median that minimizes L1 is the background alone.
 
     Raises:
-        ValueError: an unknown `pixel_loss`.
+        ValueError: `pixel_loss` is unknown.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class VQLPIPS(nn.Module):
     def forward(
         self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, split: str = "train"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of images (B, C, H, W) in [-1, 1] and their reconstructions, and its terms for the log."""
+        """Return the loss of images (B, C, H, W) in [-1, 1] and reconstructions, and its terms to log."""
         loss, _, log = self._reconstruction(codebook_loss, inputs, reconstructions)
         log = {"total_loss": loss.detach(), **log}
         return loss, {f"{split}/{name}": value for name, value in log.items()}
@@ -78,7 +79,7 @@ class VQLPIPS(nn.Module):
     def _reconstruction(
         self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, its part that compares the images, and the terms for the log (eq. 4 with LPIPS)."""
+        """Return the loss (eq. 4 with LPIPS), its part that compares the images, and the terms to log."""
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
             rec_loss = self.pixel_weight * self.pixel_loss(rec, inputs, reduction="none")  # (B, C, H, W)
@@ -96,25 +97,25 @@ class VQLPIPS(nn.Module):
 
 
 class VQLPIPSWithDiscriminator(VQLPIPS):
-    """Generator and discriminator losses of one batch; which one is told by `optimizer_idx`.
+    """Losses of the generator and the discriminator; `optimizer_idx` chooses between them.
 
     Args:
         disc_start: batch from which the discriminator is trained.
         codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net, perceptual_path,
             pixel_loss: see `VQLPIPS`.
-        disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: the `NLayerDiscriminator`.
-        disc_factor: multiplies both adversarial losses.
-        disc_weight: multiplies the generator's adversarial loss, besides the adaptive weight.
-        disc_conditional: the discriminator sees `cond` too, as further channels.
+        disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: see `NLayerDiscriminator`.
+        disc_factor: factor of both adversarial losses.
+        disc_weight: factor of the generator's adversarial loss, in addition to the adaptive weight.
+        disc_conditional: the discriminator also sees `cond`, as further channels.
         disc_loss: "hinge" or "vanilla".
-        gen_start: batch from which the generator feels the discriminator; `disc_start` when None.
-        gen_ramp: batches over which that influence then grows linearly to its full weight.
+        gen_start: batch from which the generator's loss has its adversarial term; `disc_start` when None.
+        gen_ramp: batches over which that term then grows linearly to its full weight.
         disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
-            layer (eq. 7); False uses `disc_weight` alone, the choice of most later work.
-        disc_weight_max: bound of the adaptive weight.
+            layer (eq. 7); False uses `disc_weight` alone, as most later work does.
+        disc_weight_max: upper bound of the adaptive weight.
 
     Raises:
-        ValueError: an unknown `disc_loss` or `pixel_loss`, or `gen_start` before `disc_start`.
+        ValueError: `disc_loss` or `pixel_loss` is unknown, or `gen_start` is before `disc_start`.
     """
 
     def __init__(
@@ -139,8 +140,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         self.gen_start = disc_start if gen_start is None else gen_start
         if self.gen_start < disc_start:
             raise ValueError(
-                f"gen_start: {gen_start} is before disc_start: {disc_start}; the generator would follow a "
-                "discriminator that has learnt nothing: raise gen_start or lower disc_start"
+                f"gen_start: {gen_start} is before disc_start: {disc_start}, but the generator cannot learn "
+                "from an untrained discriminator: raise gen_start or lower disc_start"
             )
         self.gen_ramp = gen_ramp
         self.disc_loss = hinge_d_loss if disc_loss == "hinge" else vanilla_d_loss
@@ -149,31 +150,42 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         self.disc_conditional = disc_conditional
 
     def generator_factor(self, global_step: int) -> float:
-        """How much the generator feels the discriminator at a batch: 0 before `gen_start`, then a ramp."""
+        """Return the factor of the generator's adversarial loss: 0 before batch `gen_start`, then a ramp."""
         ramp = min(1.0, (global_step - self.gen_start + 1) / self.gen_ramp) if self.gen_ramp > 0 else 1.0
         return adopt_weight(self.disc_factor * ramp, global_step, threshold=self.gen_start)
 
-    def calculate_adaptive_weight(self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
-        """|grad nll| / (|grad g| + 1e-4) at the decoder's last layer, at most `disc_weight_max` (eq. 7).
+    def calculate_adaptive_weight(
+        self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor | None = None
+    ) -> Tensor:
+        """Return `disc_weight` x |grad nll| / (|grad g| + 1e-4), the gradients being at `last_layer` (eq. 7).
 
-        Times `disc_weight`; a scalar without gradient.
+        A scalar without gradient; the fraction is at most `disc_weight_max`.
         """
+        if last_layer is None:
+            raise ValueError("the adaptive weight needs last_layer, the weight of the decoder's last layer")
         nll_grad = torch.autograd.grad(nll_loss, last_layer, retain_graph=True)[0].float()
         g_grad = torch.autograd.grad(g_loss, last_layer, retain_graph=True)[0].float()
         weight = nll_grad.norm() / (g_grad.norm() + 1e-4)
         return weight.clamp(0.0, self.disc_weight_max) * self.discriminator_weight
 
-    def forward(
+    def forward(  # type: ignore[override]  # another call than that of VQLPIPS
         self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, optimizer_idx: int,
         global_step: int, last_layer: Tensor | None = None, cond: Tensor | None = None, split: str = "train",
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Loss of the generator (`optimizer_idx` 0) or discriminator (1), and its terms for the log.
+        """Return the loss of the generator (`optimizer_idx` 0) or discriminator (1), and its terms to log.
 
-        `inputs` and `reconstructions` are (B, C, H, W) in [-1, 1]; `last_layer` is the parameter at which the
-        adaptive weight is measured. What has no effect at `global_step` is not computed, and not in the log.
+        Terms without effect at `global_step` are neither computed nor logged.
+
+        Args:
+            codebook_loss: of the quantizer, any shape.
+            inputs, reconstructions: (B, C, H, W) in [-1, 1].
+            global_step: batches seen.
+            last_layer: the parameter at which the adaptive weight compares gradients.
+            cond: a condition (B, C', H, W) for the discriminator.
+            split: prefix of the names to log.
 
         Raises:
-            ValueError: `cond` is missing though `disc_conditional` is True, or given though it is not.
+            ValueError: `cond` is missing though `disc_conditional` is True, or given though it is False.
         """
         if self.disc_conditional != (cond is not None):
             given = "missing" if cond is None else "given"
@@ -184,12 +196,15 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
             loss, log = self._discriminator(inputs, reconstructions, global_step, cond)
         return loss, {f"{split}/{name}": value for name, value in log.items()}
 
-    def _generator(self, codebook_loss, inputs, reconstructions, global_step, last_layer, cond):
+    def _generator(
+        self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, global_step: int,
+        last_layer: Tensor | None, cond: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
         loss, nll_loss, terms = self._reconstruction(codebook_loss, inputs, reconstructions)
         factor = self.generator_factor(global_step)
-        log = {"disc_factor": factor}
+        log: dict[str, Tensor | float] = {"disc_factor": factor}
         if factor > 0:
-            # constants in place of the discriminator's parameters: this pass must not train it
+            # constants instead of the discriminator's parameters: this pass must not train it
             constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
             logits_fake = functional_call(self.discriminator, constants, (self._seen(reconstructions, cond),))
             g_loss = -logits_fake.float().mean()
@@ -200,7 +215,9 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
             log |= {"d_weight": d_weight, "g_loss": g_loss.detach()}
         return loss, log | {"total_loss": loss.detach(), **terms}
 
-    def _discriminator(self, inputs, reconstructions, global_step, cond):
+    def _discriminator(
+        self, inputs: Tensor, reconstructions: Tensor, global_step: int, cond: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
         factor = adopt_weight(self.disc_factor, global_step, threshold=self.discriminator_iter_start)
         if factor == 0:
             return inputs.new_zeros((), dtype=torch.float32), {}
@@ -214,5 +231,5 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         return loss, log
 
     def _seen(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        """What the discriminator looks at: the images, with the condition, if there is one, as channels."""
+        """Return the discriminator's input: the images, with the condition as further channels if given."""
         return images if cond is None else torch.cat((images, cond), dim=1)
