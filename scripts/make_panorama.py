@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     known = None if kept is None else model.encode_to_z(picture)[1].view(1, *model.latent_shape(*size))
     with TokenBar(1) as bar:
         bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
-        codes = model.draw_codes(
+        codes = model.sample_codes(
             parts, size=size, known=known, mask=kept, callback=bar, **settings(options),
             generator=image_generators(options.seed, [0]),
         )

@@ -92,7 +92,7 @@ def draw(
     _, z = model.encode_to_z(x)
     codes = model.permuter(z, reverse=True).view(-1, *model.latent_shape(*size))
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
-    drawn = model.draw_codes(
+    drawn = model.sample_codes(
         model.encode_conditions(c), size=size, known=None if kept is None else codes, mask=kept, callback=bar,
         generator=image_generators(options.seed, numbers), **settings(options),
     )

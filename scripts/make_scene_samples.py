@@ -118,7 +118,7 @@ def draw(
     if shape != model.latent_shape() and options.layout == "window":
         codes = draw_layouts(model, layout_builders(dataset)[key], layouts, size, **how)
     else:
-        codes = model.draw_codes(model.encode_conditions(layouts), size=size, **how)
+        codes = model.sample_codes(model.encode_conditions(layouts), size=size, **how)
     pictures = unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1])
     return pictures, decode(model, codes)
 

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     if options.size is not None:
         model.check_size(options.size, options.size)
     names = output_names(options.images)
-    usage, rows, pairs, bad = CodebookUsage(model.n_tokens), [], [], []
+    usage, rows, pairs, bad = CodebookUsage(model.codebook_size), [], [], []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
         for paths, images in batches:
@@ -96,10 +96,10 @@ def output_names(inputs: list[Path]) -> dict[str, Path]:
 @torch.inference_mode()
 def reconstruct(model: nn.Module, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
     """Images (B, C, H, W) to reconstructions on the CPU and what was measured of each; counts the codes."""
-    quant, _, (_, _, indices) = model.quantize(model.encode_to_prequant(x))
-    reconstruction = model.decode(quant).float().clamp(-1.0, 1.0)
+    indices = model.encode_codes(x)  # (B, h, w)
+    reconstruction = model.decode_codes(indices).float().clamp(-1.0, 1.0)
     usage.update(indices)
-    codes = [len(row.unique()) for row in indices.view(len(x), -1)]
+    codes = [len(row.unique()) for row in indices.flatten(1)]
     l1 = (x - reconstruction).abs().flatten(1).mean(1)
     columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), codes
     return reconstruction.cpu(), [dict(zip(MEASURED, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -109,7 +109,8 @@ def report(rows: list[dict], usage: CodebookUsage, bad: int, file: Path) -> None
     """Write all rows and their mean to the CSV file, and print the first of them."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in MEASURED}
     mean |= {"file": f"mean of {len(rows)}"}
-    mean |= {"usage_percent": 100.0 * usage.usage().item(), "perplexity": usage.perplexity().item()}
+    used = usage.compute()
+    mean |= {"usage_percent": 100.0 * used["usage"].item(), "perplexity": used["perplexity"].item()}
     with open(file, "w", newline="", encoding="utf-8") as target:
         writer = csv.DictWriter(target, COLUMNS)
         writer.writeheader()

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         for numbers in batches:
             bar.next_batch(len(numbers), math.prod(model.latent_shape()))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
-            codes = model.draw_codes(
+            codes = model.sample_codes(
                 conditions_of(model, len(numbers), classes=chosen), callback=bar, **settings(options),
                 generator=image_generators(options.seed, numbers),
             )

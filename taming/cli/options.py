@@ -107,10 +107,10 @@ def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, D
             f"--guidance {options.guidance:g}: the model of {file} has no null token to be guided away from: "
             "train it with cond_dropout and null_token, or leave guidance out"
         )
-    if options.top_k is not None and options.top_k > model.n_codes:
+    if options.top_k is not None and options.top_k > model.codebook_size:
         raise ValueError(
-            f"--top_k {options.top_k}: the model of {file} has {model.n_codes} codes: give 1 to "
-            f"{model.n_codes}, or leave it out for all"
+            f"--top_k {options.top_k}: the model of {file} has {model.codebook_size} codes: give 1 to "
+            f"{model.codebook_size}, or leave it out for all"
         )
     note = model_note(model, config)  # of the weights before they are rounded
     model.transformer.to(PRECISIONS[options.precision])
@@ -119,7 +119,7 @@ def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, D
 
 
 def settings(options: argparse.Namespace) -> dict[str, float | None]:
-    """What of the options `Net2NetTransformer.draw_codes` takes."""
+    """What of the options `Net2NetTransformer.sample_codes` takes."""
     return {name: getattr(options, name) for name in SETTINGS if name not in ("seed", "precision")}
 
 

@@ -54,7 +54,7 @@ def condition_pictures(
     drawn: dict[str, list[Tensor]] = {}
     for i in range(len(x)):
         own = [value[i : i + 1] for value in values]
-        for key, picture in model.draw_conditions(own, x[i : i + 1], [unwrapped(dataset)]).items():
+        for key, picture in model.show_conditions(own, x[i : i + 1], [unwrapped(dataset)]).items():
             drawn.setdefault(key, []).append(picture[0].clamp(-1.0, 1.0).cpu())
     return drawn
 

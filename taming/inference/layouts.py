@@ -77,7 +77,7 @@ def draw_layouts(
     reader = LayoutReader(model.transformer, layouts_at, layouts.shape, math.prod(window), model.null_token)
     places = torch.arange(math.prod(shape), device=layouts.device).view(1, *shape).expand(len(rows), -1, -1)
     return sample_window(
-        reader, places, shape=shape, window=window, codebook_size=model.n_codes,
+        reader, places, shape=shape, window=window, codebook_size=model.codebook_size,
         null_condition=None if model.null_token is None else places, **settings,
     )
 

@@ -117,10 +117,10 @@ class ImageModel(Pretrained, pl.LightningModule):
             group["lr"] = rate * group.get("lr_factor", 1.0)
         return rate
 
-    def clip_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Clip gradients to the norm `gradient_clip_val`, if it is set; return their norm before, ()."""
         parameters = [p for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16 gradients
         scale = scaler.get_scale() if scaler else 1.0
         if self.gradient_clip_val:
@@ -168,15 +168,15 @@ class ImageModel(Pretrained, pl.LightningModule):
                 f"{type(self).__name__}.training_step returned a loss, which nothing learns from here: call "
                 "self.manual_backward(loss) and step the optimizers in it, as VQModel.training_step does"
             )
-        before, now = self._waiting, _Copied(self._watched, self._where(batch_idx))
+        now = _Copied(self._watched, self._where(batch_idx))
+        self.on_train_end()  # the batch before
         if now.event is None:  # nothing to wait for
-            before, now = now, None
-        self._waiting = now
-        if before is not None:
-            self._look_at(before)
+            self._look_at(now)
+        else:
+            self._waiting = now
 
     def on_train_end(self) -> None:
-        """Look at the last batch too."""
+        """Look at the batch that is still on its way."""
         before, self._waiting = self._waiting, None
         if before is not None:
             self._look_at(before)
@@ -199,7 +199,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         epoch, seen = self.current_epoch, self.batches_seen
         return f"at batch {batch_idx} of epoch {epoch} ({seen} batches learned from)"
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Stop what was written for Lightning 1, and would train nothing or not as meant."""
         name = type(self).__name__
         if "optimizer_idx" in inspect.signature(self.training_step).parameters:
@@ -257,8 +257,8 @@ class ImageModel(Pretrained, pl.LightningModule):
         """Put the gradients of a resumed run in place: the trainer has cleared all by now."""
         if self.lr_schedulers():
             raise ValueError(
-                f"{type(self).__name__}.configure_optimizers returned a learning-rate scheduler, which nothing "
-                "steps here: give scheduler_config, {target, params} of a callable from batches to a factor"
+                f"{type(self).__name__}.configure_optimizers returned a scheduler of the learning rate, "
+                "which nothing steps here: give scheduler_config, a callable from batches to a factor"
             )
         for name, gradient in self._restored_gradients.items():
             parameter = self.get_parameter(name)
@@ -299,6 +299,6 @@ class _Copied:
 def _not_finite(values: Mapping[str, Tensor | float], where: str) -> NonFiniteLoss:
     bad = [f"{name} = {float(value)}" for name, value in values.items() if not math.isfinite(value)]
     return NonFiniteLoss(
-        f"{', '.join(bad) or 'the loss of another process is not finite'} {where}. Try a lower learning rate, "
-        "gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
+        f"{', '.join(bad) or 'the loss of another process is not finite'} {where}. Try a lower learning "
+        "rate, gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
     )

@@ -93,13 +93,7 @@ class Net2NetTransformer(ImageModel):
         self.init_cond_stage_from_ckpt(UNCONDITIONAL if unconditional else cond_stage_config)
         self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
         self.transformer = instantiate_from_config(transformer_config)
-        stages, several = self.cond_stages, is_list(self.cond_stage_key)
-        if several != isinstance(self.cond_stage_model, nn.ModuleList) or len(self.cond_keys) != len(stages):
-            raise ValueError(
-                f"cond_stage_key: {self.cond_stage_key}, but {len(stages)} condition stages: a list of "
-                "stages needs a list of as many keys"
-            )
-        image_size = self.first_stage_model.image_size
+        stages, image_size = self.cond_stages, self.first_stage_model.image_size
         self.cond_sizes = condition_sizes(cond_size, downsample_cond_size, image_size, len(stages))
         check_sizes(self.transformer, self.first_stage_model, stages, self.cond_sizes)
         check_null_token(null_token, cond_dropout, self.transformer.vocab_size, stages)
@@ -115,6 +109,12 @@ class Net2NetTransformer(ImageModel):
         self.be_unconditional = config == UNCONDITIONAL
         if self.be_unconditional:
             self.cond_stage_key = self.first_stage_key
+        stages, keys = (len(each) if is_list(each) else None for each in (config, self.cond_stage_key))
+        if stages != keys:
+            raise ValueError(
+                f"cond_stage_key: {self.cond_stage_key}, but {stages or 1} condition stages: a list of "
+                "stages needs a list of as many keys"
+            )
         self.cond_stage_model = build_cond_stage(config, self.first_stage_model, self.sos_token)
 
     @property
@@ -126,7 +126,7 @@ class Net2NetTransformer(ImageModel):
     @property
     def cond_keys(self) -> list[str]:
         """The entry of the batch of each condition stage."""
-        return list(self.cond_stage_key) if is_list(self.cond_stage_key) else [self.cond_stage_key]
+        return [self.cond_stage_key] if isinstance(self.cond_stage_key, str) else list(self.cond_stage_key)
 
     def train(self, mode: bool = True) -> "Net2NetTransformer":
         """Switch the transformer; the stages are frozen and stay in eval mode."""
@@ -139,14 +139,14 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N) in the permuter's order)."""
+        """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N), permuted)."""
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
             quant, _, info = self.first_stage_model.encode(x)
         return quant, self.permuter(info[2].view(x.shape[0], -1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Condition) -> tuple[Any, Tensor]:
-        """Encode the condition, as the batch has it, to (quant, tokens (B, M)); of several, a list of quants."""
+        """Encode the condition, as a batch has it, to (quant, tokens (B, M)); several quants are a list."""
         encoded = self._encode_each(c)
         quants = [quant for quant, _ in encoded]
         tokens = torch.cat([tokens.flatten(1) for _, tokens in encoded], dim=1)
@@ -174,7 +174,7 @@ class Net2NetTransformer(ImageModel):
         for value, stage, trained in zip(values, self.cond_stages, self.cond_sizes, strict=True):
             if value is None:
                 shape = null_shape(stage, trained, trained_on, size or trained_on, self.null_token)
-                tokens = torch.full((len(given[0]), *shape), self.null_token, device=given[0].device)
+                tokens = given[0].new_full((len(given[0]), *shape), self.null_token, dtype=torch.int64)
                 encoded.append((None, tokens))
                 continue
             if self.downsample_cond_size > -1:
@@ -187,7 +187,7 @@ class Net2NetTransformer(ImageModel):
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
-        """Decode codes (B, N) in the permuter's order to images (B, C, H, W); zshape is (B, embed_dim, h, w)."""
+        """Decode codes (B, N) in the permuter's order to images (B, C, H, W); zshape: (B, C', h, w)."""
         index = self.permuter(index, reverse=True)
         return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
 
@@ -211,7 +211,7 @@ class Net2NetTransformer(ImageModel):
     # ---- training
 
     def shared_step(self, batch: dict, batch_idx: int | None = None) -> Tensor:
-        """Return the loss of a batch, (): for `GPT` the negative log-likelihood in nats per code (eq. 9, 10)."""
+        """Return the loss of a batch, (): of `GPT` the negative log-likelihood, nats per code (eq. 9, 10)."""
         x, c = self.get_xc(batch)  #                                       (B, C, H, W), each condition
         _, codes = self.encode_to_z(x)  #                                  (B, N)
         parts = [tokens.flatten(1) for tokens in self.encode_conditions(c)]  # (B, M_i)
@@ -224,9 +224,9 @@ class Net2NetTransformer(ImageModel):
         self.check_finite({"train/loss": loss}, batch_idx)
         self.manual_backward(loss / self.accumulate_grad_batches)
         if self.gradients_complete():
-            optimizer = self.optimizers()
+            optimizer: Any = self.optimizers()
             rate = self.set_learning_rate(optimizer)
-            norm = self.clip_gradients(self.transformer.parameters())
+            norm = self.clip_grad_norm(self.transformer.parameters())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.batches_seen += 1
@@ -234,7 +234,7 @@ class Net2NetTransformer(ImageModel):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
 
     def forward(self, x: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N, V) for images and conditions, and the codes (B, N) that they should predict."""
+        """Return logits (B, N, V) of images, given conditions, and the codes (B, N) they should predict."""
         _, codes = self.encode_to_z(x)
         parts = [tokens.flatten(1) for tokens in self.encode_conditions(c)]
         condition = torch.cat(self._dropped(parts), dim=1)
@@ -248,10 +248,10 @@ class Net2NetTransformer(ImageModel):
         return torch.where(keep, codes, torch.randint_like(codes, self.transformer.vocab_size))
 
     def _dropped(self, parts: list[Tensor]) -> list[Tensor]:
-        """In training, put null tokens in some rows of the conditions, (B, M) each: in all, or each on its own."""
+        """In training, put null tokens in some rows of the conditions, (B, M) each: all or each alone."""
         if not self.training or self.null_token is None:
             return parts
-        rates = list(self.cond_dropout) if is_list(self.cond_dropout) else [self.cond_dropout]
+        rates = list(self.cond_dropout) if isinstance(self.cond_dropout, Sequence) else [self.cond_dropout]
         numbers = torch.rand(len(parts[0]), len(rates), device=parts[0].device)  # (B, 1 or parts)
         dropped = numbers < torch.tensor(rates, device=numbers.device)
         each = range(len(parts)) if len(rates) == len(parts) else [0] * len(parts)
@@ -348,7 +348,7 @@ class Net2NetTransformer(ImageModel):
             c_indices: the conditions.
             options: see `SamplingOptions`; `changes` are applied on top, `top_k=100` for instance.
             size: (H, W) in pixels; the training size when None.
-            known, mask: codes (B, h, w), in raster order, which stay where the mask (B, h, w) or (h, w) is True.
+            known, mask: codes (B, h, w), raster order, that stay where the mask (B, h, w) or (h, w) is True.
             generator, callback: see `taming.sampling.sample_tokens`.
 
         Raises:
@@ -409,11 +409,11 @@ class Net2NetTransformer(ImageModel):
 
     def _without_conditions(self, parts: list[Tensor]) -> list[Tensor]:
         """Return what guidance leads away from: null tokens, but conditions that were never dropped stay."""
-        rates = list(self.cond_dropout) if is_list(self.cond_dropout) else [1.0] * len(parts)
+        rates = list(self.cond_dropout) if isinstance(self.cond_dropout, Sequence) else [1.0] * len(parts)
         if len(rates) != len(parts):  # tokens of all conditions in one
             rates = [1.0] * len(parts)
         return [
-            torch.full_like(part, self.null_token) if rate > 0 else part
+            part.new_full(part.shape, self.null_token) if rate > 0 else part
             for part, rate in zip(parts, rates, strict=True)
         ]
 
@@ -437,7 +437,7 @@ class Net2NetTransformer(ImageModel):
     ) -> dict[str, Tensor]:
         """Return what is worth looking at: inputs, reconstructions, samples from half the codes or none."""
         x, c = self.get_xc(batch, max_images)
-        x, c = x.to(self.device), c.to(self.device) if isinstance(c, Tensor) else [v.to(self.device) for v in c]
+        x, c = x.to(self.device), [v.to(self.device) for v in ([c] if isinstance(c, Tensor) else c)]
         quant, z = self.encode_to_z(x)
         _, condition = self.encode_to_c(c)
         half = z.shape[1] // 2

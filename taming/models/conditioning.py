@@ -67,7 +67,7 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
 
 
 def condition_sizes(cond_size: Any, downsampled: int, image_size: Size, count: int) -> list[Size]:
-    """Return height and width in pixels of each of `count` conditions beside an image of the training size."""
+    """Return (H, W) in pixels of each of `count` conditions beside an image of the training size."""
     usual = (downsampled, downsampled) if downsampled > -1 else image_size
     given = list(cond_size) if count > 1 and is_list(cond_size) else [cond_size] * count
     if len(given) != count:
@@ -105,7 +105,7 @@ def check_sizes(
         )
 
 
-def condition_shapes(model: Any, size: Size | None) -> list[Size]:
+def condition_shapes(model: Any, size: Sequence[int] | None) -> list[Size]:
     """Return height and width in pixels that each condition must have beside an image of `size`."""
     trained = model.first_stage_model.image_size
     height, width = size or trained

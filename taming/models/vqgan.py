@@ -4,7 +4,7 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.decode_memory: int | None = None
         if ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
-        self.image_key, self.betas = image_key, tuple(betas)
+        self.image_key, self.betas = image_key, (betas[0], betas[1])
         self.encoder = Encoder(**ddconfig)
         self.resolution, self.factor = self.encoder.resolution, self.encoder.factor
         self.channels = self.encoder.conv_in.in_channels
@@ -87,7 +87,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
     # ---- images <-> codes
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, QuantizerInfo]:
-        """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, info); info.indices: codes.
+        """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, info).
 
         In eval mode all is computed in float32 whatever autocast says, so that an image keeps its codes:
         bfloat16 would change some percent of them. Sides that f does not divide are rounded down.
@@ -98,8 +98,8 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         """Encode images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
         if x.shape[1] != self.channels:
             raise ValueError(
-                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {self.channels}, its "
-                "ddconfig.in_channels: give it what it was trained on"
+                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {self.channels}, "
+                "its ddconfig.in_channels: give it what it was trained on"
             )
         device = x.device.type
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
@@ -174,7 +174,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
             trained = [*zip(("", "_disc"), self.optimizers(), (generator, discriminator), strict=True)]
             for name, optimizer, parameters in trained if disc_log else trained[:1]:
                 log[f"train/lr{name}"] = self.set_learning_rate(optimizer)
-                log[f"train/grad_norm{name}"] = self.clip_gradients(parameters)
+                log[f"train/grad_norm{name}"] = self.clip_grad_norm(parameters)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.batches_seen += 1
@@ -206,15 +206,21 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.val_codes.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.val_codes.all_reduce()
+        used = self.val_codes.compute()
         self.log_dict({
-            "val/codebook_usage_percent": 100.0 * self.val_codes.usage(),
-            "val/codebook_perplexity": self.val_codes.perplexity(),
+            "val/codebook_usage_percent": 100.0 * used["usage"],
+            "val/codebook_perplexity": used["perplexity"],
         }, sync_dist=True)  # the same on all ranks; each must have them, a checkpoint may be ranked by them
 
     def configure_optimizers(self) -> Any:
         """Make Adam for the autoencoder and for the discriminator: ([both], []), as in 2021."""
-        networks = [[*self.generator_parameters()], [*self.loss.discriminator.parameters()]]
+        discriminator = getattr(self.loss, "discriminator", None)
+        if discriminator is None:
+            raise ValueError(
+                f"the model was built with {type(self.loss).__name__}, which has nothing to train: name a "
+                "loss in lossconfig, for instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+            )
+        networks = [self.generator_parameters(), discriminator.parameters()]
         return [self.adam(parameters) for parameters in networks], []
 
     def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
@@ -222,8 +228,8 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         rate, fused = self.base_learning_rate(), self.device.type == "cuda"
         return torch.optim.Adam(parameters, lr=rate, betas=self.betas, fused=fused)
 
-    def generator_parameters(self):
-        """Yield the parameters of all but the loss: encoder, decoder, codebook and the convolutions between."""
+    def generator_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of all but the loss: encoder, decoder, codebook, convolutions between them."""
         for part in (self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv):
             yield from part.parameters()
 
@@ -329,8 +335,9 @@ class VQNoDiscModel(VQModel):
         self.check_finite(log, batch_idx)
         self.manual_backward(loss / self.accumulate_grad_batches)
         if self.gradients_complete():
-            log["train/lr"] = self.set_learning_rate(optimizer := self.optimizers())
-            log["train/grad_norm"] = self.clip_gradients(self.generator_parameters())
+            optimizer: Any = self.optimizers()
+            log["train/lr"] = self.set_learning_rate(optimizer)
+            log["train/grad_norm"] = self.clip_grad_norm(self.generator_parameters())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.batches_seen += 1

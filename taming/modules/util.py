@@ -132,8 +132,8 @@ class Labelator(AbstractEncoder):
     def validate(self, value: Tensor) -> None:
         """Raise ValueError for an id outside 0..n_classes-1."""
         check_range(
-            value, self.n_classes - 1, f"class id {{}} is outside 0..{self.n_classes - 1}: correct the labels, "
-            "or set n_classes in cond_stage_config",
+            value, self.n_classes - 1, f"class id {{}} is outside 0..{self.n_classes - 1}: correct the "
+            "labels, or set n_classes in cond_stage_config",
         )
 
     def encode(self, c: Tensor) -> Encoded | Tensor:  # type: ignore[override]

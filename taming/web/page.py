@@ -210,7 +210,7 @@ def _choose(session: Session) -> Callable:
         except (ValueError, FileNotFoundError) as error:
             yield None, _problem(error), *[gr.skip()] * 10, wait
             return
-        side, vocabulary = loaded.resolution, loaded.model.n_codes
+        side, vocabulary = loaded.resolution, loaded.model.codebook_size
         guided = loaded.model.null_token is not None
         yield (
             name, _about(loaded), side, side,

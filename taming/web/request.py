@@ -46,7 +46,7 @@ class Request:
 def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
     """Raise ValueError, with what would do, for a setting that is out of range for the model."""
     check_size(model, request, max_pixels)
-    vocabulary = model.n_codes or model.transformer.config.vocab_size
+    vocabulary = model.codebook_size or model.transformer.config.vocab_size
     for name, low, high in (("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
         value = getattr(request, name)
         if value is not None and not (low < value <= high or (name == "min_p" and value == 0)):

@@ -187,7 +187,7 @@ class Session:
 
         def work() -> None:
             try:
-                codes = model.draw_codes(
+                codes = model.sample_codes(
                     parts, size=request.size, stride=request.stride, known=known, mask=keep,
                     temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
                     min_p=request.min_p, guidance=request.guidance, callback=watch,
@@ -211,7 +211,7 @@ class Session:
         yield [self._save(image, number, loaded, request) for number, image in enumerate(news)]
 
     def _condition(self, loaded: Loaded, request: Request) -> list[Tensor]:
-        """What `draw_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
+        """What `sample_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
         def item(number: int) -> Tensor:
             return self._read_item(loaded, number)[1][condition.key]
 

@@ -165,11 +165,11 @@ def test_pictures_may_be_guided():
 def test_a_class_is_written():
     model = make(CLASSES, cond_stage_key="class_label").eval()
     x, c = torch.zeros(2, 3, 64, 64), torch.tensor([3, 29])
-    numbers = model.draw_conditions(c, x)["class_label"]
+    numbers = model.show_conditions(c, x)["class_label"]
     assert numbers.shape == (2, 1, 64, 64) and torch.equal(numbers, text_pictures(["3", "29"], (64, 64)))
     assert not torch.equal(numbers[0], numbers[1])
     names = [f"name of {number}" for number in range(30)]
-    named = model.draw_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
+    named = model.show_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
     assert torch.equal(named, text_pictures(["3 name of 3", "29 name of 29"], (64, 64)))
     others = [SimpleNamespace(class_names=["a"])]
-    assert torch.equal(model.draw_conditions(c, x, others)["class_label"], numbers)
+    assert torch.equal(model.show_conditions(c, x, others)["class_label"], numbers)

@@ -177,7 +177,7 @@ def test_no_steps_give_no_codes(gpt):
     ("length", "arguments", "message"),
     [
         (0, {}, "prefix is empty"),
-        (5, {"steps": 13}, "5 tokens given and 13 to sample need a block size of 17; the transformer's is 16"),
+        (5, {"steps": 13}, "5 tokens given and 13 to sample need a block size of 17"),
         (1, {"top_k": 24}, r"top_k = 24 is outside 1\.\.23"),
         (1, {"temperature": 0}, "temperature must be above 0"),
         (1, {"temperature": lambda step: 3 - step}, "temperature must be above 0, not 0"),

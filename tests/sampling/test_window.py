@@ -44,7 +44,9 @@ def draw_naively(model, c, numbers=None, window=WINDOW):
             before = codes[:, rows, columns].flatten(1)[:, : local[0] * window + local[1]]
             with torch.no_grad():
                 logits = model(torch.cat((c[:, rows, columns].flatten(1), before), dim=1))[0][:, -1]
-            drawn = logits.argmax(-1) if numbers is None else sample_from(filter_logits(logits), numbers[:, i, j])
+            drawn = logits.argmax(-1)
+            if numbers is not None:
+                drawn = sample_from(filter_logits(logits), numbers[:, i, j])
             codes[:, i, j] = drawn
     return codes
 

@@ -128,7 +128,7 @@ def test_completion_keeps_what_is_not_brushed(session):
     assert keep[:2].all() and not keep[2:].any()
     *_, found = session.draw(Request("image", SIZE, original=original, mask=[layer], pictures=2), Job())
     parts = model.encode_conditions(torch.zeros(2, 1))
-    codes = model.draw_codes(parts, known=known.expand(2, -1, -1), mask=keep,
+    codes = model.sample_codes(parts, known=known.expand(2, -1, -1), mask=keep,
                              generator=image_generators(0, range(2)))
     assert (codes[:, :2] == known[:, :2]).all()
     images = model.first_stage_model.decode_code(codes).clamp(-1, 1)

@@ -29,7 +29,7 @@ class Conditioner:
     """
 
     kind: str = "tokens"
-    factor: int | None = None
+    factor: Any = None  # int or None
     remedy: str = "`taming sample --data` (scripts/make_samples.py) takes conditions from a data set"
 
     @property

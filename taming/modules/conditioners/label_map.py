@@ -32,7 +32,7 @@ class LabelMapConditioner(Conditioner):
         Raises:
             ValueError: an id that is not a label; on an accelerator it is not looked for.
         """
-        check_range(ids, self.n_labels - 1, "label id {} is outside 0..%d (n_labels)" % (self.n_labels - 1))
+        self._check(ids)
         return F.one_hot(ids.long(), self.n_labels).permute(0, 3, 1, 2).float()
 
     def from_batch(self, value: Tensor) -> Tensor:
@@ -42,7 +42,11 @@ class LabelMapConditioner(Conditioner):
     def validate(self, value: Tensor) -> None:
         """Raise ValueError for an id that is not a label."""
         if value.ndim == 3:
-            check_range(value, self.n_labels - 1, "label id {} is outside 0..%d (n_labels)" % (self.n_labels - 1))
+            self._check(value)
+
+    def _check(self, ids: Tensor) -> None:
+        most = self.n_labels - 1
+        check_range(ids, most, f"label id {{}} is outside 0..{most}: correct the labels, or set n_labels")
 
     @property
     def palettes(self) -> list[np.ndarray]:

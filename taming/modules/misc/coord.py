@@ -48,18 +48,17 @@ class CoordStage(AbstractEncoder):
         """Turn coordinates (B, 1, H, W) in [0, 1] into steps (B, 1, h, w), as floats and as long indices.
 
         Raises:
-            ValueError: more than one channel, a side that is not a multiple of `down_factor`, or, on the CPU,
-                a value outside [0, 1].
+            ValueError: more than one channel, a side below `down_factor`, or, on the CPU, a value outside
+                [0, 1].
         """
         if c.ndim != 4 or c.shape[1] != 1:
             raise ValueError(f"coordinates must have the shape (B, 1, H, W), got {tuple(c.shape)}")
         height, width = c.shape[2:]
-        size = height // self.down_factor, width // self.down_factor
-        if min(size) == 0 or (height % self.down_factor, width % self.down_factor) != (0, 0):
-            crop = tuple(max(1, n) * self.down_factor for n in size)
+        size = height // self.down_factor, width // self.down_factor  # rounded down, as in 2021
+        if min(size) == 0:
             raise ValueError(
-                f"coordinates of {height} x {width} pixels do not divide by down_factor {self.down_factor}: "
-                f"{crop[0]} x {crop[1]} would do"
+                f"coordinates of {height} x {width} pixels are smaller than down_factor {self.down_factor}: "
+                f"give at least {self.down_factor} x {self.down_factor}"
             )
         self.validate(c)
         steps = self.n_embed * F.interpolate(c.float(), size=size, mode="area")
@@ -79,7 +78,7 @@ class CoordStage(AbstractEncoder):
         return c
 
     def default(self, size: Size) -> Tensor:
-        """Return the coordinates of an image that is not part of a larger one: (1, 1, H, W) in raster order."""
+        """Return coordinates of an image that is not part of a larger one: (1, 1, H, W) in raster order."""
         height, width = size
         return (torch.arange(height * width) / (height * width)).view(1, 1, height, width)
 

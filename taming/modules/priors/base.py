@@ -1,6 +1,6 @@
 """The contract of a prior: a distribution over the codes of an image, given a condition.
 
-B batch, N codes in the order in which the prior reads them, M condition tokens, V vocabulary, h w latent grid.
+B batch, N codes in the order in which the prior reads them, M condition tokens, V vocabulary, h w grid.
 """
 
 from typing import Any
@@ -82,7 +82,7 @@ class AutoregressivePrior(Prior):
         raise NotImplementedError
 
     def code_logits(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """Return logits (B, N, V) of the codes, given the condition (B, M) and the codes (B, N) before each."""
+        """Return logits (B, N, V) of codes, given the condition (B, M) and the codes (B, N) before each."""
         tokens = torch.cat((condition, codes), dim=1)  # (B, M + N)
         logits, _ = self(tokens[:, :-1])  # (B, M + N - 1, V)
         return logits[:, condition.shape[1] - 1:]  # the last condition token predicts the first code

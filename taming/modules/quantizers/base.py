@@ -29,8 +29,8 @@ class QuantizerInfo(NamedTuple):
 class Quantizer(nn.Module):
     """Replaces each latent vector by one of finitely many codes: `quantizer(z) -> (z_q, loss, info)`.
 
-    `forward` takes latents (B, C', h, w) and returns quantized latents (B, C, h, w), with a gradient estimator,
-    a loss () and a `QuantizerInfo`. A new quantizer is a subclass in one file.
+    `forward` takes latents (B, C', h, w) and returns quantized latents (B, C, h, w) with a gradient
+    estimator, a loss () and a `QuantizerInfo`. A new quantizer is a subclass in one file.
     """
 
     @property

@@ -255,13 +255,14 @@ class GumbelQuantize(Codebook):
     """Codes sampled by the Gumbel trick (Jang et al. 2017), as in the discrete VAE of Ramesh et al. 2021.
 
     A 1x1 convolution gives each latent K logits. In training a code is sampled, with the gradient of the
-    softmax at `temperature`; in evaluation the most likely is taken, so that an image always has the same codes
-    (the 2021 code drew there too). The loss is `kl_weight` x KL(distribution || uniform), in nats a latent.
+    softmax at `temperature`; in evaluation the most likely one is taken, so that an image always has the
+    same codes (in 2021 they were sampled there too). The loss is `kl_weight` x KL(distribution || uniform),
+    in nats a latent.
 
     Args:
         num_hiddens: channels of the latents.
         embedding_dim, n_embed: channels C and number K of the codes.
-        straight_through: draw one code in training; False mixes all of them by their probabilities.
+        straight_through: sample one code in training; False mixes all of them by their probabilities.
         kl_weight, temp_init: of the loss; of the softmax.
         use_vqinterface: return (z_q, loss, (None, None, indices)); False gives the bare indices third.
         remap, unknown_index: see `Codebook`; only the codes that stay are ever chosen.
