@@ -18,6 +18,7 @@ from taming.data.files.errors import BadSample
 from taming.data.files.images import read_npy, read_transformed
 from taming.data.transforms.joint import JointParams, JointTransform, Size
 from taming.images import from_uint8
+from taming.parameters import Probability
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,8 @@ class FaultTolerantDataset(Dataset):
         flip: bool | None = None,
         interpolation: str = "bicubic",
         coord: bool = False,
-        max_bad_fraction: float = 0.01,
+        max_bad_fraction: Probability = 0.01,
     ) -> None:
-        if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction is {max_bad_fraction}; give a fraction from 0 to 1")
         self.size = size
         self.random_crop = self.RANDOM_CROP if random_crop is None else random_crop
         self.coord = coord
@@ -130,6 +129,8 @@ class ImagePaths(FaultTolerantDataset):
     Raises:
         ValueError: no paths, or labels of another length.
     """
+
+    class_names: Sequence[str] = ()  # of labels["class_label"]; a data set that knows them sets them
 
     def __init__(
         self,

@@ -139,6 +139,7 @@ class CustomClassTrain(CustomBase):
         names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
         labels = {"class_label": [numbers[name] for name in names], "human_label": names}
         self.data = ImagePaths(paths, size, labels=labels, **self.defaults(options))
+        self.data.class_names = self.class_names
 
 
 class CustomClassTest(CustomClassTrain):

@@ -103,6 +103,7 @@ class ImageNetBase(DelegatingDataset):
         self.data = ImagePaths(
             self.abspaths, self.config.get("size"), self.random_crop, labels, **self.options
         )
+        self.data.class_names = self.class_names
 
     def _folders(self, root: Root) -> tuple[str, str]:
         """Return the split's folder and that of its synsets."""
