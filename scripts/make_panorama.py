@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taming.cli.options import Parser, add_options, load_transformer, read_size, settings
+from taming.cli.options import Parser, add_options, read_size, sampling_options
 from taming.cli.outputs import check_png
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
@@ -25,10 +25,10 @@ from taming.inference.conditions import (
     class_numbers,
     conditions_of,
     kept_codes,
-    takes_labels,
 )
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, share
+from taming.inference.loading import load_transformer
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
 from taming.sampling import image_generators
@@ -62,18 +62,22 @@ def run(options: argparse.Namespace) -> None:
     if share()[0] != 0:
         return
     check_png(options.out, "--out")
-    model, _, note = load_transformer(options)
+    model, _, note = load_transformer(
+        options.resume, sampling_options(options), device=options.device, allow=options.allow
+    )
     picture, labels, size = inputs(model, options)
     usual = 0.0 if options.mask else 0.5
     share_known = usual if options.known is None else options.known
     kept = None if picture is None else kept_codes(model, size, share_known, options.mask)
     check_drawable(model, size, kept, f"--size {options.size}" if options.size else "the picture")
-    parts = conditions_of(model, 1, size, class_of(model, options.label), labels)
+    parts = conditions_of(
+        model, 1, size, {"class": class_of(model, options.label), "label_map": labels}
+    )
     known = None if kept is None else model.encode_to_z(picture)[1].view(1, *model.latent_shape(*size))
     with TokenBar(1) as bar:
         bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
         codes = model.sample_codes(
-            parts, size=size, known=known, mask=kept, callback=bar, **settings(options),
+            parts, size=size, known=known, mask=kept, callback=bar, options=sampling_options(options),
             generator=image_generators(options.seed, [0]),
         )
     note |= {"label": str(options.label), "size": f"{size[0]}x{size[1]}"}
@@ -88,7 +92,7 @@ def inputs(
 ) -> tuple[Tensor | None, Tensor | None, Size]:
     """The picture to complete (1, 3, H, W) and the label map (h, w), None where not given, and (H, W)."""
     size = read_size(options.size) if options.size else None
-    side = model.first_stage_model.resolution
+    side, width = model.first_stage_model.image_size
     picture = labels = None
     if options.complete is not None:
         pixels = ImagePaths([options.complete], size).preprocess_image(options.complete)
@@ -96,7 +100,8 @@ def inputs(
     elif options.known is not None or options.mask is not None:
         raise ValueError("--known and --mask say what stays of a picture: name it with --complete")
     if options.segmentation is not None:
-        number = next((i for i, stage in enumerate(model.cond_stages) if takes_labels(stage)), None)
+        kinds = [stage.kind for stage in model.cond_stages]
+        number = kinds.index("label_map") if "label_map" in kinds else None
         if number is None:
             raise ValueError("--segmentation: the model is not conditioned on label maps; leave it out")
         labels = read_labels(options.segmentation, model.cond_stages[number])
@@ -105,8 +110,9 @@ def inputs(
     if picture is not None:
         size = tuple(picture.shape[2:])
     elif labels is not None and size is None:
-        size = tuple(n * side // own for n, own in zip(labels.shape, model.cond_sizes[number], strict=True))
-    return picture, labels, size or (side, 4 * side)
+        own = model.cond_sizes[number]
+        size = labels.shape[0] * side // own[0], labels.shape[1] * width // own[1]
+    return picture, labels, size or (side, 4 * width)
 
 
 def class_of(model: Net2NetTransformer, label: str | None) -> list[int] | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from taming.cli.options import Parser, add_data_options, add_options, load_transformer, settings
+from taming.cli.options import Parser, add_data_options, add_options, sampling_options
 from taming.cli.outputs import check_folder
 from taming.data.sampler import SeededDataset
 from taming.images import save_png
@@ -23,14 +23,13 @@ from taming.inference.conditions import (
     check_conditions,
     check_drawable,
     kept_codes,
-    takes_labels,
 )
 from taming.inference.dataset import batch_of, build_dataset, condition_pictures, data_section
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import data_note, mask_note
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.misc.coord import CoordStage
 from taming.sampling import image_generators
 from taming.util import exit_status, number
 
@@ -58,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its data, draw what is missing, save."""
     check_folder(options.outdir)
-    model, config, note = load_transformer(options)
+    model, config, note = load_transformer(
+        options.resume, sampling_options(options), device=options.device, allow=options.allow
+    )
     section = data_section(config, options)
     dataset = build_dataset(section, options)
     count = len(dataset) if options.num_samples is None else min(options.num_samples, len(dataset))
@@ -94,7 +95,7 @@ def draw(
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
     drawn = model.sample_codes(
         model.encode_conditions(c), size=size, known=None if kept is None else codes, mask=kept, callback=bar,
-        generator=image_generators(options.seed, numbers), **settings(options),
+        generator=image_generators(options.seed, numbers), options=sampling_options(options),
     )
     pictures = {"originals": x.clamp(-1.0, 1.0).cpu(), "reconstructions": decode(model, codes)}
     for key, images in condition_pictures(model, dataset, c, x).items():
@@ -119,17 +120,8 @@ def enlarged(
         return tuple(n * new // old for n, new, old in zip(value.shape[2:], size, x.shape[2:], strict=True))
 
     pairs = zip(c, model.cond_stages, strict=True)
-    larger = [value if value.ndim != 4 else resized(value, beside(value), stage) for value, stage in pairs]
-    return resized(x, size), larger
-
-
-def resized(x: Tensor, size: tuple[int, int], stage: nn.Module | None = None) -> Tensor:
-    """Pictures, label maps or coordinates (B, C, H, W) of that condition stage at another size."""
-    if takes_labels(stage):
-        return F.interpolate(x, size, mode="nearest-exact")
-    if isinstance(stage, CoordStage):  # bicubic would leave its range
-        return F.interpolate(x, size, mode="bilinear")
-    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
+    larger = [value if value.ndim != 4 else stage.resize(value, beside(value)) for value, stage in pairs]
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0), larger
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taming.cli.options import Parser, add_data_options, add_options, load_transformer, read_size, settings
+from taming.cli.options import Parser, add_data_options, add_options, read_size, sampling_options
 from taming.cli.outputs import check_folder
 from taming.data.files.images import read_image
 from taming.images import from_uint8, image_grid, save_png
@@ -26,7 +26,8 @@ from taming.inference.conditions import check_drawable
 from taming.inference.dataset import batch_of, build_dataset, data_section, layout_builders, unwrapped
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
-from taming.inference.layouts import draw_layouts
+from taming.inference.layouts import sample_layouts
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import data_note
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
@@ -59,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its layouts, draw what is missing, save."""
     check_folder(options.outdir)
-    model, config, note = load_transformer(options)
+    model, config, note = load_transformer(
+        options.resume, sampling_options(options), device=options.device, allow=options.allow
+    )
     key = layout_key(model, options.conditional)
-    side = model.first_stage_model.resolution
-    size = read_size(options.resolution, "--resolution") if options.resolution else (side, side)
+    size = read_size(options.resolution, "--resolution") if options.resolution else model.first_stage_model.image_size
     check_drawable(model, size, None, f"--resolution {options.resolution}")
     section = data_section(config, options)
     dataset = build_dataset(section, options)
@@ -114,9 +116,9 @@ def draw(
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    how = settings(options) | {"generator": image_generators(options.seed, keys), "callback": bar}
+    how = {"options": sampling_options(options)} | {"generator": image_generators(options.seed, keys), "callback": bar}
     if shape != model.latent_shape() and options.layout == "window":
-        codes = draw_layouts(model, layout_builders(dataset)[key], layouts, size, **how)
+        codes = sample_layouts(model, layout_builders(dataset)[key], layouts, size, **how)
     else:
         codes = model.sample_codes(model.encode_conditions(layouts), size=size, **how)
     pictures = unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1])

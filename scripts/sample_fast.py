@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from taming.checkpoint import find_checkpoint
-from taming.cli.options import Parser, add_options, load_transformer, settings
+from taming.cli.options import Parser, add_options, sampling_options
 from taming.cli.outputs import check_folder, check_png
 from taming.data.files.images import read_image
 from taming.images import from_uint8, image_grid, save_png
 from taming.inference.conditions import class_numbers, conditions_of
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, is_drawn, is_whole, own_batches, say, share, wait_for
+from taming.inference.loading import load_transformer
 from taming.sampling import image_generators
 from taming.util import exit_status
 
@@ -48,10 +49,12 @@ def run(options: argparse.Namespace) -> None:
     """Load, draw what is missing, save, and write the sheet."""
     if min(options.num_samples, options.batch_size) < 1:
         raise ValueError("--num_samples and --batch_size must be at least 1")
-    model, _, note = load_transformer(options)
+    model, _, note = load_transformer(
+        options.resume, sampling_options(options), device=options.device, allow=options.allow
+    )
     named = None if options.classes == "imagenet" else options.classes
     classes = class_numbers(named, model)
-    conditions_of(model, len(classes or [0]), classes=classes)  # errors show before anything is written
+    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors show before anything is written
     folder = options.outdir or default_folder(options, note, named)
     check_folder(folder)
     grid = None if options.grid is None else Path(options.grid or folder / "grid.png")
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
             bar.next_batch(len(numbers), math.prod(model.latent_shape()))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
             codes = model.sample_codes(
-                conditions_of(model, len(numbers), classes=chosen), callback=bar, **settings(options),
+                conditions_of(model, len(numbers), given={"class": chosen}), callback=bar, options=sampling_options(options),
                 generator=image_generators(options.seed, numbers),
             )
             for i, image in zip(numbers, decode(model, codes), strict=True):

@@ -1,8 +1,7 @@
 """Schedules: callables from a step number to a factor, for torch's LambdaLR and for the Gumbel temperature.
 
-With LambdaLR the factor multiplies the optimiser's learning rate; a base learning rate of 1 makes it the rate
-itself. LambdaLR saves the attributes in the checkpoint, so they are plain numbers and lists under fixed
-names.
+LambdaLR multiplies the optimizer's learning rate by the factor; with a base rate of 1, the factor is the
+rate. It saves the attributes of a schedule in checkpoints: they are plain numbers and lists with fixed names.
 """
 
 import logging
@@ -17,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class Factor(np.float64):
-    """A numpy scalar, as this schedule gave in 2021, whose product with a learning rate is a plain number.
+    """A numpy scalar, as in 2021, whose product with a learning rate is a plain number.
 
-    LambdaLR stores the product in the optimizer's state, where a safely read checkpoint may hold no numpy.
+    LambdaLR stores the product in the optimizer's state, and safely read checkpoints hold no numpy numbers.
     """
 
-    def __mul__(self, other: float) -> float:
+    def __mul__(self, other: float) -> float:  # type: ignore[override]  # plain on purpose
         return float(self) * float(other)
 
-    __rmul__ = __mul__
+    __rmul__ = __mul__  # type: ignore[assignment]
 
 
 class LambdaWarmUpCosineScheduler:
@@ -36,8 +35,11 @@ class LambdaWarmUpCosineScheduler:
     Args:
         warm_up_steps: steps of the rise; 0 starts at `lr_max`.
         lr_min, lr_max, lr_start: factors at the end, at the top and at step 0.
-        max_decay_steps: step at which `lr_min` is reached, counted from step 0.
-        verbosity_interval: log the factor every so many steps; 0 never.
+        max_decay_steps: step, counted from 0, at which `lr_min` is reached.
+        verbosity_interval: steps between two log messages with the factor; 0 for none.
+
+    Raises:
+        ValueError: `max_decay_steps` is not above `warm_up_steps`.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class LambdaWarmUpCosineScheduler:
         self.verbosity_interval = verbosity_interval
 
     def schedule(self, n: int, **kwargs: Any) -> float:
-        """Give the factor of step `n`; it depends on `n` alone."""
+        """Return the factor of step `n`, which depends on `n` alone."""
         if n < self.lr_warm_up_steps:
             self.last_lr = self.lr_start + (self.lr_max - self.lr_start) * n / self.lr_warm_up_steps
         else:
@@ -72,18 +74,21 @@ class LambdaWarmUpCosineScheduler:
         _report(n, self.last_lr, self.verbosity_interval)
         return self.last_lr
 
-    def __call__(self, n: int, **kwargs: Any) -> "Factor":
-        """Give the factor of step `n`."""
+    def __call__(self, n: int, **kwargs: Any) -> Factor:
+        """Return the factor of step `n`."""
         return Factor(self.schedule(n, **kwargs))
 
 
 class LambdaWarmUpCosineScheduler2:
-    """The same in cycles, each with its own numbers; after the last cycle its end value stays.
+    """Cycles of `LambdaWarmUpCosineScheduler`, each with its own numbers; the end of the last one stays.
 
     Args:
-        warm_up_steps, f_min, f_max, f_start: as above, one entry per cycle.
+        warm_up_steps, f_min, f_max, f_start: as there, one entry per cycle.
         cycle_lengths: steps of each cycle, its warm-up included.
-        verbosity_interval: log the factor every so many steps; 0 never.
+        verbosity_interval: steps between two log messages with the factor; 0 for none.
+
+    Raises:
+        ValueError: lists of different lengths, or a cycle that is not longer than its warm-up.
     """
 
     def __init__(
@@ -115,14 +120,14 @@ class LambdaWarmUpCosineScheduler2:
         self.verbosity_interval = verbosity_interval
 
     def find_in_interval(self, n: int) -> int:
-        """Give the number of the cycle of step `n`; a border belongs to the cycle that ends there."""
+        """Return the number of the cycle of step `n`; a border belongs to the cycle that ends there."""
         for cycle, end in enumerate(self.cum_cycles[1:]):
             if n <= end:
                 return cycle
         return len(self.cycle_lengths) - 1
 
     def schedule(self, n: int, **kwargs: Any) -> float:
-        """Give the factor of step `n`; it depends on `n` alone."""
+        """Return the factor of step `n`, which depends on `n` alone."""
         cycle = self.find_in_interval(n)
         local = min(n - self.cum_cycles[cycle], self.cycle_lengths[cycle])
         warm_up = self.lr_warm_up_steps[cycle]
@@ -139,7 +144,7 @@ class LambdaWarmUpCosineScheduler2:
         return _cosine(self.f_max[cycle], self.f_min[cycle], t)
 
     def __call__(self, n: int, **kwargs: Any) -> float:
-        """Give the factor of step `n`."""
+        """Return the factor of step `n`."""
         return self.schedule(n, **kwargs)
 
 
@@ -147,7 +152,7 @@ class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
     """Cycles that fall along a straight line.
 
     The line runs from `f_max` at the start of the cycle, not of its decay, to `f_min` at its end: after a
-    warm-up the factor steps down onto it. Old runs were trained so.
+    warm-up the factor jumps down to it. Published models were trained with this.
     """
 
     def _decay(self, cycle: int, local: int) -> float:
@@ -156,7 +161,7 @@ class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
 
 
 def _cosine(start: float, end: float, t: float) -> float:
-    """Go from `start` at t = 0 to `end` at t = 1 along half a cosine."""
+    """Return the value at t, 0..1, of half a cosine from `start` to `end`."""
     return end + 0.5 * (start - end) * (1 + math.cos(t * math.pi))
 
 

@@ -95,7 +95,8 @@ def find_problem(target: Callable[..., Any], parameters: Mapping[str, Any], pref
 def accepted_parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return the parameters that may be given by name, and whether others may be given too.
 
-    A class of this package that takes `**kwargs` hands them to its parent, by convention, whose names count.
+    A class of this package that takes `**kwargs` passes them to its parent, by convention, whose names count,
+    or to the class that its attribute OPTIONS names.
     """
     init = getattr(target, "__init__", None)
     origin = getattr(init, "__module__", ""), getattr(init, "__qualname__", "")
@@ -104,7 +105,8 @@ def accepted_parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.P
     functions: list[Any] = [target]
     if inspect.isclass(target):
         of_ours = target.__module__.startswith("taming.")
-        inits = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+        bases = [*target.__mro__[:-1], *getattr(target, "OPTIONS", object).__mro__]
+        inits = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
         functions = inits if of_ours else inits[:1] or functions
     accepted: dict[str, inspect.Parameter] = {}
     is_open = True

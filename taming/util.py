@@ -1,4 +1,4 @@
-"""Helpers that notebooks of 2021 import: files by name, values by path, and the size of a model."""
+"""Helpers that notebooks of 2021 import, for files, nested values and parameters; devices, atomic writing."""
 
 import argparse
 import hashlib
@@ -54,10 +54,10 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
-    """Fetch `url` (http, https) into the file `local_path` with a progress bar, `chunk_size` bytes at a time.
+    """Download `url` (http, https) to the file `local_path`, in steps of `chunk_size` bytes, with a bar.
 
-    The file appears whole or not at all. Raises ValueError for another kind of address, and OSError if the
-    transfer fails or ends early.
+    The file appears whole or not at all. Raises ValueError for other addresses, and OSError if the transfer
+    fails or ends early.
     """
     _check_address(url)
     path = Path(local_path)
@@ -138,7 +138,7 @@ def lpips_heads(net: str) -> Path:
 
 
 class KeyNotFoundError(Exception):
-    """A path does not lead through a nested list or dict; `keys` is the path, `visited` how far it led."""
+    """A path leads nowhere in a nested list or dict; `keys` is the path, `visited` its part that exists."""
 
     def __init__(self, cause: Any, keys: list[str] | None = None, visited: list[str] | None = None):
         self.cause = cause
@@ -159,9 +159,9 @@ def retrieve(
 ) -> Any:
     """Return the value at the path `key`, such as `data/train/0`, in nested lists and dicts.
 
-    A callable on the way is called and replaced, in place, by what it returns, unless `expand` is False.
-    With `pass_success` the result is the pair (value, whether it was found). Raises KeyNotFoundError if the
-    path leads nowhere and `default` is None.
+    A callable on the path is called, and replaced in place by its result, unless `expand` is False. With
+    `pass_success` the result is the pair (value, whether it was found). Raises KeyNotFoundError if the path
+    leads nowhere and `default` is None.
     """
     try:
         value, success = _follow(list_or_dict, key.split(splitval), expand), True
@@ -191,25 +191,25 @@ def _follow(node: Any, keys: list[str], expand: bool) -> Any:
 
 
 def _expand(parent: Any, visited: list[str], node: Any) -> Any:
-    """Call a node and put the result in its place."""
+    """Call a node, and replace it by its result."""
     value = node()
-    if parent is not None:  # the root has no place to put it
+    if parent is not None:  # the root cannot be replaced
         parent[visited[-1] if isinstance(parent, Mapping) else int(visited[-1])] = value
     return value
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trainable parameters of a model and of all of them; tied weights count once."""
+    """Return the numbers of trainable and of all parameters of a model; tied weights count once."""
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in parameters)
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Return the device of that name; without one, the first CUDA device if there is any, else the CPU.
+    """Return the device called `name`; when None, the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: the name is no device, or of one that is not here.
+        ValueError: there is no such device.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,5 +16,5 @@ def test_every_label_has_a_colour_of_its_own(count):
 
 
 def test_too_many_labels_are_refused():
-    with pytest.raises(ValueError, match="2000 labels are too many to paint"):
+    with pytest.raises(ValueError, match="2000 labels are too many"):
         label_colors(2000)

@@ -19,7 +19,7 @@ BELOW_MODELS = {"modules", "sampling", "metrics", "checkpoint", *GROUND}
 BELOW_COMMANDS = {"models", "data", *BELOW_MODELS}
 LAYERS = {
     "util": set(),
-    "images": set(),
+    "images": {"util"},
     "colormap": {"images"},
     "lr_scheduler": set(),
     "parameters": set(),

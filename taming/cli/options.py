@@ -1,20 +1,12 @@
 """The options that every command that draws pictures has, and what they mean for a model."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig
+from taming.sampling import SamplingOptions
 
-from taming.checkpoint import find_checkpoint, load_model
-from taming.config import allow_targets
-from taming.inference.decoding import PRECISIONS
-from taming.inference.distributed import own_device
-from taming.inference.provenance import model_note
-from taming.models.cond_transformer import Net2NetTransformer
-from taming.util import number
-
-SETTINGS = ("seed", "top_k", "top_p", "temperature", "min_p", "guidance", "stride", "precision")
 TORCHRUN = "Several processes share the work: torchrun --nproc_per_node 2 %(prog)s ..., one GPU for each."
 
 
@@ -36,27 +28,27 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the run to draw with, and how to draw."""
+    """Add the run to sample from, and how to sample: the fields of `SamplingOptions`."""
     parser.epilog = TORCHRUN
     add = parser.add_argument
     add("-r", "--resume", required=True, metavar="RUN",
         help="run directory, checkpoint or exported folder of a transformer")
-    add("-t", "--temperature", type=number(float, 0, above=True), default=1.0, help="below 1 for likelier "
-        "pictures; default: 1.0")
-    add("-k", "--top_k", type=number(int, 1), help="draw among the k likeliest codes; default: all")
-    add("-p", "--top_p", type=number(float, 0, 1, above=True), help="draw among the likeliest codes of total "
-        "probability p; default: 1")
-    add("--min_p", type=number(float, 0, 1), help="draw among codes of at least that share of the likeliest "
-        "one's probability; default: 0")
-    add("--guidance", type=number(float, 0), default=1.0, metavar="SCALE", help="above 1, pictures follow "
-        "their condition more; for models that were trained with a null_token; default: 1, none")
-    add("--stride", type=number(int, 1), default=1, help="of pictures larger than in training: codes drawn "
-        "before the window moves; more is faster; default: 1")
-    add("--seed", type=number(int, 0), default=0, help="another seed, other pictures; default: 0")
-    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 "
-        "takes half the memory and time, and decodes in it too; 16 is for older GPUs; default: 32")
+    for field in dataclasses.fields(SamplingOptions):
+        names = [field.metadata.get("short"), f"--{field.name}"]
+        default = 0 if field.name == "seed" else field.default
+        help = field.metadata["help"] + ("" if default in (None, False) else f"; default: {default}")
+        how = {"action": "store_true"} if default is False else {
+            "type": field.metadata["type"] or str, "choices": field.metadata.get("choices")
+        }
+        add(*filter(None, names), default=default, help=help, **how)
     add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one, each process its own")
     add_allow(parser)
+
+
+def sampling_options(options: argparse.Namespace) -> SamplingOptions:
+    """Return the sampling options of a command line."""
+    names = [field.name for field in dataclasses.fields(SamplingOptions)]
+    return SamplingOptions(**{name: getattr(options, name) for name in names})
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -83,44 +75,6 @@ def _data_override(word: str) -> str:
             f"{word} would change nothing: the data alone can be set here, data.params.validation...=value"
         )
     return word
-
-
-def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
-    """The model of `--resume` on this process's device, its config, and a note of how it draws.
-
-    Reduced precision is that of the transformer's weights: its steps are bound by reading them, and autocast
-    would read all of float32. The stages that turn pictures into codes stay in float32, since bfloat16
-    changes codes.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it holds no transformer, guidance is asked for that it was not trained for, or more codes
-            than it has.
-    """
-    allow_targets(*options.allow)
-    file = find_checkpoint(options.resume)
-    model, config, step = load_model(file, device=own_device(options.device))
-    if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
-    if options.guidance != 1.0 and model.null_token is None:
-        raise ValueError(
-            f"--guidance {options.guidance:g}: the model of {file} has no null token to be guided away from: "
-            "train it with cond_dropout and null_token, or leave guidance out"
-        )
-    if options.top_k is not None and options.top_k > model.codebook_size:
-        raise ValueError(
-            f"--top_k {options.top_k}: the model of {file} has {model.codebook_size} codes: give 1 to "
-            f"{model.codebook_size}, or leave it out for all"
-        )
-    note = model_note(model, config)  # of the weights before they are rounded
-    model.transformer.to(PRECISIONS[options.precision])
-    note |= {name: str(getattr(options, name)) for name in SETTINGS}
-    return model, config, note | {"checkpoint": file.name, "step": str(step)}
-
-
-def settings(options: argparse.Namespace) -> dict[str, float | None]:
-    """What of the options `Net2NetTransformer.sample_codes` takes."""
-    return {name: getattr(options, name) for name in SETTINGS if name not in ("seed", "precision")}
 
 
 def read_size(text: str, option: str = "--size") -> tuple[int, int]:

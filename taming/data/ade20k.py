@@ -4,34 +4,23 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from taming.data import sflckr
 from taming.data.base import merge_config
 from taming.data.files.lists import find_images, read_lines
-from taming.data.segmented import SegmentedImages
-from taming.data.sflckr import SegmentationBase
-from taming.data.transforms.joint import JointTransform, Size
+from taming.data.segmented import SegmentedImages, with_extension
+from taming.data.transforms.joint import Size
 
 N_LABELS = 151  # unknown and 150
 
 
-class Examples(SegmentationBase):
-    """The ADE20K examples; see SegmentationBase."""
+class Examples(sflckr.Examples):
+    """The ADE20K examples, by default in `data/ade20k_*`; see SegmentationBase."""
 
-    def __init__(
-        self,
-        size: Size = 256,
-        random_crop: bool = False,
-        interpolation: str = "bicubic",
-        *,
-        data_csv: str | os.PathLike = "data/ade20k_examples.txt",
-        data_root: str | os.PathLike = "data/ade20k_images",
-        segmentation_root: str | os.PathLike = "data/ade20k_segmentations",
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            data_csv, data_root, segmentation_root, size, random_crop, interpolation, N_LABELS,
-            segmentation_ids=segmentation_ids, max_bad_fraction=max_bad_fraction,
-        )
+    NAME = "ade20k"
+    N_LABELS = N_LABELS
+
+    def __init__(self, size: Size = 256, *args: Any, **options: Any) -> None:
+        super().__init__(size, *args, **options)
 
 
 class ADE20kBase(SegmentedImages):
@@ -42,15 +31,11 @@ class ADE20kBase(SegmentedImages):
 
     Args:
         config: any of size, random_crop, interpolation and crop_size, which it overrides.
-        size: smallest side in pixels after resizing.
-        random_crop: crop anywhere, else in the centre.
-        interpolation: of the images: nearest, bilinear, bicubic, area or lanczos.
-        crop_size: pixels; `size` by default.
+        size, random_crop, interpolation, crop_size: see FaultTolerantDataset.
         data_root: see above.
         data_csv: text file with one path a line, such as `training/NAME.jpg`; by default
             `data/ade20k_train.txt` or `data/ade20k_test.txt` if that exists, else all of the split's folder.
-        segmentation_ids: give ids (H, W) instead of one-hot vectors.
-        max_bad_fraction: share of bad samples that is tolerated.
+        options: see SegmentedImages and FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: a list, the categories or all of the images do not exist.
@@ -61,33 +46,35 @@ class ADE20kBase(SegmentedImages):
         self,
         config: Mapping[str, Any] | None = None,
         size: Size = None,
-        random_crop: bool = False,
+        random_crop: bool | None = None,
         interpolation: str = "bicubic",
         crop_size: Size = None,
         *,
         data_root: str | os.PathLike = "data/ade20k_root",
         data_csv: str | os.PathLike | None = None,
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
         self.split = self.get_split()
         settings = merge_config(
             self, config, size=size, random_crop=random_crop, interpolation=interpolation, crop_size=crop_size
         )
-        source, names = self._names(data_root, data_csv)
-        masks = [os.path.splitext(name)[0] + ".png" for name in names]
+        self.data_root = data_root
+        self.data_csv, names = self._names(data_root, data_csv)
+        self.image_paths = names
+        file = os.path.join(data_root, "sceneCategories.txt")
+        self.scene_categories = _scene_categories(file, names)
+        masks = with_extension(names)
         super().__init__(
             {
                 "relative_file_path_": names,
                 "file_path_": [os.path.join(data_root, "images", name) for name in names],
                 "relative_segmentation_path_": masks,
                 "segmentation_path_": [os.path.join(data_root, "annotations", name) for name in masks],
-                "scene_category": _scene_categories(os.path.join(data_root, "sceneCategories.txt"), names),
+                "scene_category": [self.scene_categories[stem] for stem in _stems(names)],
             },
-            JointTransform(**settings),
-            n_labels=N_LABELS, segmentation_ids=segmentation_ids, source=source,
-            max_bad_fraction=max_bad_fraction,
+            n_labels=N_LABELS, source=self.data_csv, **settings, **options,
         )
+        self.crop_size = self.transform.crop_size
 
     def get_split(self) -> str:
         """Return "train" or "validation"."""
@@ -96,7 +83,7 @@ class ADE20kBase(SegmentedImages):
     def _names(
         self, data_root: str | os.PathLike, data_csv: str | os.PathLike | None
     ) -> tuple[str | os.PathLike, list[str]]:
-        """Return what names the images, and their names, relative to the folder `images`."""
+        """Return the list or folder that names the images, and their paths below the folder `images`."""
         usual = {"train": "data/ade20k_train.txt", "validation": "data/ade20k_test.txt"}[self.split]
         if data_csv is None and not os.path.isfile(usual):
             images = os.path.join(data_root, "images")
@@ -106,25 +93,9 @@ class ADE20kBase(SegmentedImages):
 
 
 class ADE20kTrain(ADE20kBase):
-    """The training images, cropped anywhere by default; see ADE20kBase."""
+    """The training images, cropped at random by default; see ADE20kBase."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any] | None = None,
-        size: Size = None,
-        random_crop: bool = True,
-        interpolation: str = "bicubic",
-        crop_size: Size = None,
-        *,
-        data_root: str | os.PathLike = "data/ade20k_root",
-        data_csv: str | os.PathLike | None = None,
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            config, size, random_crop, interpolation, crop_size, data_root=data_root, data_csv=data_csv,
-            segmentation_ids=segmentation_ids, max_bad_fraction=max_bad_fraction,
-        )
+    RANDOM_CROP = True
 
     def get_split(self) -> str:
         return "train"
@@ -137,15 +108,18 @@ class ADE20kValidation(ADE20kBase):
         return "validation"
 
 
-def _scene_categories(file: str, names: list[str]) -> list[str]:
-    """Look up the scene category of each image."""
+def _stems(names: list[str]) -> list[str]:
+    return [os.path.splitext(os.path.basename(name))[0] for name in names]
+
+
+def _scene_categories(file: str, names: list[str]) -> dict[str, str]:
+    """Read the scene categories by the stem of an image's name; each of `names` must have one."""
     lines = read_lines(file, "list of scene categories")
     known = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
-    stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
-    unknown = [stem for stem in stems if stem not in known]
+    unknown = [stem for stem in _stems(names) if stem not in known]
     if unknown:
         raise ValueError(
             f"{file} has no category for {len(unknown)} of {len(names)} images, such as {unknown[0]}: get "
             "the sceneCategories.txt of the same release"
         )
-    return [known[stem] for stem in stems]
+    return known

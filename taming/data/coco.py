@@ -9,59 +9,51 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from taming.data import sflckr
 from taming.data.files.errors import BadSample, file_errors
-from taming.data.files.images import read_transformed
 from taming.data.files.label_maps import check_same_size
-from taming.data.segmented import SegmentedImages
-from taming.data.sflckr import SegmentationBase
-from taming.data.transforms.joint import JointParams, JointTransform, Size
+from taming.data.segmented import SegmentedImages, with_extension
+from taming.data.transforms.joint import JointParams, Size
 from taming.images import from_uint8
 
 N_LABELS = 183  # 0 is unlabeled; 1 to 182 are things and stuff, as in the label list of COCO-Stuff
 
 
-class Examples(SegmentationBase):
-    """The COCO-Stuff examples: files hold 0 to 181 and 255, items 0 (unlabeled) to 182."""
+class Examples(sflckr.Examples):
+    """The COCO-Stuff examples, by default in `data/coco_*`; see SegmentationBase.
 
-    def __init__(
-        self,
-        size: Size = 256,
-        random_crop: bool = False,
-        interpolation: str = "bicubic",
-        *,
-        data_csv: str | os.PathLike = "data/coco_examples.txt",
-        data_root: str | os.PathLike = "data/coco_images",
-        segmentation_root: str | os.PathLike = "data/coco_segmentations",
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            data_csv, data_root, segmentation_root, size, random_crop, interpolation, N_LABELS, True,
-            segmentation_ids=segmentation_ids, max_bad_fraction=max_bad_fraction,
-        )
+    Files hold 0 to 181 and 255, items 0 (unlabeled) to 182.
+    """
+
+    NAME = "coco"
+    N_LABELS = N_LABELS
+    SHIFT_SEGMENTATION = True
+
+    def __init__(self, size: Size = 256, *args: Any, **options: Any) -> None:
+        super().__init__(size, *args, **options)
 
 
 class CocoBase(SegmentedImages):
     """Images with a caption and a segmentation.
 
-    Items hold "image" (H, W, 3) float32 in [-1, 1]; "caption", a list of one string, drawn from those of the
+    Items hold "image" (H, W, 3) float32 in [-1, 1]; "caption", a list of one string, chosen from those of the
     image by numpy's global generator; "segmentation", see below; "img_path", "seg_path" and "filename_".
-    Training crops anywhere, validation in the centre.
+    Training crops at random, validation in the centre, by default.
 
     Args:
-        size: smallest side in pixels after resizing.
+        size: see FaultTolerantDataset.
         dataroot: folder of the images.
         datajson: captions_train2017.json or captions_val2017.json.
         onehot_segmentation: "segmentation" is (H, W, 183) float32, one-hot; needs `use_stuffthing`. Otherwise
-            it is the picture of the segmentation, (H, W, 3) float32 in [-1, 1].
+            it is the segmentation in colors, (H, W, 3) float32 in [-1, 1].
         use_stuffthing: things and stuff, else stuff only.
-        crop_size: pixels; `size` by default.
+        crop_size: see FaultTolerantDataset.
         force_no_crop: resize only.
         given_files: names of segmentation files (`000000000139.png`) to which the images are restricted.
         segmentation_root: folder of the segmentations; by default `data/cocostuffthings/val2017` with
             `use_stuffthing`, else `data/coco/annotations/stuff_val2017_pixelmaps`, or those for train2017.
-        segmentation_ids: with `onehot_segmentation`, give ids (H, W) uint8 instead of one-hot vectors.
-        max_bad_fraction: share of bad samples that is tolerated.
+        segmentation_ids: with `onehot_segmentation`, return ids (H, W) uint8 instead of one-hot vectors.
+        options: see FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: the captions, or all of the images, do not exist.
@@ -83,41 +75,39 @@ class CocoBase(SegmentedImages):
         *,
         segmentation_root: str | os.PathLike | None = None,
         segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
         if onehot_segmentation and not use_stuffthing:
             raise ValueError(
-                "onehot_segmentation needs use_stuffthing: true, since the maps of stuff alone are pictures"
+                "onehot_segmentation needs use_stuffthing: true, since the maps of stuff alone are in colors"
             )
         if segmentation_ids and not onehot_segmentation:
-            raise ValueError("segmentation_ids stands for one-hot vectors: set onehot_segmentation as well")
+            raise ValueError("segmentation_ids replaces one-hot vectors: set onehot_segmentation as well")
         self.split = self.get_split()
         self.onehot, self.stuffthing = onehot_segmentation, use_stuffthing
-        if segmentation_root is None:
-            year = "val2017" if self.split == "validation" else "train2017"
-            segmentation_root = (
-                f"data/cocostuffthings/{year}" if use_stuffthing
-                else f"data/coco/annotations/stuff_{year}_pixelmaps"
-            )
+        year = "val2017" if self.split == "validation" else "train2017"
+        usual = "data/cocostuffthings/{}" if use_stuffthing else "data/coco/annotations/stuff_{}_pixelmaps"
+        self.segmentation_prefix = os.fspath(segmentation_root or usual.format(year))
         files, self.img_id_to_captions = _read_captions(datajson)
-        masks = {number: os.path.splitext(name)[0] + ".png" for number, name in files.items()}
+        masks = dict(zip(files, with_extension(list(files.values())), strict=True))
+        self.img_id_to_filepath = {number: os.path.join(dataroot, name) for number, name in files.items()}
+        self.img_id_to_segmentation_filepath = {
+            number: os.path.join(self.segmentation_prefix, name) for number, name in masks.items()
+        }
         allowed = set(masks.values() if given_files is None else given_files)
-        numbers = [number for number in files if masks[number] in allowed]
+        numbers = self._numbers = [number for number in files if masks[number] in allowed]
         if not numbers:
             raise ValueError(f"given_files names none of the {len(files)} images of {datajson}")
-        self._numbers = numbers
         super().__init__(
             {
-                "img_path": [os.path.join(dataroot, files[number]) for number in numbers],
-                "seg_path": [os.path.join(segmentation_root, masks[number]) for number in numbers],
+                "img_path": [self.img_id_to_filepath[number] for number in numbers],
+                "seg_path": [self.img_id_to_segmentation_filepath[number] for number in numbers],
                 "filename_": [os.path.basename(files[number]) for number in numbers],
             },
-            JointTransform(
-                size, crop_size, self.split != "validation", interpolation="bilinear", whole=force_no_crop
-            ),
-            n_labels=N_LABELS, shift_segmentation=True, segmentation_ids=segmentation_ids, source=datajson,
-            max_bad_fraction=max_bad_fraction,
+            size, crop_size=crop_size, n_labels=N_LABELS, shift_segmentation=True,
+            segmentation_ids=segmentation_ids, source=datajson, **{"interpolation": "bilinear", **options},
         )
+        self.transform.whole = force_no_crop
 
     def get_split(self) -> str:
         """Return "train" or "validation"."""
@@ -128,43 +118,21 @@ class CocoBase(SegmentedImages):
         if not captions:
             raise BadSample(f"image {self.labels['img_path'][index]} has no caption")
         caption = captions[np.random.randint(0, len(captions))]
+        return super().load_sample(index) | {"caption": [caption]}
+
+    def read_segmentation(self, path: str, params: JointParams) -> np.ndarray:
         if self.onehot:
-            return super().load_sample(index) | {"caption": [caption]}
-        item = {key: values[index] for key, values in self.labels.items()}
-        pixels, params = read_transformed(item["img_path"], self.transform)
-        colours = _read_colours(item["seg_path"], params)
-        return item | {"image": from_uint8(pixels), "segmentation": from_uint8(colours), "caption": [caption]}
+            return super().read_segmentation(path, params)
+        with file_errors(path, "segmentation", BadSample), Image.open(path) as image:
+            colors = np.asarray(image.convert("RGB"))
+        check_same_size("segmentation", path, colors, params)
+        return from_uint8(params.mask(colors))  # (H, W, 3); nearest neighbour: colors are not mixed
 
 
-class CocoImagesAndCaptionsTrain(CocoBase):
-    """The training images of 2017; see CocoBase."""
+class _CocoImagesAndCaptions(CocoBase):
+    """A split of 2017 in its usual folders, unless others are given."""
 
-    def __init__(
-        self,
-        size: Size,
-        onehot_segmentation: bool = False,
-        use_stuffthing: bool = False,
-        crop_size: Size = None,
-        force_no_crop: bool = False,
-        *,
-        dataroot: str | os.PathLike = "data/coco/train2017",
-        datajson: str | os.PathLike = "data/coco/annotations/captions_train2017.json",
-        segmentation_root: str | os.PathLike | None = None,
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            size, dataroot, datajson, onehot_segmentation, use_stuffthing, crop_size, force_no_crop,
-            segmentation_root=segmentation_root, segmentation_ids=segmentation_ids,
-            max_bad_fraction=max_bad_fraction,
-        )
-
-    def get_split(self) -> str:
-        return "train"
-
-
-class CocoImagesAndCaptionsValidation(CocoBase):
-    """The validation images of 2017; see CocoBase."""
+    YEAR = ""
 
     def __init__(
         self,
@@ -175,17 +143,31 @@ class CocoImagesAndCaptionsValidation(CocoBase):
         force_no_crop: bool = False,
         given_files: Collection[str] | None = None,
         *,
-        dataroot: str | os.PathLike = "data/coco/val2017",
-        datajson: str | os.PathLike = "data/coco/annotations/captions_val2017.json",
-        segmentation_root: str | os.PathLike | None = None,
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
+        dataroot: str | os.PathLike | None = None,
+        datajson: str | os.PathLike | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
-            size, dataroot, datajson, onehot_segmentation, use_stuffthing, crop_size, force_no_crop,
-            given_files, segmentation_root=segmentation_root, segmentation_ids=segmentation_ids,
-            max_bad_fraction=max_bad_fraction,
+            size, dataroot or f"data/coco/{self.YEAR}",
+            datajson or f"data/coco/annotations/captions_{self.YEAR}.json",
+            onehot_segmentation, use_stuffthing, crop_size, force_no_crop, given_files, **options,
         )
+
+
+class CocoImagesAndCaptionsTrain(_CocoImagesAndCaptions):
+    """The training images of 2017; see CocoBase."""
+
+    YEAR = "train2017"
+    RANDOM_CROP = True
+
+    def get_split(self) -> str:
+        return "train"
+
+
+class CocoImagesAndCaptionsValidation(_CocoImagesAndCaptions):
+    """The validation images of 2017; see CocoBase."""
+
+    YEAR = "val2017"
 
     def get_split(self) -> str:
         return "validation"
@@ -217,11 +199,3 @@ def _read_captions(datajson: str | os.PathLike) -> tuple[dict[int, str], dict[in
     if not files:
         raise ValueError(f"{datajson} names no images")
     return files, captions
-
-
-def _read_colours(path: str, params: JointParams) -> np.ndarray:
-    """Read a segmentation as a picture (H, W, 3) uint8, moved like its image; its colours are not mixed."""
-    with file_errors(path, "segmentation", BadSample), Image.open(path) as image:
-        colours = np.asarray(image.convert("RGB"))
-    check_same_size("segmentation", path, colours, params)
-    return params.mask(colours)

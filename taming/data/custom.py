@@ -1,9 +1,9 @@
 """Your own images: a folder or a list file; or one folder per class, for class-conditional models."""
 
-import logging
 import os
+from typing import Any
 
-from taming.data.base import ImagePaths
+from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths
 from taming.data.files.lists import (
     class_folders,
     existing_folder,
@@ -11,32 +11,38 @@ from taming.data.files.lists import (
     read_class_names,
     read_list_file,
 )
+from taming.data.splits import choose_side
 from taming.data.transforms.joint import Size
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "ConcatDatasetWithIndex", "CustomBase", "CustomClassTest", "CustomClassTrain", "CustomTest",
+    "CustomTrain", "ImagePaths", "NumpyPaths",
+]
 
-class CustomBase(ImagePaths):
-    """The images of a list file or of a folder, whichever is given."""
+Path = str | os.PathLike
 
-    def __init__(
-        self,
-        size: Size,
-        list_file: str | os.PathLike | None,
-        folder: str | os.PathLike | None,
-        *,
-        crop_size: Size = None,
-        random_crop: bool = False,
-        flip: bool = False,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
+
+class CustomBase(DelegatingDataset):
+    """The images in `data`, which a subclass sets; training or test images, as SPLIT says."""
+
+    SPLIT = "train"
+
+    def use_images(
+        self, size: Size, list_file: Path | None, folder: Path | None, split: float | None, options: dict
     ) -> None:
+        """Set `data` to the images of a list file or of a folder, whichever is given, or a share of them."""
         if (list_file is None) == (folder is None):
             given = "neither was" if folder is None else f"both {list_file} and {folder} were"
             raise ValueError(f"{type(self).__name__} takes a list file of images or a folder: {given} given")
-        super().__init__(
-            find_images(folder) if list_file is None else read_list_file(list_file),
-            size, random_crop, flip=flip, crop_size=crop_size, coord=coord, max_bad_fraction=max_bad_fraction,
-        )
+        paths = find_images(folder) if list_file is None else read_list_file(list_file)
+        self.data = ImagePaths(self.side(paths, folder, split), size, **self.defaults(options))
+
+    def side(self, paths: list[str], folder: Path | None, split: float | None) -> list[str]:
+        """Return the paths of this side of a split, or all without one; see CustomTrain."""
+        if split is None:
+            return paths
+        names = {path if folder is None else os.path.relpath(path, folder): path for path in paths}
+        return [names[name] for name in choose_side(list(names), self.SPLIT, split, folder or "the list")]
 
 
 class CustomTrain(CustomBase):
@@ -45,146 +51,117 @@ class CustomTrain(CustomBase):
     Args:
         size: smallest side in pixels after resizing, or [height, width].
         training_images_list_file: one image path a line; or give `folder`, which is searched at any depth.
-        crop_size: pixels; `size` by default. Give less for random crops that also move along the smaller
-            side.
-        random_crop: on, where the 2021 class cropped in the centre.
-        flip: mirror at random; turn off for text, faces with a side, and the like. (Not done in 2021.)
-        coord: add the position of each pixel in the whole picture, for coordinate conditioning.
-        max_bad_fraction: share of unreadable files that is tolerated.
+        split: leave out this share of the images, such as 0.1, for CustomTest with the same folder and split.
+            Names of files decide, so that an image never changes sides.
+        options: see FaultTolerantDataset. Images are cropped at random and mirrored by default, which 2021
+            did not do; turn `flip` off for text and the like. With less `crop_size` than `size`, random crops
+            also move along the smaller side.
     """
+
+    RANDOM_CROP = FLIP = True
 
     def __init__(
         self,
         size: Size,
-        training_images_list_file: str | os.PathLike | None = None,
+        training_images_list_file: Path | None = None,
         *,
-        folder: str | os.PathLike | None = None,
-        crop_size: Size = None,
-        random_crop: bool = True,
-        flip: bool = True,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
+        folder: Path | None = None,
+        split: float | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size, training_images_list_file, folder,
-            crop_size=crop_size, random_crop=random_crop, flip=flip, coord=coord,
-            max_bad_fraction=max_bad_fraction,
-        )
+        super().__init__()
+        self.use_images(size, training_images_list_file, folder, split, options)
 
 
 class CustomTest(CustomBase):
-    """Test images of your own, cropped in the centre and not mirrored; otherwise as CustomTrain."""
+    """Test images of your own, cropped in the centre and not mirrored; otherwise as CustomTrain.
 
-    def __init__(
-        self,
-        size: Size,
-        test_images_list_file: str | os.PathLike | None = None,
-        *,
-        folder: str | os.PathLike | None = None,
-        crop_size: Size = None,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            size, test_images_list_file, folder,
-            crop_size=crop_size, coord=coord, max_bad_fraction=max_bad_fraction,
-        )
-
-
-class CustomClassBase(ImagePaths):
-    """Images in a folder of class folders, with "class_label" (int) and "human_label" (the class folder's
-    name).
-
-    Classes are numbered in the sorted order of their names, which `class_names` holds.
+    With `split` they are the share that CustomTrain leaves out.
     """
 
+    SPLIT = "validation"
+
     def __init__(
         self,
         size: Size,
-        folder: str | os.PathLike,
-        classes_from: str | os.PathLike | None,
+        test_images_list_file: Path | None = None,
         *,
-        crop_size: Size = None,
-        random_crop: bool = False,
-        flip: bool = False,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
+        folder: Path | None = None,
+        split: float | None = None,
+        **options: Any,
     ) -> None:
+        super().__init__()
+        self.use_images(size, test_images_list_file, folder, split, options)
+
+
+class CustomClassTrain(CustomBase):
+    """Training images in one folder per class: items as CustomTrain, with "class_label" and "human_label".
+
+    "class_label" is the number of the class, "human_label" the name of its folder; `class_names` has them in
+    order.
+
+    Args:
+        size: smallest side in pixels after resizing, or [height, width].
+        folder: holds one folder per class.
+        classes_from: another such folder, or a text file with one name a line, that numbers the classes; by
+            default the number is the position in the sorted names of `folder`.
+        split: leave out this share of the images for CustomClassTest; see CustomTrain.
+        options: see CustomTrain.
+
+    Raises:
+        ValueError: `folder` holds classes that `classes_from` does not name, or a class without images.
+    """
+
+    RANDOM_CROP = FLIP = True
+
+    def __init__(
+        self,
+        size: Size,
+        folder: Path,
+        classes_from: Path | None = None,
+        *,
+        split: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
         folder = existing_folder(folder)
         own = class_folders(folder)
         self.class_names = own if classes_from is None else read_class_names(classes_from)
-        unknown = [name for name in own if name not in set(self.class_names)]
-        if unknown:
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        if unknown := [name for name in own if name not in numbers]:
             raise ValueError(
                 f"{len(unknown)} class folders of {folder} are unknown to {classes_from}, which has "
                 f"{len(self.class_names)} "
                 f"classes: {', '.join(unknown[:5])}; rename or remove them, or add those classes to the "
                 "training set"
             )
-        paths = {name: find_images(folder / name) for name in own}
-        names = [name for name in own for _ in paths[name]]
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        super().__init__(
-            [path for name in own for path in paths[name]],
-            size, random_crop, {"class_label": [numbers[name] for name in names], "human_label": names},
-            flip=flip, crop_size=crop_size, coord=coord, max_bad_fraction=max_bad_fraction,
-        )
+        paths = self.side([path for name in own for path in find_images(folder / name)], folder, split)
+        names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
+        labels = {"class_label": [numbers[name] for name in names], "human_label": names}
+        self.data = ImagePaths(paths, size, labels=labels, **self.defaults(options))
+        self.data.class_names = self.class_names
 
 
-class CustomClassTrain(CustomClassBase):
-    """Training images in one folder per class: items as CustomTrain, with "class_label" and "human_label".
-
-    Args:
-        size: smallest side in pixels after resizing, or [height, width].
-        folder: holds one folder per class; class number = place in the sorted names.
-        classes_from: another such folder, or a text file with one name a line, that fixes the numbering
-            instead.
-    """
-
-    def __init__(
-        self,
-        size: Size,
-        folder: str | os.PathLike,
-        *,
-        classes_from: str | os.PathLike | None = None,
-        crop_size: Size = None,
-        random_crop: bool = True,
-        flip: bool = True,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            size, folder, classes_from,
-            crop_size=crop_size, random_crop=random_crop, flip=flip, coord=coord,
-            max_bad_fraction=max_bad_fraction,
-        )
-
-
-class CustomClassTest(CustomClassBase):
+class CustomClassTest(CustomClassTrain):
     """Test images in one folder per class, cropped in the centre and not mirrored.
 
-    `classes_from` has no default: a test folder that lacks a class would silently shift the numbers of those
-    after it.
-
-    Args:
-        size: smallest side in pixels after resizing, or [height, width].
-        folder: holds one folder per class; classes may be missing, but none may be unknown.
-        classes_from: the training folder (or a text file with one class name a line), which numbers the
-            classes.
+    Classes may be missing from `folder`. `classes_from`, the training folder (or a text file with one class
+    name a line), is required unless `split` is given: without it, a test folder that lacks a class would
+    silently shift the numbers of the classes after it.
     """
+
+    SPLIT = "validation"
+    RANDOM_CROP = FLIP = False
 
     def __init__(
         self,
         size: Size,
-        folder: str | os.PathLike,
-        classes_from: str | os.PathLike,
+        folder: Path,
+        classes_from: Path | None = None,
         *,
-        crop_size: Size = None,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
+        split: float | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size, folder, classes_from, crop_size=crop_size, coord=coord, max_bad_fraction=max_bad_fraction
-        )
-
-
+        if classes_from is None and split is None:
+            raise ValueError("CustomClassTest needs classes_from, the training folder, or split")
+        super().__init__(size, folder, classes_from, split=split, **options)

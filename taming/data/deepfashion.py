@@ -17,41 +17,39 @@ from taming.data.files.errors import BadSample
 from taming.data.files.images import read_transformed
 from taming.data.files.lists import check_some_exist
 from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
-from taming.data.transforms.joint import JointTransform, Size
+from taming.data.transforms.joint import Size
 from taming.images import from_uint8
 
 OPENPOSE = 18  # joints, of which the second is the neck
 # where OpenPose has each joint of COCO
 _COCO_OF_OPENPOSE = (0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10)
-_FOLDERS = {"train": "train", "validation": "test"}  # as pose transfer has parted the set
-_SLACK = 1.0  # pixels that a joint may lie outside of its picture: rounding
+_FOLDERS = {"train": "train", "validation": "test"}  # the split of pose transfer
+_SLACK = 1.0  # pixels that a joint may lie outside its image: rounding
 
 
 class DeepFashionBase(FaultTolerantDataset):
-    """People with their poses: items of
+    """People with their poses.
 
+    Items hold
         image: (H, W, 3) float32 in [-1, 1].
-        keypoints: (K, 3) float32: x and y in pixels of the crop, and the visibility: 0 unknown or outside of
-            the crop, 1 hidden, 2 seen.
+        keypoints: (K, 3) float32: x and y in pixels of the crop, and the visibility: 0 unknown or outside the
+            crop, 1 hidden, 2 visible.
         pose: (H, W, 3) float32 in [-1, 1], the limbs, as `taming.data.pose.limb_map` draws them.
-        pose_tokens: (2 K,) int64, the places of the joints, of `PoseTokens`.
+        pose_tokens: (2 K,) int64, the positions of the joints, of `PoseTokens`.
         file_path_: str.
 
-    A joint outside of its own picture makes a bad sample, which is skipped.
+    A joint outside its own image makes a bad sample.
 
     Args:
-        size: smallest side in pixels after resizing, or [height, width].
+        size: see FaultTolerantDataset.
         root: folder of the images, or one that holds them in `images`, or in `train` and `test`.
-        keypoints: COCO-style JSON with "images" and "annotations" (of several people in a picture the
-            largest counts), or the table of pose transfer, `name:keypoints_y:keypoints_x` a line (-1 for
-            unknown). The 18 joints of OpenPose become COCO's 17, without the neck. By default
-            `keypoints_train.json` or `keypoints_validation.json` in `root`, or else
-            `fasion-resize-annotation-train.csv` or `-test.csv`.
-        crop_size: pixels; `size` by default.
-        random_crop: crop anywhere, else in the centre.
-        flip: mirror every second picture, drawn at random; left joints become right ones.
-        pose_bins: places along a side that the tokens tell apart.
-        max_bad_fraction: share of bad samples that is tolerated.
+        keypoints: COCO-style JSON with "images" and "annotations" (of several people in an image the largest
+            counts), or the table of pose transfer, `name:keypoints_y:keypoints_x` a line (-1 for unknown).
+            The 18 joints of OpenPose become COCO's 17, without the neck. By default `keypoints_train.json` or
+            `keypoints_validation.json` in `root`, or else `fasion-resize-annotation-train.csv` or
+            `-test.csv`.
+        pose_bins: positions along a side that the tokens distinguish.
+        options: see FaultTolerantDataset; in mirrored images left joints become right ones.
 
     Raises:
         FileNotFoundError: the joints, or all of the images, do not exist.
@@ -66,14 +64,10 @@ class DeepFashionBase(FaultTolerantDataset):
         *,
         root: str | os.PathLike = "data/deepfashion",
         keypoints: str | os.PathLike | None = None,
-        crop_size: Size = None,
-        random_crop: bool = False,
-        flip: bool = False,
         pose_bins: int = 64,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        super().__init__(max_bad_fraction)
-        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
+        super().__init__(size, **options)
         file = self._keypoint_file(Path(root), keypoints)
         joints = read_keypoints(file)
         folders = [Path(root, name) for name in ("images", _FOLDERS[self.SPLIT])]
@@ -99,8 +93,7 @@ class DeepFashionBase(FaultTolerantDataset):
             )
         moved = params.points(joints, MIRRORED)
         moved[moved[:, 2] == 0] = 0
-        return {
-            "image": from_uint8(pixels),
+        return self.image_item(pixels, params) | {
             "keypoints": moved,
             "pose": from_uint8(limb_map(moved, params.shape)),
             "pose_tokens": self.conditional_builders["pose_tokens"].build(moved, params.shape),
@@ -125,24 +118,9 @@ class DeepFashionBase(FaultTolerantDataset):
 
 
 class DeepFashionTrain(DeepFashionBase):
-    """The training images, cropped anywhere and mirrored by default; see DeepFashionBase."""
+    """The training images, cropped at random and mirrored by default; see DeepFashionBase."""
 
-    def __init__(
-        self,
-        size: Size = 256,
-        *,
-        root: str | os.PathLike = "data/deepfashion",
-        keypoints: str | os.PathLike | None = None,
-        crop_size: Size = None,
-        random_crop: bool = True,
-        flip: bool = True,
-        pose_bins: int = 64,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            size, root=root, keypoints=keypoints, crop_size=crop_size, random_crop=random_crop, flip=flip,
-            pose_bins=pose_bins, max_bad_fraction=max_bad_fraction,
-        )
+    RANDOM_CROP = FLIP = True
 
 
 class DeepFashionValidation(DeepFashionBase):
@@ -161,12 +139,12 @@ def read_keypoints(file: str | os.PathLike) -> dict[str, np.ndarray]:
         joints = _from_json(file) if os.fspath(file).endswith(".json") else _from_table(file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no file of joints: {reason}; repair it, or make it anew") from error
+        raise ValueError(f"{file} is no file of joints: {reason}; repair it, or create it again") from error
     counts = {len(points) for points in joints.values()}
     if counts == {OPENPOSE}:
         return {name: points[list(_COCO_OF_OPENPOSE)] for name, points in joints.items()}
     if counts != {len(JOINTS)}:
-        found = ", ".join(map(str, sorted(counts))) or "no picture"
+        found = ", ".join(map(str, sorted(counts))) or "no image"
         raise ValueError(
             f"{file} must have the {len(JOINTS)} joints of COCO, or the {OPENPOSE} of OpenPose, of every "
             f"person, found {found}"

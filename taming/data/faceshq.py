@@ -1,35 +1,37 @@
 """Faces: CelebA-HQ (npy files or images), FFHQ, and both together.
 
-Which images are for training stands in lists (`data/celebahqtrain.txt` and so on, as in 2021); without them a
-fixed draw from the folder decides, see `splits.py`. H W pixels of the crop.
+Lists say which images are for training (`data/celebahqtrain.txt` and so on, as in 2021); without them the
+folder is split by names, see `splits.py`. H W pixels of the crop.
 """
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from taming.data.base import ConcatDatasetWithIndex, NumpyPaths
+from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths
 from taming.data.files.lists import EXTENSIONS
 from taming.data.splits import split_images
 from taming.data.transforms.joint import Size
 
+__all__ = [
+    "CelebAHQTrain", "CelebAHQValidation", "ConcatDatasetWithIndex", "FFHQTrain", "FFHQValidation",
+    "FacesBase", "FacesHQTrain", "FacesHQValidation", "ImagePaths", "NumpyPaths",
+]
+
 Path = str | os.PathLike
 
 
-class FacesBase(Dataset):
+class FacesBase(DelegatingDataset):
     """The images of a split: items "image" (H, W, 3) float32 in [-1, 1] and "file_path_", or some of these.
 
+    A subclass without ROOT sets `data`, and perhaps `keys`, itself, as in 2021.
+
     Args:
-        size: smallest side in pixels after resizing, of which a square is cropped in the centre.
+        size: see FaultTolerantDataset; required with ROOT.
         keys: what items hold; by default everything.
         root: folder of the images.
         list_file: text file with one path a line, relative to `root`; see `splits.py` for the default.
-        crop_size: pixels; `size` by default.
-        random_crop: crop anywhere, else in the centre.
-        coord: add "coord", (H, W, 1) float32: the place of each pixel in the whole picture; see ImagePaths.
-        max_bad_fraction: share of unreadable images that is tolerated.
+        options: see FaultTolerantDataset.
     """
 
     ROOT = ""
@@ -39,30 +41,23 @@ class FacesBase(Dataset):
 
     def __init__(
         self,
-        size: Size,
+        size: Size = None,
         keys: Sequence[str] | None = None,
         *,
         root: Path | None = None,
         list_file: Path | None = None,
-        crop_size: Size = None,
-        random_crop: bool = False,
-        coord: bool = False,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        if not (root or self.ROOT):
-            raise ValueError(f"{type(self).__name__} has no usual folder: give root")
-        paths = split_images(
-            root or self.ROOT, self.SPLIT, list_file, self.LISTS, self.VALIDATION_SHARE, (*EXTENSIONS, ".npy")
-        )
-        self.data = NumpyPaths(
-            paths, size, random_crop, crop_size=crop_size, coord=coord, max_bad_fraction=max_bad_fraction
-        )
+        super().__init__()
         self.keys = keys
         if unknown := set(keys or ()) - {"image", "file_path_", "coord"}:
             raise ValueError(f"keys name {', '.join(sorted(unknown))}; choose from image, file_path_, coord")
-
-    def __len__(self) -> int:
-        return len(self.data)
+        if root or self.ROOT:
+            extensions = (*EXTENSIONS, ".npy")
+            paths = split_images(
+                root or self.ROOT, self.SPLIT, list_file, self.LISTS, self.VALIDATION_SHARE, extensions
+            )
+            self.data = NumpyPaths(paths, size, **self.defaults(options))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
@@ -97,20 +92,18 @@ class FFHQValidation(FFHQTrain):
     SPLIT = "validation"
 
 
-class FacesHQTrain(Dataset):
+class FacesHQTrain(DelegatingDataset):
     """CelebA-HQ and FFHQ: items as FacesBase, and "class", 0 for CelebA-HQ and 1 for FFHQ.
 
+    With `crop_size` images are cropped at random (in the centre for validation), else in the centre.
+
     Args:
-        size: smallest side in pixels after resizing.
+        size, crop_size, coord: see FaultTolerantDataset.
         keys: what items hold besides "class" and "coord"; by default everything.
-        crop_size: pixels, cropped anywhere (in the centre for validation); `size` by default.
-        coord: add "coord", (H, W, 1) float32 in [0, 1): the place of each pixel in the resized picture.
-        celebahq_root: folder of CelebA-HQ.
-        ffhq_root: folder of FFHQ.
-        celebahq_list: text file with one path a line, relative to the folder; see `splits.py` for the
-            default.
-        ffhq_list: the same for FFHQ.
-        max_bad_fraction: share of unreadable images that is tolerated.
+        celebahq_root, ffhq_root: folders of the images.
+        celebahq_list, ffhq_list: text files with one path a line, relative to the folder; see `splits.py` for
+            the default.
+        options: see FaultTolerantDataset.
     """
 
     PARTS: tuple[type[FacesBase], type[FacesBase]] = (CelebAHQTrain, FFHQTrain)
@@ -127,23 +120,19 @@ class FacesHQTrain(Dataset):
         ffhq_root: Path | None = None,
         celebahq_list: Path | None = None,
         ffhq_list: Path | None = None,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
         if keys is not None and coord:
             keys = [*keys, *(["coord"] if "coord" not in keys else [])]
-        celebahq, ffhq = self.PARTS
-        common = {
-            "crop_size": crop_size, "random_crop": self.RANDOM_CROP and crop_size is not None, "coord": coord,
-            "max_bad_fraction": max_bad_fraction,
-        }
-        self.data = ConcatDatasetWithIndex([
-            celebahq(size, keys, root=celebahq_root, list_file=celebahq_list, **common),
-            ffhq(size, keys, root=ffhq_root, list_file=ffhq_list, **common),
-        ])
+        options = {"random_crop": self.RANDOM_CROP and crop_size is not None, **options}
+        celebahq, ffhq = (
+            part(size, keys, root=root, list_file=list_file, crop_size=crop_size, coord=coord, **options)
+            for part, root, list_file in zip(
+                self.PARTS, (celebahq_root, ffhq_root), (celebahq_list, ffhq_list), strict=True
+            )
+        )
+        self.data = ConcatDatasetWithIndex([celebahq, ffhq])
         self.coord = coord
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item, number = self.data[index]

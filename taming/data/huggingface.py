@@ -11,8 +11,7 @@ import numpy as np
 from taming.data.base import FaultTolerantDataset
 from taming.data.files.errors import BadSample, file_errors
 from taming.data.files.images import read_transformed
-from taming.data.transforms.joint import JointTransform, Size
-from taming.images import from_uint8
+from taming.data.transforms.joint import Size
 
 PARQUET = ".parquet"
 
@@ -31,13 +30,13 @@ class HuggingFaceImages(FaultTolerantDataset):
             exists here is never looked for there.
         split: of a name on the hub, "train" or "validation[:10%]" for instance; of files too, if they are
             named like train-00000-of-00010.parquet.
-        size, random_crop, crop_size, flip, coord: as ImagePaths.
+        size, random_crop: see FaultTolerantDataset.
         image_column, label_column, caption_column: where the table has these; no label and no caption if
             None.
         name: configuration of the data set on the hub.
         revision: of the data set on the hub: a branch, tag or commit.
         cache_dir: where the library puts what it downloads and converts.
-        max_bad_fraction: share of bad samples that is tolerated.
+        options: see FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: no such files, and no such name.
@@ -50,23 +49,18 @@ class HuggingFaceImages(FaultTolerantDataset):
         path: str | os.PathLike,
         split: str = "train",
         size: Size = None,
-        random_crop: bool = False,
+        random_crop: bool | None = None,
         *,
-        crop_size: Size = None,
-        flip: bool = False,
-        coord: bool = False,
         image_column: str = "image",
         label_column: str | None = None,
         caption_column: str | None = None,
         name: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike | None = None,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        super().__init__(max_bad_fraction)
+        super().__init__(size, random_crop, **options)
         self.source = f"{os.fspath(path)}[{split}]"
-        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
-        self.coord = coord
         self.columns = {"image": image_column, "class_label": label_column, "caption": caption_column}
         table = _load(os.fspath(path), split, name, revision, cache_dir)
         wanted = [column for column in self.columns.values() if column is not None]
@@ -93,10 +87,7 @@ class HuggingFaceImages(FaultTolerantDataset):
             file = io.BytesIO(data) if data else open(cell["path"], "rb")
         with file:
             pixels, params = read_transformed(place, self.transform, file)
-        item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": place}  # (H, W, 3)
-        if self.coord:
-            item["coord"] = params.coord()
-        return item | self._words(row, place)
+        return self.image_item(pixels, params) | {"file_path_": place} | self._words(row, place)
 
     def _words(self, row: dict[str, Any], place: str) -> dict[str, Any]:
         """Label and caption of a row, as asked for."""

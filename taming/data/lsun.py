@@ -8,9 +8,8 @@ import os
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from taming.data.base import ImagePaths
+from taming.data.base import DelegatingDataset, ImagePaths
 from taming.data.files.errors import BadImage
 from taming.data.files.images import read_transformed
 from taming.data.splits import split_images
@@ -53,20 +52,17 @@ class LmdbImages(ImagePaths):
         return read_transformed(path, self.transform, io.BytesIO(data))
 
 
-class LSUNBase(Dataset):
+class LSUNBase(DelegatingDataset):
     """A category of LSUN: items "image" (H, W, 3) float32 in [-1, 1] and "file_path_".
 
     Args:
-        size: smallest side in pixels after resizing; the pictures of LSUN have 256 or more.
+        size: see FaultTolerantDataset; the images of LSUN have 256 pixels or more.
         root: folder of images, or of an lmdb file `data.mdb`; by default the category's lmdb folder below
             data/lsun if that exists, such as `church_outdoor_train_lmdb`, else its images, such as
             `churches`.
         list_file: text file with one path a line, relative to a folder of images; see `splits.py` for the
             default.
-        crop_size: pixels; `size` by default.
-        random_crop: crop anywhere, else in the centre; by default for training.
-        flip: mirror every second picture, drawn at random; by default for training.
-        max_bad_fraction: share of unreadable images that is tolerated.
+        options: see FaultTolerantDataset; training images are cropped at random and mirrored by default.
     """
 
     CATEGORY, FOLDER = "", ""  # as LSUN calls it, and the usual folder of its images
@@ -74,38 +70,20 @@ class LSUNBase(Dataset):
     VALIDATION_SHARE = 0.01  # of a folder without lists
 
     def __init__(
-        self,
-        size: Size = 256,
-        *,
-        root: Path | None = None,
-        list_file: Path | None = None,
-        crop_size: Size = None,
-        random_crop: bool | None = None,
-        flip: bool | None = None,
-        max_bad_fraction: float = 0.01,
+        self, size: Size = 256, *, root: Path | None = None, list_file: Path | None = None, **options: Any
     ) -> None:
-        training = self.SPLIT == "train"
-        options = {
-            "size": size, "crop_size": crop_size, "max_bad_fraction": max_bad_fraction,
-            "random_crop": training if random_crop is None else random_crop,
-            "flip": training if flip is None else flip,
-        }
+        super().__init__()
+        options = {"random_crop": self.SPLIT == "train", "flip": self.SPLIT == "train", **options}
         names = {"train": f"{self.CATEGORY}_train", "validation": f"{self.CATEGORY}_val"}
         if root is None:
             usual = f"data/lsun/{names[self.SPLIT]}_lmdb"
             root = usual if os.path.isdir(usual) else f"data/lsun/{self.FOLDER}"
         if os.path.isfile(os.path.join(root, "data.mdb")):
-            self.data: ImagePaths = LmdbImages(root, **options)
+            self.data = LmdbImages(root, size, **options)
         else:
             lists = {split: f"data/lsun/{name}.txt" for split, name in names.items()}
             paths = split_images(root, self.SPLIT, list_file, lists, self.VALIDATION_SHARE)
-            self.data = ImagePaths(paths, **options)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.data[index]
+            self.data = ImagePaths(paths, size, **options)
 
 
 class LSUNChurchesTrain(LSUNBase):

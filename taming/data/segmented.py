@@ -1,7 +1,7 @@
-"""Pictures with label maps: what S-FLCKR, ADE20K and COCO have in common.
+"""Images with label maps: what S-FLCKR, ADE20K and COCO have in common.
 
 H W pixels of the crop, L labels. A label map is an 8-bit PNG of ids; items hold it one-hot, (H, W, L)
-float32, or as ids, (H, W), which are four L times smaller on their way to the device.
+float32, or as ids, (H, W), which take 4 L times less memory.
 """
 
 import os
@@ -14,8 +14,14 @@ from taming.data.base import FaultTolerantDataset
 from taming.data.files.images import read_transformed
 from taming.data.files.label_maps import check_same_size, encode_ids, read_ids, validate_ids
 from taming.data.files.lists import check_some_exist
-from taming.data.transforms.joint import JointParams, JointTransform
-from taming.images import from_uint8
+from taming.data.transforms.joint import JointParams, Size
+
+MASK = ".png"  # extension of label maps
+
+
+def with_extension(names: Sequence[str], extension: str = MASK) -> list[str]:
+    """Return file names with another extension."""
+    return [os.path.splitext(name)[0] + extension for name in names]
 
 
 class SegmentedImages(FaultTolerantDataset):
@@ -23,17 +29,20 @@ class SegmentedImages(FaultTolerantDataset):
 
     "segmentation" is one-hot, (H, W, n_labels) float32, or with `segmentation_ids` the ids themselves, (H,
     W), uint8 where n_labels <= 256. An image that cannot be read, a label map of another size, and ids
-    outside of 0 .. n_labels - 1 make a bad sample, which is skipped as FaultTolerantDataset says.
+    outside 0 .. n_labels - 1 make a bad sample.
 
     Args:
         labels: lists of one length by key; "file_path_" and "segmentation_path_" (or `mask_key`) name the
             files.
-        transform: where both are resized and cropped to.
+        size, random_crop: see FaultTolerantDataset.
         n_labels: number of labels.
         shift_segmentation: add 1 to the ids of the files; 255, unlabeled, becomes 0.
-        segmentation_ids: give ids instead of one-hot vectors.
+        segmentation_ids: return ids instead of one-hot vectors.
         source: the list that names the files, for messages.
-        max_bad_fraction: share of bad samples that is tolerated.
+        options: see FaultTolerantDataset.
+
+    Raises:
+        FileNotFoundError: none of the files exists.
     """
 
     image_key, mask_key = "file_path_", "segmentation_path_"
@@ -41,17 +50,17 @@ class SegmentedImages(FaultTolerantDataset):
     def __init__(
         self,
         labels: Mapping[str, Sequence[Any]],
-        transform: JointTransform,
+        size: Size = None,
+        random_crop: bool | None = None,
         *,
         n_labels: int,
         shift_segmentation: bool = False,
         segmentation_ids: bool = False,
         source: str | os.PathLike = "the list",
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        super().__init__(max_bad_fraction)
+        super().__init__(size, random_crop, **options)
         self.labels = dict(labels)
-        self.transform = transform
         self.n_labels = n_labels
         self.shift_segmentation = shift_segmentation
         self.segmentation_ids = segmentation_ids
@@ -63,17 +72,22 @@ class SegmentedImages(FaultTolerantDataset):
 
     def load_sample(self, index: int) -> dict[str, Any]:
         item = {key: values[index] for key, values in self.labels.items()}
-        pixels, params = read_transformed(item[self.image_key], self.transform)
-        item["image"] = from_uint8(pixels)  # (H, W, 3)
-        item["segmentation"] = self.encode(self.read_mask(item[self.mask_key], params))
-        return item
+        return item | self.load(item[self.image_key], item[self.mask_key])
 
-    def read_mask(self, path: str, params: JointParams) -> np.ndarray:
-        """Read the ids (H, W) of a label map, moved like its picture, and check them."""
+    def load(self, image_path: str, segmentation_path: str) -> dict[str, Any]:
+        """Read an image and its label map into "image", "segmentation", and "coord" if it is asked for."""
+        pixels, params = read_transformed(image_path, self.transform)
+        segmentation = self.read_segmentation(segmentation_path, params)
+        return self.image_item(pixels, params) | {"segmentation": segmentation}
+
+    def preprocess_image(self, image_path: str, segmentation_path: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return "image" and "segmentation" of `load`; the call of 2021."""
+        item = self.load(image_path, segmentation_path)
+        return item["image"], item["segmentation"]
+
+    def read_segmentation(self, path: str, params: JointParams) -> np.ndarray:
+        """Read a label map, check it, and transform it as its image: "segmentation" of an item."""
         ids = read_ids(path)
         check_same_size("segmentation", path, ids, params)
-        return params.mask(validate_ids(ids, path, self.n_labels, self.shift_segmentation))
-
-    def encode(self, ids: np.ndarray) -> np.ndarray:
-        """Turn ids (H, W) into what items hold."""
+        ids = params.mask(validate_ids(ids, path, self.n_labels, self.shift_segmentation))
         return encode_ids(ids, self.n_labels, self.segmentation_ids)

@@ -1,10 +1,13 @@
 """S-FLCKR, and any other list of images with label maps in a folder of the same structure."""
 
 import os
+from typing import Any
 
 from taming.data.files.lists import read_lines
-from taming.data.segmented import SegmentedImages
-from taming.data.transforms.joint import JointTransform, Size
+from taming.data.segmented import SegmentedImages, with_extension
+from taming.data.transforms.joint import Size
+
+Path = str | os.PathLike
 
 
 class SegmentationBase(SegmentedImages):
@@ -17,14 +20,10 @@ class SegmentationBase(SegmentedImages):
         data_csv: text file with one path a line, relative to `data_root`.
         data_root: folder of the images.
         segmentation_root: folder of the label maps.
-        size: smallest side in pixels after resizing, of which a square is cropped; None for pictures as they
-            are.
-        random_crop: crop anywhere, else in the centre.
-        interpolation: of the images: nearest, bilinear, bicubic, area or lanczos.
+        size, random_crop, interpolation: see FaultTolerantDataset.
         n_labels: number of labels; 182 as in COCO-Stuff.
         shift_segmentation: add 1 to the ids of the files; 255, unlabeled, becomes 0.
-        segmentation_ids: give ids (H, W) instead of one-hot vectors.
-        max_bad_fraction: share of bad samples that is tolerated.
+        options: see SegmentedImages and FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: the list does not exist, or none of the files that it names.
@@ -32,34 +31,40 @@ class SegmentationBase(SegmentedImages):
 
     def __init__(
         self,
-        data_csv: str | os.PathLike,
-        data_root: str | os.PathLike,
-        segmentation_root: str | os.PathLike,
+        data_csv: Path,
+        data_root: Path,
+        segmentation_root: Path,
         size: Size = None,
         random_crop: bool = False,
         interpolation: str = "bicubic",
         n_labels: int = 182,
         shift_segmentation: bool = False,
-        *,
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        names = read_lines(data_csv, "image list")
-        masks = [os.path.splitext(name)[0] + ".png" for name in names]
+        self.data_csv, self.data_root, self.segmentation_root = data_csv, data_root, segmentation_root
+        names = self.image_paths = read_lines(data_csv, "image list")
         super().__init__(
             {
                 "relative_file_path_": names,
                 "file_path_": [os.path.join(data_root, name) for name in names],
-                "segmentation_path_": [os.path.join(segmentation_root, name) for name in masks],
+                "segmentation_path_": [
+                    os.path.join(segmentation_root, name) for name in with_extension(names)
+                ],
             },
-            JointTransform(size, None, random_crop, interpolation=interpolation),
-            n_labels=n_labels, shift_segmentation=shift_segmentation, segmentation_ids=segmentation_ids,
-            source=data_csv, max_bad_fraction=max_bad_fraction,
+            size, random_crop, interpolation=interpolation,
+            n_labels=n_labels, shift_segmentation=shift_segmentation, source=data_csv, **options,
         )
 
 
 class Examples(SegmentationBase):
-    """The S-FLCKR examples, 182 labels of COCO-Stuff."""
+    """The S-FLCKR examples, 182 labels of COCO-Stuff; see SegmentationBase.
+
+    By default they are in `data/sflckr_examples.txt`, `data/sflckr_images` and `data/sflckr_segmentations`.
+    """
+
+    NAME = "sflckr"
+    N_LABELS = 182
+    SHIFT_SEGMENTATION = False
 
     def __init__(
         self,
@@ -67,13 +72,15 @@ class Examples(SegmentationBase):
         random_crop: bool = False,
         interpolation: str = "bicubic",
         *,
-        data_csv: str | os.PathLike = "data/sflckr_examples.txt",
-        data_root: str | os.PathLike = "data/sflckr_images",
-        segmentation_root: str | os.PathLike = "data/sflckr_segmentations",
-        segmentation_ids: bool = False,
-        max_bad_fraction: float = 0.01,
+        data_csv: Path | None = None,
+        data_root: Path | None = None,
+        segmentation_root: Path | None = None,
+        **options: Any,
     ) -> None:
+        prefix = f"data/{self.NAME}_"
+        labels = {"n_labels": self.N_LABELS, "shift_segmentation": self.SHIFT_SEGMENTATION}
         super().__init__(
-            data_csv, data_root, segmentation_root, size, random_crop, interpolation,
-            segmentation_ids=segmentation_ids, max_bad_fraction=max_bad_fraction,
+            data_csv or f"{prefix}examples.txt", data_root or f"{prefix}images",
+            segmentation_root or f"{prefix}segmentations", size, random_crop, interpolation,
+            **labels | options,
         )

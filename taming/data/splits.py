@@ -1,4 +1,4 @@
-"""Training and validation images: by two lists, or, where there are none, by a fixed draw from the folder."""
+"""Training and validation images: by two lists, or else by a fixed split of one folder."""
 
 import hashlib
 import os
@@ -10,15 +10,41 @@ Path = str | os.PathLike
 
 
 def split_by_name(names: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Part names into training and validation, about `share` of them, by a hash of each name alone.
+    """Split names into training and validation, about `share` of them, by a hash of each name.
 
-    The same name falls to the same side on every machine, whatever other names there are.
+    A name falls to the same side on every machine, whatever other names there are, except that a side that
+    would be empty gets one of several names.
     """
-    sides: tuple[list[str], list[str]] = [], []
-    for name in names:
-        digest = hashlib.sha256(name.replace(os.sep, "/").encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(name)
+    order = {name: _position(name) for name in names}
+    sides = [name for name in names if order[name] >= share], [name for name in names if order[name] < share]
+    if len(names) > 1 and not all(sides):
+        single = min(names, key=lambda name: abs(order[name] - share))
+        rest = [name for name in names if name != single]
+        return (rest, [single]) if sides[0] else ([single], rest)
     return sides
+
+
+def _position(name: str) -> float:
+    """Return a number in [0, 1) that depends on the name alone, uniform over names."""
+    digest = hashlib.sha256(name.replace(os.sep, "/").encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def choose_side(names: Sequence[str], split: str, share: float, source: Path) -> list[str]:
+    """Return the names of one split, "train" or "validation", of which validation gets `share`.
+
+    Raises:
+        ValueError: there is none, or `share` is not between 0 and 1; `source` stands in the message.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"split is {share}; give the share of validation images, such as 0.1")
+    chosen = split_by_name(names, share)[split == "validation"]
+    if not chosen:
+        raise ValueError(
+            f"of {len(names)} images in {os.fspath(source)} none fell to {split}, which gets a share of "
+            f"{share if split == 'validation' else 1 - share:.2f}: add images, or give a list of them"
+        )
+    return chosen
 
 
 def split_images(
@@ -57,10 +83,4 @@ def split_images(
         check_some_exist(paths, list_file)
         return paths
     names = [os.path.relpath(path, root) for path in find_images(root, extensions)]
-    chosen = split_by_name(names, share)[split == "validation"]
-    if not chosen:
-        raise ValueError(
-            f"of {len(names)} images in {os.fspath(root)} none fell to {split}, which gets a share of "
-            f"{share if split == 'validation' else 1 - share:.2f}: add images, or give a list of them"
-        )
-    return [os.path.join(root, name) for name in chosen]
+    return [os.path.join(root, name) for name in choose_side(names, split, share, root)]

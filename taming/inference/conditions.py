@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.data.files.images import read_mask
+from taming.data.files.images import read_image
 from taming.inference.decoding import check_size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
@@ -114,7 +114,7 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
         return kept if kept.any() else None
     if known:
         raise ValueError(f"--known {known} and --mask {mask}: give one of them")
-    white = torch.from_numpy(read_mask(mask))  # (H, W)
+    white = torch.tensor(read_image(mask)).float().mean(-1) > 127.5  # (H, W)
     if white.shape[0] * size[1] != white.shape[1] * size[0]:
         raise ValueError(
             f"--mask {mask} has {white.shape[0]}x{white.shape[1]} pixels (height x width), but the images "

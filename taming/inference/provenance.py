@@ -3,6 +3,7 @@
 Nothing here depends on where files lie: the same run moved, or named by another path, is the same.
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from taming.checkpoint import without_ckpt_paths
 from taming.data.files.images import read_image
+from taming.sampling import SamplingOptions
 
 SAMPLED = 8  # values of each tensor; training changes all of them, and reading gigabytes would take a while
 SPEED_ONLY = ("batch_size", "num_workers")  # parameters of the data that change no item
@@ -23,6 +25,11 @@ def model_note(model: nn.Module, config: DictConfig) -> dict[str, str]:
         if ".loss." not in name  # may be absent from the checkpoint: they are random numbers then
     }
     return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
+
+
+def options_note(options: SamplingOptions) -> dict[str, str]:
+    """Return how images are sampled, one entry for each option."""
+    return {field.name: str(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
 def data_note(section: DictConfig, split: str) -> dict[str, str]:

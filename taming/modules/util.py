@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def count_params(model: nn.Module, verbose: bool = False) -> int:
-    """Count the parameters of `model`, frozen ones included; `verbose` logs the number in millions."""
+    """Return the number of parameters of `model`, frozen ones included; `verbose` logs it in millions."""
     total = sum(p.numel() for p in model.parameters())
     if verbose:
         logger.info("%s has %.2f M parameters", type(model).__name__, total * 1e-6)
@@ -26,18 +26,20 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
 
 
 class ActNorm(nn.Module):
-    """A learned scale and shift per channel that give the first training batch mean 0 and deviation 1.
+    """A learned scale and shift per channel, initialized so that the first batch gets mean 0 and deviation 1.
 
-    Input (B, C, H, W) or (B, C); output of the same shape. In evaluation mode nothing is ever initialised.
-    Where torch.distributed runs, the first batch is that of all ranks together, so that they start alike.
+    Input (B, C, H, W) or (B, C); output of the same shape. Initialization takes place in training only. Where
+    torch.distributed runs, the first batch is that of all ranks together, so that they start alike.
     Source: Kingma and Dhariwal 2018, "Glow", section 3.1.
 
     Args:
         num_features: channels C.
-        logdet: return also log |det dy/dx| per sample (B,), the sum over channels and positions.
+        logdet: also return log |det dy/dx| per sample (B,), the sum over channels and positions.
         affine: must be True; there for old configs.
-        allow_reverse_init: let `reverse` initialise from its own first batch instead of raising.
+        allow_reverse_init: let `reverse` initialize from its own first batch instead of raising.
     """
+
+    initialized: Tensor
 
     def __init__(
         self, num_features: int, logdet: bool = False, affine: bool = True, allow_reverse_init: bool = False
@@ -70,7 +72,7 @@ class ActNorm(nn.Module):
         self.initialized.fill_(1)
 
     def forward(self, input: Tensor, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalise `input`; with `logdet` return (output, log-determinant (B,)); with `reverse` undo it."""
+        """Normalize `input`; with `logdet` return (output, log-determinant (B,)); with `reverse` undo it."""
         if reverse:
             return self.reverse(input)
         if self.training and self.initialized.item() == 0:
@@ -87,13 +89,13 @@ class ActNorm(nn.Module):
         """Undo `forward`.
 
         Raises:
-            RuntimeError: in training, when nothing is initialised yet and `allow_reverse_init` is False.
+            RuntimeError: in training, before the initialization, if `allow_reverse_init` is False.
         """
         if self.training and self.initialized.item() == 0:
             if not self.allow_reverse_init:
                 raise RuntimeError(
-                    "ActNorm is not initialised, and starting it from the reverse direction is off: run a "
-                    "forward pass first, or build it with allow_reverse_init=True"
+                    "ActNorm is not initialized, and may not be by its reverse direction: run a forward pass "
+                    "first, or build it with allow_reverse_init=True"
                 )
             self.initialize(output)
         loc, scale = self._shaped_for(output)

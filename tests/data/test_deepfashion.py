@@ -125,7 +125,7 @@ def test_a_joint_outside_of_the_frame_makes_a_bad_sample(coco):
 @pytest.mark.parametrize("text, message", [
     ("{", "is no file of joints: JSONDecodeError"),
     ('{"images": []}', "is no file of joints: KeyError: 'annotations'"),
-    ('{"images": [], "annotations": []}', "must have the 17 joints of COCO, .* found no picture"),
+    ('{"images": [], "annotations": []}', "must have the 17 joints of COCO, .* found no image"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2]}]}',
      "is no file of joints: cannot reshape"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}',
@@ -133,7 +133,7 @@ def test_a_joint_outside_of_the_frame_makes_a_bad_sample(coco):
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 7, "keypoints": []}]}',
      "annotation 0 is of the image 7, which 'images' does not list"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}',
-     "annotation 0 has no keypoints; repair it, or make it anew"),
+     "annotation 0 has no keypoints; repair it, or create it again"),
 ])
 def test_a_broken_index_ends_the_run(coco, text, message):
     (coco / "keypoints_train.json").write_text(text)

@@ -72,11 +72,11 @@ def test_without_lists_a_fixed_draw_decides(folders):
         (faceshq.FFHQTrain(8), faceshq.FFHQValidation(8)),
     ):
         assert len(train) + len(validation) == 40 and 1 <= len(validation) <= 14
-        assert not set(train.data.paths) & set(validation.data.paths)
-    before = faceshq.FFHQValidation(8).data.paths
+        assert not set(train.data.labels["file_path_"]) & set(validation.data.labels["file_path_"])
+    before = faceshq.FFHQValidation(8).data.labels["file_path_"]
     for i in range(40, 50):
         Image.fromarray(face(i)).save(folders / f"ffhq/{i:05}.png")
-    assert set(before) <= set(faceshq.FFHQValidation(8).data.paths)  # more images move none
+    assert set(before) <= set(faceshq.FFHQValidation(8).data.labels["file_path_"])  # more images move none
     elsewhere = faceshq.FFHQTrain(8, root=folders / "celebahq")
     assert elsewhere[0]["image"].shape == (8, 8, 3)
 

@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_folder_is_split(folder):
     train, validation = lsun.LSUNChurchesTrain(8), lsun.LSUNChurchesValidation(8)
     assert len(train) + len(validation) == 400 and 1 <= len(validation) <= 12
-    assert not set(train.data.paths) & set(validation.data.paths)
+    assert not set(train.data.labels["file_path_"]) & set(validation.data.labels["file_path_"])
     assert train[0]["image"].shape == (8, 8, 3) and train[0]["file_path_"] == "data/lsun/churches/000.webp"
     (folder / "church_outdoor_train.txt").write_text("007.webp\n003.webp")
     (folder / "church_outdoor_val.txt").write_text("009.webp")

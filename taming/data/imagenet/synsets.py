@@ -1,4 +1,4 @@
-"""What belongs to an ImageNet folder: its list of files, the numbers of its synsets, and their names."""
+"""The files of an ImageNet folder: the list of images, the numbers of the synsets, and their names."""
 
 import logging
 import os
@@ -11,13 +11,13 @@ from taming.data.files.lists import find_images, read_lines
 
 logger = logging.getLogger(__name__)
 
-IGNORED = {"n06596364_9591.JPEG"}  # left out of the training set in 2021 as well
+IGNORED = {"n06596364_9591.JPEG"}  # left out of the training set, as in 2021
 # The classes of the restricted ImageNet.
 RIN = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # animals
 
 
 def str_to_indices(string: str) -> list[int]:
-    """Read a list of class numbers, such as "30-32, 280": sorted; the end of a range does not belong to it.
+    """Read a list of class numbers, such as "30-32, 280": sorted; the end of a range is not included.
 
     Raises:
         ValueError: not of that form.
@@ -42,7 +42,7 @@ def give_synsets_from_indices(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no YAML, does not map numbers to synsets, or lacks one.
+        ValueError: it is not YAML, does not map numbers to synsets, or lacks one.
     """
     if not os.path.isfile(path_to_yaml):
         raise FileNotFoundError(
@@ -54,7 +54,7 @@ def give_synsets_from_indices(
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         reason = " ".join(str(error).split())  # of several lines
         raise ValueError(
-            f"{path_to_yaml} is no valid YAML: write a line `number: synset` for each class ({reason})"
+            f"{path_to_yaml} is not valid YAML: write a line `number: synset` for each class ({reason})"
         ) from error
     unknown = [index for index in indices if not isinstance(known, dict) or index not in known]
     if unknown:
@@ -62,20 +62,19 @@ def give_synsets_from_indices(
     return [str(known[index]) for index in indices]
 
 
-def list_images(root: str, datadir: str) -> tuple[str, list[str]]:
+def list_images(file_list: str, datadir: str) -> tuple[str, list[str]]:
     """Return what names the images, and their paths relative to `datadir`, each in the folder of its synset.
 
-    That is `filelist.txt` in `root`, or else all images of the folder, sorted.
+    That is the text file `file_list`, or, where it does not exist, all images of the folder, sorted.
 
     Raises:
-        ValueError: an image lies in no folder of a synset.
+        ValueError: an image is not in the folder of a synset.
     """
-    source = os.path.join(root, "filelist.txt")
+    source = file_list
     if os.path.isfile(source):
         names = read_lines(source, "file list")
     else:
         source, names = datadir, [os.path.relpath(path, datadir) for path in find_images(datadir)]
-    names = [name for name in names if os.path.basename(name) not in IGNORED]
     loose = [name for name in names if "/" not in name]
     if loose:
         raise ValueError(
@@ -85,15 +84,19 @@ def list_images(root: str, datadir: str) -> tuple[str, list[str]]:
     return source, names
 
 
-def select(names: Sequence[str], sub_indices: str, root: str) -> list[str]:
-    """Keep the images of some classes; `index_synset.yaml` in `root` numbers them, else their sorted order.
+def without_ignored(names: Sequence[str]) -> list[str]:
+    """Leave out the images that are broken, as 2021 did."""
+    return [name for name in names if os.path.basename(name) not in IGNORED]
+
+
+def select(names: Sequence[str], sub_indices: str, file: str) -> list[str]:
+    """Keep the images of some classes; `index_synset.yaml` numbers them, else their sorted order.
 
     Raises:
-        FileNotFoundError: that file is needed, since not all 1000 synsets are here.
-        ValueError: the classes are not here.
+        FileNotFoundError: that file is needed, since not all 1000 synsets are present.
+        ValueError: the classes are not present.
     """
     indices = str_to_indices(sub_indices)
-    file = os.path.join(root, "index_synset.yaml")
     present = sorted({name.split("/")[0] for name in names})
     if len(present) == 1000 and not os.path.isfile(file):
         wanted = {present[index] for index in indices}
@@ -105,15 +108,14 @@ def select(names: Sequence[str], sub_indices: str, root: str) -> list[str]:
     return kept
 
 
-def human_names(root: str, synsets: Sequence[str]) -> list[str]:
-    """Return the name of each synset by `synset_human.txt` in `root`, lines `n01440764 tench, ...`.
+def human_names(file: str, synsets: Sequence[str]) -> list[str]:
+    """Return the name of each synset by the text file `synset_human.txt`, lines `n01440764 tench, ...`.
 
-    Without that file the synsets stand for their names, and a warning says so.
+    Without that file the synsets replace their names, with a warning.
 
     Raises:
         ValueError: the file lacks a synset.
     """
-    file = os.path.join(root, "synset_human.txt")
     if not os.path.isfile(file):
         logger.warning("%s does not exist: human_label will be the synset, such as %s", file, synsets[0])
         return list(synsets)
@@ -121,5 +123,7 @@ def human_names(root: str, synsets: Sequence[str]) -> list[str]:
     known = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
     unknown = sorted(set(synsets) - set(known))
     if unknown:
-        raise ValueError(f"{file} names {len(unknown)} synsets not, such as {unknown[0]}: add a line each")
+        raise ValueError(
+            f"{file} has no name for {len(unknown)} synsets, such as {unknown[0]}: add a line each"
+        )
     return [known[synset] for synset in synsets]

@@ -25,8 +25,7 @@ from taming.data.files.images import read_transformed
 from taming.data.files.label_maps import check_same_size, encode_ids, read_ids, validate_ids
 from taming.data.files.lists import EXTENSIONS, read_lines
 from taming.data.shards.index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
-from taming.data.transforms.joint import JointParams, JointTransform, Size
-from taming.images import from_uint8
+from taming.data.transforms.joint import JointParams, Size
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class TarShards(FaultTolerantDataset):
     Args:
         shards: a folder, a file, an http(s) address, or a list of these; files and addresses may have
             number ranges, `train-{000..146}.tar`, and files wildcards.
-        size, random_crop, crop_size, flip, coord: as ImagePaths.
+        size, random_crop: see FaultTolerantDataset.
         keys: what items hold besides the image, of class_label, caption, segmentation and depth; by default
             all that no more samples lack than max_bad_fraction tolerates, or one. Those are bad samples.
         n_labels: number of labels: ids are checked, and become one-hot vectors.
@@ -61,7 +60,7 @@ class TarShards(FaultTolerantDataset):
         mixed_shards: how many shards are shuffled together and read at a time, for slow disks and for
             addresses; by default all, the best mixture.
         cache_dir: where shards are put that come from addresses: each as a whole, when it is first needed.
-        max_bad_fraction: share of bad samples that is tolerated.
+        options: see FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: no such shard.
@@ -73,11 +72,8 @@ class TarShards(FaultTolerantDataset):
         self,
         shards: str | os.PathLike | Sequence[str | os.PathLike],
         size: Size = None,
-        random_crop: bool = False,
+        random_crop: bool | None = None,
         *,
-        crop_size: Size = None,
-        flip: bool = False,
-        coord: bool = False,
         keys: Sequence[str] | None = None,
         n_labels: int | None = None,
         segmentation_ids: bool = False,
@@ -85,9 +81,9 @@ class TarShards(FaultTolerantDataset):
         classes_from: str | os.PathLike | None = None,
         mixed_shards: int | None = None,
         cache_dir: str | os.PathLike | None = None,
-        max_bad_fraction: float = 0.01,
+        **options: Any,
     ) -> None:
-        super().__init__(max_bad_fraction)
+        super().__init__(size, random_crop, **options)
         self.shards = expand(shards)
         if cache_dir is None and any(map(is_address, self.shards)):
             raise ValueError(f"{self.shards[0]} is an address: set cache_dir to a folder for the shards")
@@ -96,8 +92,7 @@ class TarShards(FaultTolerantDataset):
         if n_labels is None and (segmentation_ids or shift_segmentation):
             raise ValueError("segmentation_ids and shift_segmentation need n_labels: set it, to check ids")
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.transform = JointTransform(size, crop_size, random_crop, flip=flip)
-        self.coord, self.mixed_shards = coord, mixed_shards
+        self.mixed_shards = mixed_shards
         self.n_labels, self.segmentation_ids = n_labels, segmentation_ids
         self.shift_segmentation = shift_segmentation
         self._sizes: list[int] = []  # bytes, of each shard
@@ -132,9 +127,7 @@ class TarShards(FaultTolerantDataset):
                 raise BadSample(f"{name} has no .{PARTS[key]} for the key {key}")
         path = f"{name}.{IMAGES[self._image[index]]}"
         pixels, params = read_transformed(path, self.transform, self._part(index, "image", path))
-        item: dict[str, Any] = {"image": from_uint8(pixels), "file_path_": path}  # (H, W, 3)
-        if self.coord:
-            item["coord"] = params.coord()
+        item = self.image_item(pixels, params) | {"file_path_": path}
         for key in self.keys:
             part = self._part(index, key, f"{name}.{PARTS[key]}")
             item |= self._decode(key, part, params)

@@ -1,9 +1,8 @@
-"""One geometry for a picture and all that belongs to it: resized, cropped and mirrored alike.
+"""Resize, crop and mirror an image together with its mask, depth map, boxes and keypoints.
 
-A JointTransform draws a JointParams for each picture; the JointParams moves the picture, its mask, its depth
-map, its boxes and its joints. H W pixels of the picture as stored, h w pixels of the whole picture after
-resizing, N boxes, K joints. Coordinates are continuous: x = 0 is the left edge of the first pixel, x = W
-the right edge of the last.
+`JointTransform.get_params` samples the JointParams of one image, which transform whatever belongs to it.
+H W pixels of the image as stored, h w pixels of the whole image after resizing, N boxes, K keypoints.
+Coordinates are continuous: x = 0 is the left edge of the first pixel, x = W the right edge of the last.
 """
 
 import logging
@@ -24,8 +23,7 @@ logger = logging.getLogger(__name__)
 Size = int | Sequence[int] | None  # pixels: a side, or [height, width]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-# What a picture may be enlarged to: where Pillow suspects an attack on the memory as well, 256 MiB of RGB.
-_MOST_PIXELS = 2**28 // 3
+_MOST_PIXELS = 2**28 // 3  # of an enlarged image, 256 MiB of RGB: Pillow's limit against decompression bombs
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos")
 _TORCH = {  # several times as fast as Pillow, and within one level of it
     "nearest": InterpolationMode.NEAREST_EXACT,
@@ -43,10 +41,11 @@ _PILLOW = {
 
 @dataclass(frozen=True)
 class JointParams:
-    """Where the crop lies in one resized picture, and whether the whole picture was mirrored before.
+    """The parameters of a JointTransform for one image, and the transform itself.
 
-    `source` is the (H, W) that masks, depth maps and coordinates count in; `resized` is (h, w); `corner` is
-    (top, left) and `shape` (height, width) of the crop, in pixels of the resized, mirrored picture.
+    `source` is the (H, W) of the stored image, masks, depth maps and coordinates; `resized` is (h, w);
+    `mirrored` says whether the whole resized image is mirrored before the crop; `corner` is (top, left) and
+    `shape` (height, width) of the crop, in pixels of the resized, mirrored image.
     """
 
     source: tuple[int, int]
@@ -57,9 +56,9 @@ class JointParams:
     interpolation: str = "bicubic"
 
     def image(self, pixels: np.ndarray, box: Box | None = None) -> np.ndarray:
-        """Resize, mirror and crop the whole picture, uint8 (any height, any width, C); antialiased.
+        """Resize, mirror and crop the whole image, uint8 (any height, any width, C), with antialiasing.
 
-        `box` is what of `pixels` is the picture, if they have a fringe.
+        `box` is the part of `pixels` that holds the image, if there are pixels beyond it.
         """
         if box is not None or self.interpolation not in _TORCH:
             method = _PILLOW[self.interpolation]
@@ -68,17 +67,17 @@ class JointParams:
         return self._cut(self._resize(pixels, self.interpolation))
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
-        """Resize by nearest neighbour, mirror and crop ids (H, W) or colours (H, W, C): uint8, int32."""
+        """Resize by nearest neighbour, mirror and crop ids (H, W) or colors (H, W, C): uint8, int32."""
         return self._cut(self._resize(ids, "nearest"))
 
     def plane(self, values: np.ndarray) -> np.ndarray:
-        """Resize bilinearly, mirror and crop floats (H, W) or (H, W, C), such as depth; antialiased."""
+        """Resize bilinearly, mirror and crop floats (H, W) or (H, W, C), such as depth, with antialiasing."""
         return self._cut(self._resize(values, "bilinear"))
 
     def points(self, points: np.ndarray, swap: Sequence[int] | None = None) -> np.ndarray:
-        """Move joints (K, 3), rows of x, y in pixels and visibility, which becomes 0 outside of the crop.
+        """Transform keypoints (K, 3): x, y in pixels, and visibility, which becomes 0 outside the crop.
 
-        `swap[k]` is the joint that takes k's place in a mirrored picture: the left elbow becomes a right one.
+        `swap[k]` is the keypoint that becomes number k in a mirrored image: a left elbow becomes a right one.
         """
         points = np.array(points, dtype=np.float32)
         points[:, :2] = self._move(points[:, :2])
@@ -90,9 +89,9 @@ class JointParams:
         return points
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Move boxes (N, 4), rows of left, top, width, height in pixels, and clip them to the crop.
+        """Transform boxes (N, 4), rows of left, top, width, height in pixels, and clip them to the crop.
 
-        A box outside of the crop comes back with a width or height of 0.
+        A box outside the crop has a width or height of 0 in the result.
         """
         boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
         first, second = self._move(boxes[:, :2]), self._move(boxes[:, :2] + boxes[:, 2:])
@@ -102,10 +101,9 @@ class JointParams:
         return np.concatenate([low, high - low], axis=1)
 
     def coord(self) -> np.ndarray:
-        """Return (height, width, 1) float32 in [0, 1): each pixel's place in the whole resized picture.
+        """Return (height, width, 1) float32 in [0, 1): the position of each pixel in the whole resized image.
 
-        The place is i / (h * w), counted row by row. It is not mirrored: where a pixel stands counts, not
-        where it came from.
+        The position is i / (h * w), counted row by row in the mirrored image, as if it were not mirrored.
         """
         (h, w), (top, left), (height, width) = self.resized, self.corner, self.shape
         rows = np.arange(top, top + height)[:, None, None]
@@ -118,7 +116,7 @@ class JointParams:
             return values
         if values.ndim == 2:
             return self._resize(values[..., None], interpolation)[..., 0]
-        values = values if values.flags.writeable else values.copy()  # torch warns of what Pillow gives
+        values = values if values.flags.writeable else values.copy()  # torch warns of read-only arrays
         plane = torch.from_numpy(values).permute(2, 0, 1)
         plane = resize(plane, list(self.resized), _TORCH[interpolation], antialias=interpolation != "nearest")
         return plane.permute(1, 2, 0).numpy().astype(values.dtype, copy=False)
@@ -132,7 +130,7 @@ class JointParams:
         return np.ascontiguousarray(part[:, ::-1] if self.mirrored else part)
 
     def _move(self, points: np.ndarray) -> np.ndarray:
-        """Map x, y (N, 2) of the stored picture to the crop."""
+        """Map x, y (N, 2) of the stored image to the crop."""
         (height, width), (h, w) = self.source, self.resized
         moved = points * np.array([w / width, h / height], dtype=np.float32)
         if self.mirrored:
@@ -141,21 +139,21 @@ class JointParams:
 
 
 class JointTransform:
-    """Smallest-side resize, then a crop in the centre or anywhere, with flips if asked for.
+    """Resize the smallest side, then crop in the centre or at random, and mirror at random if asked for.
 
-    An integer `size` resizes the smallest side to it and crops a square; `[height, width]` covers and crops
-    that rectangle; None, 0 and less leave pictures as they are. Smaller pictures are enlarged, with one
-    warning. `crop_size` cuts less than `size`, or, without `size`, out of the picture at its own resolution.
-    Crops and flips draw from torch's global generator.
+    An integer `size` resizes the smallest side to it and crops a square; `[height, width]` resizes to cover
+    that rectangle and crops it; None, 0 and negative numbers keep images as they are. Smaller images are
+    enlarged, with one warning. `crop_size` crops less than `size`, or, without `size`, from the image at its
+    own resolution. Crops and flips use torch's global generator.
 
     Args:
         size: pixels, see above.
         crop_size: pixels, see above; `size` by default.
-        random_crop: crop anywhere, else in the centre.
-        flip: mirror every second picture, drawn at random (the whole picture, before the crop).
-        interpolation: for pictures: nearest, bilinear, bicubic, area or lanczos; antialiased but the first.
-        enlarge: resize pictures smaller than a `crop_size` without `size`; otherwise they are bad samples.
-        whole: resize only, crop nothing.
+        random_crop: crop at a random position instead of the centre.
+        flip: mirror images at random, half of them (the whole image, before the crop).
+        interpolation: for images: nearest, bilinear, bicubic, area or lanczos; all but nearest antialias.
+        enlarge: resize images smaller than a `crop_size` without `size`; otherwise they are bad samples.
+        whole: resize only, do not crop.
 
     Raises:
         ValueError: a crop that is larger than `size`, or an unknown interpolation.
@@ -183,12 +181,32 @@ class JointTransform:
         self.whole = whole
         self._warned_of_enlarging = False
 
-    def get_params(self, height: int, width: int, name: str | os.PathLike = "a picture") -> JointParams:
-        """Draw the params of a picture of that many pixels; `name` stands in messages.
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """Transform "image" and other arrays of its size alike; uint8 (H, W, C) as images, floats as planes.
+
+        The call of 2021: `preprocessor(image=pixels, depth=depth)["depth"]`.
 
         Raises:
-            BadSample: the picture has no pixels, is smaller than the crop, or would become huge (such as one
-                of 1x4000 pixels at a size of 256).
+            BadSample: as get_params, or an array has another size than the image.
+        """
+        if self.size is None and self.crop_size is None:
+            return arrays
+        first = next(iter(arrays.values()))
+        sizes = {name: array.shape[:2] for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise BadSample(f"all arrays must have one height and width, got {sizes}")
+        params = self.get_params(*first.shape[:2])
+        return {
+            name: params.image(array) if array.dtype == np.uint8 else params.plane(array)
+            for name, array in arrays.items()
+        }
+
+    def get_params(self, height: int, width: int, name: str | os.PathLike = "an image") -> JointParams:
+        """Sample the parameters for an image of that many pixels; `name` stands in messages.
+
+        Raises:
+            BadSample: the image has no pixels, is smaller than the crop, or would become huge (such as one of
+                1x4000 pixels at a size of 256).
         """
         h, w = self._resized(name, height, width)
         shape = (self.crop_size if not self.whole else None) or (h, w)
@@ -197,7 +215,7 @@ class JointTransform:
         return JointParams((height, width), (h, w), corner, shape, mirrored, self.interpolation)
 
     def _resized(self, name: str | os.PathLike, height: int, width: int) -> tuple[int, int]:
-        """Return height and width after resizing, and check that they are of use and that the crop fits."""
+        """Return height and width after resizing; check that they are usable and that the crop fits."""
         if height < 1 or width < 1:
             raise BadSample(f"{os.fspath(name)} has no pixels, {height}x{width} (height x width): remove it")
         cover = self.size
@@ -207,7 +225,7 @@ class JointTransform:
             if not self.enlarge:
                 raise BadSample(
                     f"{os.fspath(name)} is {height}x{width} pixels (height x width), smaller than crop_size "
-                    f"{self.crop_size[0]}x{self.crop_size[1]}: give size as well, to enlarge such pictures, "
+                    f"{self.crop_size[0]}x{self.crop_size[1]}: give size as well, to enlarge such images, "
                     "or choose a smaller crop_size, or remove the file"
                 )
             cover = self.crop_size
@@ -222,7 +240,7 @@ class JointTransform:
         if scale > 1 and not self._warned_of_enlarging:
             self._warned_of_enlarging = True
             logger.warning(
-                "%s is %dx%d pixels (height x width), smaller than %dx%d; such pictures are enlarged and "
+                "%s is %dx%d pixels (height x width), smaller than %dx%d; such images are enlarged and "
                 "look soft (said once)", os.fspath(name), height, width, *cover,
             )
         return resized
@@ -230,27 +248,28 @@ class JointTransform:
     def _corner(self, free_rows: int, free_columns: int) -> tuple[int, int]:
         if not self.random_crop:
             return free_rows // 2, free_columns // 2
-        return tuple(torch.randint(free + 1, ()).item() for free in (free_rows, free_columns))
+        top, left = (int(torch.randint(free + 1, ())) for free in (free_rows, free_columns))
+        return top, left
 
 
 def check_size(name: str, size: Size) -> tuple[int, int] | None:
-    """Return (height, width) in pixels, or None for None, 0 and less (as in 2021).
+    """Return (height, width) in pixels, or None for None, 0 and negative numbers (as in 2021).
 
     Raises:
-        ValueError: neither a whole number nor two positive ones; `name` stands in the message.
+        ValueError: not an integer or two positive ones; `name` stands in the message.
     """
     if size is None or (isinstance(size, int) and size <= 0):
         return None
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive number of pixels or [height, width], got {size!r}")
-    return sides
+    return sides[0], sides[1]
 
 
 def _check_crop(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> tuple[int, int] | None:
     if crop and size and (crop[0] > size[0] or crop[1] > size[1]):
         raise ValueError(
             f"crop_size {crop[0]}x{crop[1]} (height x width) is larger than size {size[0]}x{size[1]}, to "
-            f"which pictures are resized first: raise size to at least {max(crop)}, or lower crop_size"
+            f"which images are resized first: raise size to at least {max(crop)}, or lower crop_size"
         )
     return crop or size

@@ -9,7 +9,7 @@ from taming.modules.util import ActNorm
 
 
 def weights_init(m: nn.Module) -> None:
-    """Initialise a layer as DCGAN does, for `Module.apply`: convolutions N(0, 0.02), batch norms N(1, 0.02).
+    """Initialize a layer as DCGAN does, for `Module.apply`: convolutions N(0, 0.02), batch norms N(1, 0.02).
 
     Source: Radford, Metz and Chintala 2016, "Unsupervised Representation Learning with DCGANs", section 4.
     """
@@ -23,14 +23,17 @@ def weights_init(m: nn.Module) -> None:
 class NLayerDiscriminator(nn.Module):
     """PatchGAN: strided convolutions, then a convolution to one logit per patch.
 
-    With n_layers = 3 a logit sees 70 x 70 pixels. Source: Isola et al. 2017, "Image-to-Image Translation with
-    Conditional Adversarial Networks", section 3.2.2 and appendix 6.1.2.
+    With n_layers = 3, a logit sees 70 x 70 pixels. Source: Isola et al. 2017, "Image-to-Image Translation
+    with Conditional Adversarial Networks", section 3.2.2 and appendix 6.1.2.
 
     Args:
         input_nc: image channels C.
         ndf: features of the first layer; they double with each layer, to 8 * ndf at most.
         n_layers: number of convolutions with stride 2.
-        use_actnorm: ActNorm in place of BatchNorm.
+        use_actnorm: ActNorm instead of BatchNorm.
+
+    Raises:
+        ValueError: `n_layers` is below 1.
     """
 
     def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, use_actnorm: bool = False):
@@ -54,7 +57,7 @@ class NLayerDiscriminator(nn.Module):
                     kernel_size=4,
                     stride=2 if n < n_layers else 1,
                     padding=1,
-                    bias=use_actnorm,  # batch norm has a shift of its own, which takes the bias away again
+                    bias=use_actnorm,  # batch norm subtracts the mean, and a bias with it
                 ),
                 norm_layer(widths[n]),
                 nn.LeakyReLU(0.2, inplace=True),
@@ -63,10 +66,10 @@ class NLayerDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Judge images (B, C, H, W) in [-1, 1]: logits (B, 1, H / 2**n_layers - 2, W / 2**n_layers - 2).
+        """Map images (B, C, H, W) in [-1, 1] to logits (B, 1, H / 2**n_layers - 2, W / 2**n_layers - 2).
 
         Raises:
-            ValueError: other channels than `input_nc`, or images too small to leave a single logit.
+            ValueError: not `input_nc` channels, or images too small for a single logit.
         """
         _, channels, height, width = input.shape
         if channels != self.input_nc:
@@ -74,7 +77,7 @@ class NLayerDiscriminator(nn.Module):
                 f"the discriminator takes {self.input_nc} channels, got {channels}: set disc_in_channels in "
                 "lossconfig"
             )
-        smallest = 3 * 2**self.n_layers  # the two last convolutions take one row off each
+        smallest = 3 * 2**self.n_layers  # the last two convolutions each remove a row and a column
         if min(height, width) < smallest:
             raise ValueError(
                 f"images of {height} x {width} pixels are too small for a discriminator of {self.n_layers} "

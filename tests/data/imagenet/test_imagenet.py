@@ -102,7 +102,7 @@ def test_a_broken_index_ends_the_run(cache, tmp_path):
     with pytest.raises(FileNotFoundError, match="ImageNetTrain are not here: put .* or give data_root"):
         imagenet.ImageNetTrain(data_root=tmp_path / "gone")
     (root / "synset_human.txt").write_text(f"{SYNSETS[0]} fish")
-    with pytest.raises(ValueError, match="names 2 synsets not, such as n01530575"):
+    with pytest.raises(ValueError, match="has no name for 2 synsets, such as n01530575"):
         imagenet.ImageNetTrain()
     (root / "filelist.txt").write_text("0.JPEG")
     with pytest.raises(ValueError, match=r"such as 0\.JPEG, are in no folder of a synset"):

@@ -17,6 +17,6 @@ def test_a_file_of_synsets(tmp_path):
 def test_a_malformed_file_is_named_in_one_line(tmp_path, content):
     file = tmp_path / "index_synset.yaml"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{file} is no valid YAML: write a line `number: synset`") as caught:
+    with pytest.raises(ValueError, match=f"{file} is not valid YAML: write a line `number: syn") as caught:
         give_synsets_from_indices([0], file)
     assert "\n" not in str(caught.value)
