@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> None:
         options.resume, sampling_options(options), device=options.device, allow=options.allow
     )
     key = layout_key(model, options.conditional)
-    size = read_size(options.resolution, "--resolution") if options.resolution else model.first_stage_model.image_size
+    trained = model.first_stage_model.image_size
+    size = read_size(options.resolution, "--resolution") if options.resolution else trained
     check_drawable(model, size, None, f"--resolution {options.resolution}")
     section = data_section(config, options)
     dataset = build_dataset(section, options)
@@ -116,7 +117,8 @@ def draw(
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    how = {"options": sampling_options(options)} | {"generator": image_generators(options.seed, keys), "callback": bar}
+    how = {"options": sampling_options(options), "callback": bar}
+    how["generator"] = image_generators(options.seed, keys)
     if shape != model.latent_shape() and options.layout == "window":
         codes = sample_layouts(model, layout_builders(dataset)[key], layouts, size, **how)
     else:

@@ -49,12 +49,11 @@ def run(options: argparse.Namespace) -> None:
     """Load, draw what is missing, save, and write the sheet."""
     if min(options.num_samples, options.batch_size) < 1:
         raise ValueError("--num_samples and --batch_size must be at least 1")
-    model, _, note = load_transformer(
-        options.resume, sampling_options(options), device=options.device, allow=options.allow
-    )
+    how = sampling_options(options)
+    model, _, note = load_transformer(options.resume, how, device=options.device, allow=options.allow)
     named = None if options.classes == "imagenet" else options.classes
     classes = class_numbers(named, model)
-    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors show before anything is written
+    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors show before files are there
     folder = options.outdir or default_folder(options, note, named)
     check_folder(folder)
     grid = None if options.grid is None else Path(options.grid or folder / "grid.png")
@@ -69,9 +68,9 @@ def run(options: argparse.Namespace) -> None:
         for numbers in batches:
             bar.next_batch(len(numbers), math.prod(model.latent_shape()))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
+            condition = conditions_of(model, len(numbers), given={"class": chosen})
             codes = model.sample_codes(
-                conditions_of(model, len(numbers), given={"class": chosen}), callback=bar, options=sampling_options(options),
-                generator=image_generators(options.seed, numbers),
+                condition, how, callback=bar, generator=image_generators(options.seed, numbers)
             )
             for i, image in zip(numbers, decode(model, codes), strict=True):
                 save_png(image, paths[i], text=notes[i])

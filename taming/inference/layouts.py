@@ -7,7 +7,6 @@ B batch, M tokens of a layout, N codes of a window, H W pixels, h w latent grid.
 height) in shares of the picture's sides, 0..1.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from taming.data.helper_types import BoundingBox
-from taming.data.pose import PoseTokens
 from taming.data.sampler import seeded
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SamplingOptions
@@ -31,7 +29,7 @@ def seen_in(builder: Any, layout: Tensor, window: BoundingBox) -> Tensor:
     Objects and joints outside of it are left out; boxes are cut at its edge. Where a layout encodes its crop,
     boxes stay, and the crop becomes the window.
     """
-    if isinstance(builder, PoseTokens):
+    if builder.kind == "pose":
         left, top, width, height = (share * FINE for share in window)
         joints = builder.inverse_build(layout, (FINE, FINE))
         joints[..., :2] -= (left, top)
@@ -59,14 +57,13 @@ def sample_layouts(
     model: Net2NetTransformer, builder: Any, layouts: Tensor, size: tuple[int, int],
     options: SamplingOptions | None = None, **arguments: Any,
 ) -> Tensor:
-    """Sample codes (B, h, w) of images of `size` (H, W) pixels with layouts (B, M); each window sees its part.
+    """Sample codes (B, h, w) of images of `size` (H, W) pixels with layouts (B, M), each window its part.
 
     `builder` made the layouts; `options` and `arguments` are those of `taming.sampling.sample_window`.
     """
     shape, window = model.latent_shape(*size), model.latent_shape()
     rows = layouts.cpu()
 
-    @functools.cache
     def layouts_at(origin: Position) -> Tensor:
         (row, column), (height, width) = origin, shape
         box = (column / width, row / height, window[1] / width, window[0] / height)

@@ -100,7 +100,7 @@ class SamplingOptions:
             has_null: whether the model has a null token.
         """
         ranges = {
-            "temperature": (0.0, None, "above 0; 1 changes nothing", True),
+            "temperature": (0.0, None, "a number above 0; 1 changes nothing", True),
             "top_k": (1, codebook_size, f"1 to {codebook_size}, or leave it out for all codes", False),
             "top_p": (0.0, 1.0, "above 0, up to 1, or leave it out for all codes", True),
             "min_p": (0.0, 1.0, "0 to 1", False),

@@ -5,6 +5,7 @@ window around the next position. B batch, H W latent grid, N codes of a window, 
 them, h w condition grid, Q positions of a step, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def sample_window(
         condition: a grid of codes (B, h, w), of which the transformer sees those of the window; or tokens
             that it sees in every window, (B, M), such as a class or a start token; or several of these, which
             it sees one after the other; or a callable from the window's upper left corner (row, column) to
-            the tokens (B, M) that it sees there.
+            the tokens (B, M) that it sees there; it is asked once for each window.
         options: temperature, filters, guidance, stride, wavefront, ...; `changes` are applied on top.
             Schedules are asked for the position in raster order, row * W + column.
         shape: (H, W); needed where no condition is a grid of that shape.
@@ -147,8 +148,9 @@ def _view(
     sides = (window, window) if isinstance(window, int) else window
     if callable(condition):
         height, width = _grid_shape(shape, sides, stride)
-        first = condition((0, 0))
-        condition_at, null_at, length = condition, _as_callable(null_condition), first.shape[1]
+        condition_at, null_at = functools.cache(condition), _as_callable(null_condition)
+        first = condition_at((0, 0))
+        length = first.shape[1]
     else:
         given = _as_list(condition)
         inner = [pair or sides for pair in condition_windows or [None] * len(given)]
