@@ -53,11 +53,15 @@ def conditions_of(
     """
     given = given or {}
     values: list[Tensor | None] = []
-    for stage, expected in zip(model.cond_stages, condition_shapes(model, size), strict=True):
+    stages = zip(model.cond_keys, model.cond_stages, condition_shapes(model, size), strict=True)
+    for key, stage, expected in stages:
         value = stage.default(expected)
         if value is None and (user := given.get(stage.kind)) is not None:
             each = user if isinstance(user, list) else [user]
-            value = torch.cat([stage.from_user(one, expected) for one in each])
+            try:
+                value = torch.cat([stage.from_user(one, expected) for one in each])
+            except ValueError as error:
+                raise ValueError(f"the condition {key}: {error}") from None
         if value is not None:
             value = value.to(model.device).expand(count, *value.shape[1:])
         values.append(value)

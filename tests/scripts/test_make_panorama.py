@@ -48,7 +48,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         (["--size", "17x64"], "--size 17x64: 17x64 pixels (height x width) cannot be generated: both"),
         (["--size", "8x64"], "the nearest is 16x64"),
         (["--class", "x"], "--class x: give class numbers"),
-        (["--stride", "9"], "stride = 9 is outside 1..8"),
+        (["--stride", "9"], "stride is 9: give 1 to 8"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
         (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
         (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
         (["--segmentation", small], "the picture: 8x32 pixels (height x width) cannot be generated"),
-        (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
+        (["--segmentation", labels, "--complete", picture], "segmentation: the label map has 16x32 pixels (height x width)"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),
         (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to draw"),
         (["--class", 1, "--known", 0.5], "name it with --complete"),
