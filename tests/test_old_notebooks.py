@@ -42,7 +42,7 @@ def config_file(folder, text):
 
 
 def old_checkpoint(folder, model):
-    """A file as in 2021: LPIPS among the weights, the trainer's counters beside them."""
+    """A file as in 2021: LPIPS among the weights, the trainer's counters with them."""
     state = {**model.state_dict(), "loss.perceptual_loss.lin0.model.1.weight": torch.ones(1, 64, 1, 1)}
     torch.save({"state_dict": state, "global_step": 7, "epoch": 0}, folder / "last.ckpt")
     return folder / "last.ckpt"

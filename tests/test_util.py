@@ -145,7 +145,7 @@ def test_count_params_counts_tied_weights_once():
     assert count_params(model) == (6, 8)
 
 
-def test_a_device_is_found_or_refused_in_a_sentence():
+def test_a_device_is_found_or_rejected_in_a_sentence():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("nonsense", "cuda:99"):
