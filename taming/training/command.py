@@ -43,6 +43,12 @@ from taming.training.sync_batchnorm import SyncBatchNorms
 from taming.util import count_params
 
 STAGES = ("first_stage_config", "cond_stage_config")
+USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
+    "image_logger": "taming.training.callbacks.ImageLogger",
+    "health": "taming.training.callbacks.Health",
+    "progress": "taming.training.callbacks.Progress",
+    "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
+}
 DEFAULT_SEED = 23  # that of 2021
 
 
@@ -361,10 +367,9 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         params["every_n_epochs"] = params.pop("period")
     every = params.pop("every_n_train_steps", None)  # Lightning counts optimizer steps, two a batch
     params.setdefault("monitor", model.monitor)
-    names = {"image_logger": "ImageLogger", "health": "Health", "progress": "Progress", "last_checkpoint": "LastCheckpoint"}
-    wanted = {key: {"target": f"taming.training.callbacks.{name}", "params": {}} for key, name in names.items()}
-    wanted["last_checkpoint"]["params"]["every_n_batches"] = every
-    wanted = plain(OmegaConf.merge(wanted, lightning.get("callbacks", {})))
+    usual: dict[str, Any] = {key: {"target": target, "params": {}} for key, target in USUAL_CALLBACKS.items()}
+    usual["last_checkpoint"]["params"]["every_n_batches"] = every
+    wanted = plain(OmegaConf.merge(usual, lightning.get("callbacks") or {}))
     if not run.trainer_arguments.get("enable_progress_bar", True):
         wanted["progress"] = None
     if not run.trainer_arguments.get("enable_checkpointing", True):

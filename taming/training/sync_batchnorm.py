@@ -30,10 +30,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         mean = _Sum.apply(x.sum(others)) / count  # (C,)
         centered = x - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(others)) / count
-        if self.track_running_stats:
+        if self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                momentum = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean.to(self.running_mean), momentum)
                 unbiased = variance * count / (count - 1)
                 self.running_var.lerp_(unbiased.to(self.running_var), momentum)
@@ -60,7 +61,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
-    """Lightning's conversion for `sync_batchnorm: true`, with a layer that works on the CPU too; keys stay."""
+    """Lightning's conversion for `sync_batchnorm: true`, with a layer for the CPU too; keys stay."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         model = super().apply(model)

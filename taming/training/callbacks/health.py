@@ -38,21 +38,16 @@ class Health(Callback):
     """Watch for gradients that are not finite, a discriminator that has won, and codes that nothing uses.
 
     Each fault has an action; None does not look for it. "warn" says it. "stop" saves and ends training with
-    `Unhealthy`. The others change training, and the change is part of the checkpoint:
+    `Unhealthy`. The others change training, and the change is part of the checkpoint. The faults:
 
-    ================  =========================================  ==============================================
-    fault             what it is                                 actions besides "warn" and "stop"
-    ================  =========================================  ==============================================
-    non_finite        a NaN or infinite gradient                 "skip": the model leaves the weights alone, and
-                                                                 stops after several in a row; "lower": halve
-                                                                 all learning rates too
-    adaptive_weight   `train/d_weight` above `d_weight_max`      "lower": bound it there from now on; "restart":
-                                                                 initialise the discriminator again
-    discriminator     `train/disc_loss` below `disc_loss_min`:   "lower": halve its learning rate; "restart":
-                      it has won, and teaches nothing            initialise it again
-    codes             `val/codebook_usage_percent` below         "restart": make unused codes copies of used
-                      `usage_min` in a validation                ones, by how often they are used, with noise
-    ================  =========================================  ==============================================
+    * `non_finite`, a NaN or infinite gradient. "skip": the model leaves the weights alone, and stops after
+      several in a row. "lower": halve all learning rates too.
+    * `adaptive_weight`, `train/d_weight` above `d_weight_max`. "lower": bound it there from now on.
+      "restart": initialise the discriminator again.
+    * `discriminator`, `train/disc_loss` below `disc_loss_min`: it has won, and teaches nothing. "lower":
+      halve its learning rate. "restart": initialise it again.
+    * `codes`, `val/codebook_usage_percent` below `usage_min` in a validation. "restart": make unused codes
+      copies of used ones, in proportion to their use, with noise.
 
     Args:
         non_finite, adaptive_weight, discriminator, codes: the actions.
@@ -63,8 +58,8 @@ class Health(Callback):
         usage_min: percent of the codes.
 
     Raises:
-        ValueError: an unknown action, or an interval that is not positive; at the start of training, an action
-            that the model has no part for.
+        ValueError: an unknown action, or an interval that is not positive; at the start of training, an
+            action that the model has no part for.
     """
 
     def __init__(
@@ -78,10 +73,12 @@ class Health(Callback):
         }
         for fault, action in self.actions.items():
             if action is not None and action not in ACTIONS[fault]:
-                raise ValueError(f"health.{fault}: {action!r} is unknown; choose {', '.join(ACTIONS[fault])} or null")
+                known = ", ".join(ACTIONS[fault])
+                raise ValueError(f"health.{fault}: {action!r} is unknown; choose {known} or null")
         if every_n_batches < 1 or patience < 1:
             raise ValueError(
-                f"health.every_n_batches and health.patience must be at least 1, got {every_n_batches} and {patience}"
+                "health.every_n_batches and health.patience must be at least 1, got "
+                f"{every_n_batches} and {patience}"
             )
         self.every_n_batches, self.patience = every_n_batches, patience
         self.d_weight_max, self.disc_loss_min, self.usage_min = d_weight_max, disc_loss_min, usage_min
@@ -97,8 +94,8 @@ class Health(Callback):
         self._looks |= state_dict["looks"]
         self._present, self._bounded = set(state_dict["present"]), state_dict["bounded"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that the model has what the actions change, and bound the adaptive weight of a resumed run."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check that the model has what the actions change; bound the adaptive weight of a resumed run."""
         discriminator = getattr(getattr(pl_module, "loss", None), "discriminator", None)
         for fault in ("adaptive_weight", "discriminator"):
             if self.actions[fault] in ("lower", "restart") and discriminator is None:
@@ -107,14 +104,15 @@ class Health(Callback):
             raise ValueError("health.codes: restart needs a codebook of vectors, without remap")
         if self._bounded is not None:
             pl_module.loss.disc_weight_max = self._bounded
-        self._skipped, self._last_look = pl_module.skipped_batches, pl_module.batches_seen
+        self._last_look = pl_module.batches_seen
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if pl_module.skipped_batches > self._skipped:
+        skipped = getattr(pl_module, "skipped_batches", 0)
+        if skipped > self._skipped:
             self._found(trainer, pl_module, "non_finite", "a gradient was NaN or infinite")
-        elif pl_module.skipped_batches < self._skipped:
+        elif skipped < self._skipped:
             self._over(trainer, "non_finite")
-        self._skipped = pl_module.skipped_batches
+        self._skipped = skipped
         batches = pl_module.batches_seen
         if batches == self._last_look or batches % self.every_n_batches:
             return
@@ -122,15 +120,15 @@ class Health(Callback):
         weight, loss = self._mean(trainer, "train/d_weight"), self._mean(trainer, "train/disc_loss")
         self._judge(
             trainer, pl_module, "adaptive_weight", weight is not None and weight > self.d_weight_max,
-            f"the adaptive weight is {weight} (d_weight_max: {self.d_weight_max}); the generator gets no gradient "
-            "from the discriminator",
+            f"the adaptive weight is {weight} (d_weight_max: {self.d_weight_max}); the generator gets no "
+            "gradient from the discriminator",
         )
         self._judge(
             trainer, pl_module, "discriminator", loss is not None and loss < self.disc_loss_min,
             f"the discriminator has won: its loss is {loss} (disc_loss_min: {self.disc_loss_min})",
         )
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         usage = self._mean(trainer, "val/codebook_usage_percent")
         if usage is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -147,7 +145,7 @@ class Health(Callback):
         return None if value is None else float(trainer.strategy.reduce(value, reduce_op="mean"))
 
     def _judge(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, fault: str, bad: bool, words: str
+        self, trainer: pl.Trainer, pl_module: Any, fault: str, bad: bool, words: str
     ) -> None:
         """Count looks that found a fault, and act on each `patience` of them in a row."""
         self._looks[fault] = self._looks[fault] + 1 if bad else 0
@@ -162,7 +160,7 @@ class Health(Callback):
             self._present.remove(fault)
             self._log(trainer, fault, 0.0)
 
-    def _found(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fault: str, words: str) -> None:
+    def _found(self, trainer: pl.Trainer, pl_module: Any, fault: str, words: str) -> None:
         action = self.actions[fault]
         if action is None or (action in ("warn", "skip") and fault in self._present):
             return
@@ -177,12 +175,13 @@ class Health(Callback):
 
     @staticmethod
     def _log(trainer: pl.Trainer, fault: str, value: float) -> None:
-        for curves in trainer.loggers:  # at once: Lightning would wait for the next batch that is logged
-            curves.log_metrics({f"health/{fault}": value}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for curves in trainer.loggers:  # not by self.log, which would lose it between two logged batches
+            curves.log_metrics({f"health/{fault}": value}, step=step)
 
     # ---- actions
 
-    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fault: str, action: str) -> str:
+    def _act(self, trainer: pl.Trainer, pl_module: Any, fault: str, action: str) -> str:
         """Change training, on all processes alike, and return what was done."""
         if action in ("warn", "skip"):
             return ""
@@ -212,15 +211,15 @@ def lower_rate(trainer: pl.Trainer, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def restart_discriminator(trainer: pl.Trainer, discriminator: nn.Module, seed: int) -> None:
-    """Initialise a discriminator again, with the same random numbers on all processes, and forget its moments."""
+    """Initialise a discriminator again, alike on all processes, and forget the moments of its gradients."""
     fresh = copy.deepcopy(discriminator).cpu()  # random numbers of the CPU are the same everywhere
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in fresh.modules():
             if isinstance(module, ActNorm):
-                module.initialized.zero_()  # the next batch sets its scale and shift
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                module.get_buffer("initialized").zero_()  # the next batch sets its scale and shift
+            elif isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):
+                module.reset_parameters()  # biases and running statistics too
         fresh.apply(weights_init)
     discriminator.load_state_dict(fresh.state_dict())
     for optimizer in trainer.optimizers:
@@ -228,12 +227,13 @@ def restart_discriminator(trainer: pl.Trainer, discriminator: nn.Module, seed: i
             optimizer.state.pop(parameter, None)
 
 
-def can_restart_codes(pl_module: pl.LightningModule) -> bool:
+def can_restart_codes(pl_module: Any) -> bool:
     """Return whether the model has codes that can be moved, each counted on its own in validation."""
-    return isinstance(getattr(pl_module, "quantize", None), VectorQuantizer2) and pl_module.quantize.remap is None
+    quantizer = getattr(pl_module, "quantize", None)
+    return isinstance(quantizer, VectorQuantizer2) and quantizer.remap is None
 
 
-def restart_codes(pl_module: pl.LightningModule) -> int:
+def restart_codes(pl_module: Any) -> int:
     """Move the codes that the last validation did not use next to codes that it did; return how many.
 
     A used code is copied in proportion to its use and moved by 1 % of the codebook's deviation, so that both

@@ -62,7 +62,7 @@ class ImageLogger(Callback):
 
     @rank_zero_only
     def log_images(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], split: str
+        self, trainer: pl.Trainer, pl_module: Any, batch: Mapping[str, Any], split: str
     ) -> None:
         """Make and save the sheet of one batch; training goes on as if this had not been called.
 
@@ -92,8 +92,9 @@ class ImageLogger(Callback):
         except OSError as error:
             logger.warning("no images: %s: %s", path, error.strerror or error)
         for target in trainer.loggers:
-            if hasattr(target.experiment, "add_image"):  # TensorBoard
-                target.experiment.add_image(name, (image + 1.0) / 2.0, batches)
+            experiment: Any = getattr(target, "experiment", None)
+            if hasattr(experiment, "add_image"):  # TensorBoard
+                experiment.add_image(name, (image + 1.0) / 2.0, batches)
             elif hasattr(target, "log_image"):  # W&B
                 target.log_image(key=name, images=[to_pil(image)])
 
@@ -114,5 +115,5 @@ def sheet(kinds: list[Tensor]) -> Tensor:
     height, width = (max(images.shape[side] for images in kinds) for side in (2, 3))
     resized = [F.interpolate(images[:count], (height, width), mode="nearest-exact") for images in kinds]
     tiles = torch.stack([images.expand(-1, 3, -1, -1) for images in resized], dim=1)  # (B, K, 3, H, W)
-    strips_per_row = max(1, round(math.sqrt(count * height / (len(kinds) * width))))
+    strips_per_row = math.ceil(math.sqrt(count * height / (len(kinds) * width)))
     return image_grid(tiles.flatten(0, 1), strips_per_row * len(kinds))  # (3, H', W')

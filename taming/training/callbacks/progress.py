@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any, TextIO
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
@@ -48,7 +47,7 @@ class Progress(ProgressBar):
         self._total: int | None = None  # batches of the whole run, where it has an end
         self._first, self._start = 0, 0.0  # batches and clock when this start of the run began to train
         self._written = -1  # batches at the last line
-        self._shown = self._clock = 0.0  # clock at the last update, and at the last change between data and step
+        self._shown = self._clock = 0.0  # clock at the last update; where waiting, or the step, began
         # decaying sums over the last batches: seconds of waiting for data, seconds in all, batches
         self._data = self._busy = self._count = 0.0
         self._waited = 0.0  # seconds that the current batch was waited for
@@ -62,7 +61,7 @@ class Progress(ProgressBar):
 
     # ---- training
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._total = batches_of_run(trainer, pl_module)
         self._first, self._start = pl_module.batches_seen, time.monotonic()
         self._written, self._shown, self._clock = pl_module.batches_seen, 0.0, self._start
@@ -96,21 +95,22 @@ class Progress(ProgressBar):
                 self._written = batches
         self._clock = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._evaluated = True
-        value = trainer.callback_metrics.get(pl_module.monitor) if pl_module.monitor else None
+        monitor, batches = pl_module.monitor, pl_module.batches_seen
+        value = trainer.callback_metrics.get(monitor) if monitor else None
         if self._enabled and value is not None and not trainer.sanity_checking:
-            self._write(f"validated after {pl_module.batches_seen:,} batches: {pl_module.monitor} {value:.4g}")
+            self._write(f"validated after {batches:,} batches: {monitor} {value:.4g}")
 
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
         self._show_evaluation("validation", batch_idx, trainer.num_val_batches, dataloader_idx)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         self._open(0, None)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         self._close()
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
@@ -121,24 +121,26 @@ class Progress(ProgressBar):
         now = time.monotonic()
         if self._enabled and self._bar is not None and now - self._shown >= self.refresh_seconds:
             total = totals[dataloader_idx] if isinstance(totals, list) else totals
-            self._show(self._bar, self._bar.n, f"{split} {batch_idx + 1:,}/{total:,}")
+            self._show(self._bar, int(self._bar.n), f"{split} {batch_idx + 1:,}/{total:,}")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._close()
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+        self, trainer: Any, pl_module: Any, exception: BaseException
     ) -> None:
         self._close()
 
     # ---- what is shown
 
-    def _text(self, trainer: pl.Trainer, pl_module: pl.LightningModule, now: float) -> str:
+    def _text(self, trainer: Any, pl_module: Any, now: float) -> str:
         """Return a line with all that is known after a batch."""
         batches, done = pl_module.batches_seen, pl_module.batches_seen - self._first
         rate = self._count / pl_module.accumulate_grad_batches / max(self._busy, 1e-9)  # per second
         parts = [f"{rate:.3g} batches/s" if rate >= 1 else f"{1 / rate:.3g} s/batch"]
-        left = None if self._total is None or not done else (now - self._start) / done * (self._total - batches)
+        left = None
+        if self._total is not None and done:
+            left = (now - self._start) / done * (self._total - batches)
         for timer in trainer.callbacks:
             if isinstance(timer, Timer) and (allowed := timer.time_remaining()) is not None:  # max_time
                 left = allowed if left is None else min(left, allowed)
@@ -179,7 +181,7 @@ class Progress(ProgressBar):
             self._bar = None
 
 
-def batches_of_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
+def batches_of_run(trainer: Any, pl_module: Any) -> int | None:
     """Return how many batches the whole run has, from `max_steps` and `max_epochs`; None without an end.
 
     With accumulation a batch is an optimizer step, as everywhere here.

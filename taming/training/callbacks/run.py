@@ -23,7 +23,7 @@ class SetupCallback(Callback):
     def __init__(self, now: str, config: dict[str, Any]):
         self.now, self.config = Path(now).name, config
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if trainer.global_rank != 0 or stage != "fit":
             return
         run = Path(trainer.default_root_dir)
@@ -35,7 +35,7 @@ class SetupCallback(Callback):
             OmegaConf.save(OmegaConf.create(part), run / "configs" / f"{self.now}-{kind}.yaml")
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
 
@@ -46,7 +46,7 @@ class StopAfterBatches(Callback):
     def __init__(self, batches: int):
         self.batches = batches
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trainer.should_stop = pl_module.batches_seen >= self.batches  # a resumed run may be there already
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
@@ -66,4 +66,5 @@ class SeededBatches(Callback):
 
 def plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """Return a configuration as plain dicts and lists, which a safely read checkpoint may hold."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+    found: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+    return found

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from taming.checkpoint import write_checkpoint
 
@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
 
 class NotSaved(RuntimeError):
-    """A checkpoint could not be written, for instance because the disk is full; the one before it is whole."""
+    """A checkpoint could not be written, because the disk is full for instance; the one before is whole."""
 
     on_all_ranks = True  # every process raises it
 
@@ -66,7 +66,7 @@ class ExactResume(Callback):
         self._validation_due = False
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         loop = checkpoint["loops"]["fit_loop"]
         for scope in ("total", "current"):
@@ -80,8 +80,8 @@ class ExactResume(Callback):
                 "ready": due, "started": due, "processed": 0, "completed": 0
             }
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loop = trainer.fit_loop.epoch_loop
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        loop: Any = trainer.fit_loop.epoch_loop
         if not loop.restarting:
             return
         # The step of the loggers. Lightning adds one itself where a validation follows this batch.
@@ -115,9 +115,9 @@ class LastCheckpoint(Checkpoint):
     ):
         for name, value in (("every_n_batches", every_n_batches), ("every_n_minutes", every_n_minutes)):
             if value is not None and not value > 0:
-                raise ValueError(f"last_checkpoint.{name} must be above 0, or null to switch it off, got {value}")
+                raise ValueError(f"last_checkpoint.{name} must be above 0, or null for none, got {value}")
         if on_write_error not in ("stop", "continue"):
-            raise ValueError(f'last_checkpoint.on_write_error must be "stop" or "continue", got {on_write_error!r}')
+            raise ValueError(f"last_checkpoint.on_write_error: {on_write_error!r} is not stop or continue")
         self.every_n_batches, self.every_n_minutes = every_n_batches, every_n_minutes
         self.on_write_error = on_write_error
         self._stop: int | None = None  # the signal that asked to stop
@@ -131,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         """Return the place of the file in the run directory."""
         return Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
 
-    def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    def save(self, trainer: pl.Trainer, pl_module: Any) -> bool:
         """Write the file, on all ranks together, and return whether that worked.
 
         Raises:
@@ -146,13 +146,12 @@ class LastCheckpoint(Checkpoint):
         failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
         if isinstance(failure, OSError) and self.on_write_error == "stop":
             raise NotSaved(
-                f"{failure.filename or self.path(trainer)}: {failure.strerror or failure}; the checkpoint before "
-                "it is whole. Training goes on without saving if you set "
-                "lightning.callbacks.last_checkpoint.params.on_write_error=continue"
+                f"{failure.filename or self.path(trainer)}: {failure.strerror or failure}. Training goes on "
+                "without saving if you set lightning.callbacks.last_checkpoint.params.on_write_error=continue"
             )
         return failure is None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Remove the partial files that a start of this run left when it was killed."""
         if trainer.global_rank == 0 and stage == "fit":
             run = Path(trainer.default_root_dir)
@@ -177,7 +176,7 @@ class LastCheckpoint(Checkpoint):
             or (self.every_n_minutes is not None and minutes >= self.every_n_minutes)
         )
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._stop_if_asked(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -185,17 +184,17 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self._stop_if_asked(trainer, pl_module)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self.save(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.batches_seen != self._saved_batches:
             self.save(trainer, pl_module)
         self._stop_if_asked(trainer, pl_module)
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+        self, trainer: pl.Trainer, pl_module: Any, exception: BaseException
     ) -> None:
         started = pl_module.batches_seen > 0 and trainer.optimizers
         if isinstance(exception, Interrupted | NotSaved) or not started:
@@ -206,6 +205,7 @@ class LastCheckpoint(Checkpoint):
             last = f"; the last checkpoint is {path}" if path.exists() else ""
             logger.warning("not saved, since one of several processes failed%s", last)
             return
+        reset_running_statistics(pl_module)
         try:
             saved = self.save(trainer, pl_module)
         except NotSaved:  # `exception` is the news; the IO has warned
@@ -215,7 +215,7 @@ class LastCheckpoint(Checkpoint):
 
     # ---- signals
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._saved_time = time.monotonic()
         if pl_module.batches_seen:  # a resumed run: its state is in the checkpoint that it comes from
             self._saved_batches = pl_module.batches_seen
@@ -228,7 +228,7 @@ class LastCheckpoint(Checkpoint):
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 self._previous[number] = signal.signal(number, self._receive)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -242,7 +242,7 @@ class LastCheckpoint(Checkpoint):
             self._stop = number
             logger.warning("stopping after this batch; once more to stop at once")
 
-    def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self._previous:  # no signals here, or not yet: a sanity check
             return
         if not trainer.strategy.reduce_boolean_decision(self._stop is not None, all=False):
@@ -282,9 +282,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             logger.warning("not saved: %s: %s%s", path, reason, before)
 
 
+def reset_running_statistics(model: nn.Module) -> None:
+    """Let BatchNorm layers begin again whose running statistics a batch with NaN has spoiled.
+
+    Only evaluation reads them, and some tens of batches bring them back; the weights are fine.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and non_finite(dict(module.named_buffers())):
+            module.reset_running_stats()
+
+
 def non_finite(state: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the tensors that hold NaN or positive infinity; negative infinity is used in masks."""
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.numel()}
+    """Return the keys of the tensors that hold NaN or positive infinity; masks hold negative infinity."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     return [
-        key for key, value in tensors.items() if value.is_floating_point() and not bool((value < math.inf).all())
+        key for key, value in tensors.items()
+        if value.is_floating_point() and not bool((value < math.inf).all())
     ]
