@@ -179,7 +179,7 @@ def make(tmp_path_factory) -> Callable[[str, type], list[Any]]:
         "KeyNotFoundError": lambda c: [c("cause")],
         "WrappedDataset": lambda c: [c([1])],
         "DataModuleFromConfig": lambda c: [c(1)],
-        "SetupCallback": lambda c: [c("logs/x", "now", {})],
+        "SetupCallback": lambda c: [c("now", {})],
         "ImageLogger": lambda c: [c(750, 4)],
     }
     permuter = {name: lambda c: [c(4, 4)] for name in (
