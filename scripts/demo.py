@@ -7,6 +7,7 @@ stopped: stages that are complete are not trained again.
 
 import argparse
 import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,8 +56,8 @@ stage 2   {transformer["val/loss"]:.3f} nats per code on unseen scenes
 pictures  {out / "samples.png"}   64 samples, four of each biome and time of day
           {out / "panorama.png"}   drawn after configs/demo/panorama.png, four times as wide as in training
           {out / "completions.png"}   upper halves of unseen scenes, completed below
-          {newest(stage_run(out, "vqgan") / "images" / "val", "inputs")}   unseen scenes
-          {newest(stage_run(out, "vqgan") / "images" / "val", "reconstructions")}   their reconstructions
+          {newest(stage_run(out, "vqgan") / "images" / "val", "sheet")}   unseen scenes, \
+each beside its reconstruction
           {out / "samples"}   the samples one by one
 {(time.monotonic() - start) / 60:.1f} minutes""")
     return 0
@@ -123,9 +124,34 @@ def last_metrics(run: Path) -> dict[str, float]:
 
 
 def newest(folder: Path, name: str) -> Path:
-    """The last picture of a kind that a run wrote."""
+    """Return the last image of a kind that a run wrote."""
     return max(folder.glob(f"{name}_*.png"), default=folder)
 
 
+def idle_cores(seconds: float = 0.5) -> int:
+    """Return how many of the cores that this process may use are idle just now, at least 1.
+
+    More threads than that wait for each other at every layer: with one other job on two cores, two threads
+    are several times slower than one.
+    """
+    if not hasattr(os, "sched_getaffinity") or not Path("/proc/stat").exists():  # not Linux
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return max(1, round((os.cpu_count() or 1) - load))
+    before = core_times()
+    time.sleep(seconds)
+    after = core_times()
+    spans = [[b - a for a, b in zip(before[core], after[core], strict=True)] for core in after]
+    return max(1, round(sum((span[3] + span[4]) / max(1, sum(span)) for span in spans)))  # idle, iowait
+
+
+def core_times() -> dict[int, list[int]]:
+    """Return Linux's counters of each core that may be used here: user, nice, system, idle, iowait, ..."""
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    times = {name: [*map(int, numbers)] for name, *numbers in lines if name.startswith("cpu")}
+    return {core: times[f"cpu{core}"] for core in os.sched_getaffinity(0) if f"cpu{core}" in times}
+
+
 if __name__ == "__main__":
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(idle_cores())
     sys.exit(main())

@@ -1,6 +1,7 @@
 """Helpers that notebooks of 2021 import, for files, nested values and parameters; devices, atomic writing."""
 
 import argparse
+import errno
 import hashlib
 import importlib.util
 import math
@@ -30,6 +31,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     `path` holds its old content or the new one, whole, at any moment, also after a crash or a power failure:
     the partial file and its folder are flushed to the disk. After an exception the partial file is removed.
     The folder must exist. The partial file is called `.NAME.PID.part`.
+
+    Raises:
+        OSError: the disk is full, whatever kind of error the writer made of it; it names `path`.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -38,8 +42,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _flush_to_disk(partial)
         partial.replace(path)
         _flush_to_disk(path.parent)
+    except Exception as error:
+        if (number := _full_disk(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _full_disk(error: BaseException | None) -> int | None:
+    """Return the system's number for a full disk (or quota) if it is what an error is due to."""
+    while error is not None:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            # torch and safetensors raise errors of their own; the reason is their cause, or in their text
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Colours of labels."""
+"""Colors of labels."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from taming.colormap import label_colors
 
 
 @pytest.mark.parametrize("count", [1, 10, 22, 183])
-def test_every_label_has_a_colour_of_its_own(count):
+def test_every_label_has_a_color_of_its_own(count):
     colors = label_colors(count).astype(int)
     assert colors.shape == (count, 3)
     distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1000 * np.eye(count)
@@ -15,6 +15,6 @@ def test_every_label_has_a_colour_of_its_own(count):
     assert count < 22 or (label_colors(count)[:22] == label_colors(22)).all()
 
 
-def test_too_many_labels_are_refused():
+def test_too_many_labels_are_rejected():
     with pytest.raises(ValueError, match="2000 labels are too many"):
         label_colors(2000)

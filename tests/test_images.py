@@ -1,4 +1,4 @@
-"""Pictures in and out: the round trip of all pixels, the grid, PNG files."""
+"""Images in and out: the round trip of all pixels, the grid, PNG files."""
 
 import numpy as np
 import pytest

@@ -65,7 +65,7 @@ def test_lambda_lr_saves_and_resumes_without_unsafe_types(schedule):
     file = io.BytesIO()
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, file)
     file.seek(0)
-    state = torch.load(file, weights_only=True)  # refuses numpy numbers
+    state = torch.load(file, weights_only=True)  # rejects numpy numbers
     resumed_optimizer, resumed = build()
     resumed_optimizer.load_state_dict(state["optimizer"])
     resumed.load_state_dict(state["scheduler"])
@@ -88,6 +88,6 @@ def test_logs_at_its_interval_only(caplog):
     (lambda: LambdaLinearScheduler([], [], [], [], []), "one entry per cycle"),
     (lambda: LambdaLinearScheduler([10], [0.0], [1.0], [0.0], [10]), "10 steps.*10 warm-up"),
 ])
-def test_refuses_numbers_that_make_no_schedule(build, message):
+def test_rejects_numbers_that_make_no_schedule(build, message):
     with pytest.raises(ValueError, match=message):
         build()

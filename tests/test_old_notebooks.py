@@ -1,4 +1,4 @@
-"""What notebooks of 2021 did, word for word: OmegaConf, a class, a state dict, encode and decode."""
+"""What notebooks and projects of 2021 did: a class, a state dict, encode, decode; losses of their own."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def config_file(folder, text):
 
 
 def old_checkpoint(folder, model):
-    """A file as in 2021: LPIPS among the weights, the trainer's counters beside them."""
+    """A file as in 2021: LPIPS among the weights, the trainer's counters with them."""
     state = {**model.state_dict(), "loss.perceptual_loss.lin0.model.1.weight": torch.ones(1, 64, 1, 1)}
     torch.save({"state_dict": state, "global_step": 7, "epoch": 0}, folder / "last.ckpt")
     return folder / "last.ckpt"
@@ -116,3 +116,60 @@ def test_sliding_window_of_the_first_notebook(tmp_path):
         probs = torch.nn.functional.softmax(logits, dim=-1)
         idx[:, i, j] = torch.multinomial(probs, num_samples=1)[:, 0]
         assert (probs > 0).sum() == 10
+
+
+# ---- what projects that build on 2021's code do
+
+
+@pytest.mark.parametrize("is_gumbel", [False, True])
+def test_images_are_optimized_through_a_frozen_decoder(is_gumbel, tmp_path):
+    """As guidance by CLIP does: no loss, no encoder, gradients to the latents alone."""
+    text = VQGAN + STAGE.format(channels=3) + (GUMBEL if is_gumbel else "")
+    config = OmegaConf.load(config_file(tmp_path, text))
+    model = load_vqgan(config, is_gumbel=is_gumbel)
+    path = old_checkpoint(tmp_path, load_vqgan(config, is_gumbel=is_gumbel))
+    model.eval().requires_grad_(False)
+    model.init_from_ckpt(path)
+    del model.loss
+    assert 2 ** (model.decoder.num_resolutions - 1) == 4
+    codebook = model.quantize.embed.weight if is_gumbel else model.quantize.embedding.weight
+    one_hot = torch.nn.functional.one_hot(torch.randint(24, [8 * 12]), 24).float()
+    z = (one_hot @ codebook).view(1, 8, 12, 32).permute(0, 3, 1, 2).clone().requires_grad_(True)
+    image = model.decode(z)
+    image.square().mean().backward()
+    assert image.shape == (1, 3, 32, 48) and z.grad.abs().max() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+LOSS = """
+from taming.modules.losses.vqperceptual import *
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.perceptual_loss = LPIPS(random_trunk=True).eval()
+        self.features = self.perceptual_loss.net
+        disc = NLayerDiscriminator(input_nc=3, n_layers=2, use_actnorm=False)
+        self.discriminator = disc.apply(weights_init)
+        self.logvar = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, rec, step):
+        nll = (torch.abs(x - rec) + self.perceptual_loss(x, rec)) / torch.exp(self.logvar) + self.logvar
+        style = F.mse_loss(self.features(x).relu2_2, self.features(rec).relu2_2)
+        factor = adopt_weight(1.0, step, threshold=5)
+        real, fake = self.discriminator(x), self.discriminator(rec)
+        return nll.mean() + style + factor * hinge_d_loss(real, fake), factor * vanilla_d_loss(real, fake)
+"""
+
+
+def test_a_loss_on_the_star_import_of_ours():
+    names: dict = {}
+    exec(LOSS, names)
+    loss = names["Loss"]()
+    x, rec = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(2, 3, 32, 32, requires_grad=True)
+    early, zero = loss(x, rec, 4)
+    late, value = loss(x, rec, 5)
+    assert zero.item() == 0 and value.item() > 0 and late > early
+    late.backward()
+    assert rec.grad.abs().max() > 0 and loss.logvar.grad.abs() > 0
+    assert any(key.startswith("features.slice1") for key in loss.state_dict())

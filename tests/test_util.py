@@ -1,5 +1,6 @@
 """The helpers of 2021: same calls and results, without hidden downloads."""
 
+import errno
 import hashlib
 import http.server
 import os
@@ -22,6 +23,7 @@ from taming.util import (
     pick_device,
     retrieve,
 )
+from tests.tiny import FullDisk
 
 BODY = b"0123456789" * 500
 
@@ -145,7 +147,7 @@ def test_count_params_counts_tied_weights_once():
     assert count_params(model) == (6, 8)
 
 
-def test_a_device_is_found_or_refused_in_a_sentence():
+def test_a_device_is_found_or_rejected_in_a_sentence():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("nonsense", "cuda:99"):
@@ -195,3 +197,20 @@ def test_atomic_write_flushes_the_file_before_the_rename_and_the_folder_after(tm
     with atomic_write(path) as partial:
         partial.write_bytes(b"x")
     assert flushed == [("file", False), ("folder", True)]
+
+
+@pytest.mark.parametrize("write", [
+    lambda file: file.write(b"x" * 100_000),
+    lambda file: torch.save(torch.zeros(100_000), file),  # raises an error of its own
+], ids=["bytes", "torch"])
+def test_atomic_write_names_a_full_disk(tmp_path, write):
+    path = tmp_path / "file.bin"
+    path.write_text("old")
+    with pytest.raises(OSError) as caught, atomic_write(path):
+        write(FullDisk())
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_text() == "old"
+    with pytest.raises(RuntimeError, match="os error 28"), atomic_write(path):
+        raise RuntimeError("os error 28")  # anything else passes
+    with pytest.raises(OSError, match="No space"), atomic_write(path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it

@@ -2,6 +2,8 @@
 
 import atexit
 import csv
+import errno
+import io
 import os
 import signal
 import weakref
@@ -136,6 +138,27 @@ class Trouble(Callback):
         self._validations += batch_idx == 0
         if self._active and self._validations == self.validation and batch_idx == 0:
             self._happen(batch)
+
+
+class FullDisk(io.RawIOBase):
+    """A file on a disk that is full."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class BadGradient(Callback):
+    """A NaN in one gradient of batch `at`, from 1 on, though its loss is finite."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if pl_module.batches_seen + 1 == self.at and optimizer is trainer.optimizers[0]:
+            pl_module.encoder.conv_in.weight.grad[0, 0] = torch.nan
 
 
 class Record(Callback):

@@ -5,9 +5,7 @@ torch's `weights_only` reader or safetensors. Loading is strict, and reports by 
 """
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from taming.checkpoint.legacy_pickle import read_pickled
 from taming.checkpoint.meta_init import hollow_parameters, is_whole
 from taming.checkpoint.state_dict import LoadReport, fill, load_weights, some_of
 from taming.config import instantiate_from_config, load_config
+from taming.util import atomic_write
 
 __all__ = [
     "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
@@ -191,28 +190,19 @@ def save_exported(model: nn.Module, config: Config, folder: str | Path, step: in
         storage = value.untyped_storage().data_ptr()
         tensors[key] = value.clone() if storage in storages else value  # safetensors refuses shared memory
         storages.add(storage)
-    with _appearing(folder / CONFIG_NAME) as config_file, _appearing(folder / WEIGHTS_NAME) as weights_file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / CONFIG_NAME) as config_file, atomic_write(folder / WEIGHTS_NAME) as weights:
         OmegaConf.save(plain, config_file, resolve=True)
-        save_file(tensors, weights_file, metadata={"format": "pt", "step": str(int(step))})
+        save_file(tensors, weights, metadata={"format": "pt", "step": str(int(step))})
     return folder
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint that appears whole or not at all; models mapped from its predecessor stay intact."""
-    with _appearing(Path(path)) as file:
-        torch.save(content, file)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Yield a place to write to in the folder of `path`; at the end of the block the file takes its name."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, partial.open("wb") as file:  # given a path, torch hides what failed
+        torch.save(content, file)
 
 
 def _check_entries(state: Mapping[Any, Any], path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint, without_ckpt_paths
@@ -27,20 +27,28 @@ from taming.config import allow_targets, instantiate_from_config, load_config
 from taming.models.base import NonFiniteLoss
 from taming.training.arguments import device_count, parse, resolve_trainer_arguments
 from taming.training.callbacks import (
+    AtomicCheckpointIO,
     ExactResume,
     Interrupted,
-    LastCheckpoint,
+    NotSaved,
     SeededBatches,
     SetupCallback,
     StopAfterBatches,
-    WholeFileIO,
+    Unhealthy,
     plain,
 )
 from taming.training.console import message_of_ours, report, say, silence
 from taming.training.loggers import build_loggers
+from taming.training.sync_batchnorm import SyncBatchNorms
 from taming.util import count_params
 
 STAGES = ("first_stage_config", "cond_stage_config")
+USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
+    "image_logger": "taming.training.callbacks.ImageLogger",
+    "health": "taming.training.callbacks.Health",
+    "progress": "taming.training.callbacks.Progress",
+    "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
+}
 DEFAULT_SEED = 23  # that of 2021
 
 
@@ -83,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status = train(run, model, data, fit=options.train, test=not options.no_test)
     except Exception as error:
-        if debug or isinstance(error, NonFiniteLoss) or message_of_ours(error):
+        if debug or isinstance(error, NonFiniteLoss | NotSaved | Unhealthy) or message_of_ours(error):
             return report(error, debug)
         raise
     leave_group()
@@ -336,7 +344,9 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
     if max_steps not in (None, -1):
         arguments.setdefault("max_epochs", -1)
         callbacks.append(StopAfterBatches(int(max_steps)))
-    arguments["plugins"] = [*(arguments.get("plugins") or []), WholeFileIO()]
+    arguments["plugins"] = [*(arguments.get("plugins") or []), AtomicCheckpointIO()]
+    if arguments.pop("sync_batchnorm", False) and devices > 1:
+        arguments["plugins"].append(SyncBatchNorms())
     if "log_every_n_steps" not in arguments and hasattr(items := data.datasets.get("train"), "__len__"):
         arguments["log_every_n_steps"] = min(10, max(1, len(items) // (data.batch_size * devices)))
     arguments["use_distributed_sampler"] = False
@@ -357,14 +367,17 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         params["every_n_epochs"] = params.pop("period")
     every = params.pop("every_n_train_steps", None)  # Lightning counts optimizer steps, two a batch
     params.setdefault("monitor", model.monitor)
-    wanted = {"image_logger": {"target": "taming.training.callbacks.ImageLogger", "params": {}}}
-    wanted = plain(OmegaConf.merge(wanted, lightning.get("callbacks", {})))
+    usual: dict[str, Any] = {key: {"target": target, "params": {}} for key, target in USUAL_CALLBACKS.items()}
+    usual["last_checkpoint"]["params"]["every_n_batches"] = every
+    wanted = plain(OmegaConf.merge(usual, lightning.get("callbacks") or {}))
+    if not run.trainer_arguments.get("enable_progress_bar", True):
+        wanted["progress"] = None
+    if not run.trainer_arguments.get("enable_checkpointing", True):
+        wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
-        SetupCallback(run.logdir, run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(),
-        *(instantiate_from_config(config) for config in wanted.values()),
+        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(),
+        *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
-    if run.trainer_arguments.get("enable_progress_bar", True):
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20))
     if not run.trainer_arguments.get("enable_checkpointing", True):
         return callbacks
     if params["monitor"] is not None:
@@ -373,5 +386,4 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         params.setdefault("auto_insert_metric_name", False)
         target = best.get("target", "pytorch_lightning.callbacks.ModelCheckpoint")
         callbacks.append(instantiate_from_config({"target": target, "params": params}))
-    callbacks.append(LastCheckpoint(checkpoints / "last.ckpt", every_n_batches=every))
     return callbacks

@@ -64,7 +64,7 @@ def test_nothing_is_packed_where_gradients_may_be_wanted_or_the_dtype_is_not_sup
 @needs_packing
 @torch.no_grad()
 @pytest.mark.parametrize("n_unmasked", [0, 4])
-def test_long_sampling_uses_it_and_draws_the_same_tokens(n_unmasked):
+def test_long_sampling_uses_it_and_samples_the_same_tokens(n_unmasked):
     model = GPT(31, 80, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked).eval()
     for parameter in model.parameters():
         parameter.mul_(8.0) if parameter.ndim > 1 else None

@@ -56,14 +56,14 @@ def test_smallest_image_gives_one_logit_and_smaller_ones_an_error(n_layers):
         net.main(torch.zeros(1, 3, side - 1, 64))
 
 
-def test_refuses_other_channels_and_no_layers():
+def test_rejects_other_channels_and_no_layers():
     with pytest.raises(ValueError, match="takes 3 channels, got 4.*disc_in_channels"):
         NLayerDiscriminator(ndf=2)(torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match="disc_num_layers is 0"):
         NLayerDiscriminator(n_layers=0)
 
 
-def test_initialisation_has_the_deviations_of_dcgan():
+def test_initialization_has_the_deviations_of_dcgan():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = NLayerDiscriminator()

@@ -82,7 +82,7 @@ def test_weights_are_taken_out_of_a_whole_checkpoint_of_2021(references):
     torch.testing.assert_close(ours(x, y), reference(x, y), rtol=1e-5, atol=1e-5)
 
 
-def test_trunk_state_of_another_network_is_refused(references):
+def test_trunk_state_of_another_network_is_rejected(references):
     with pytest.raises(ValueError, match=r"features\.\d+\.\w+"):
         LPIPS(net="vgg").load_trunk_state(references["alex"].state_dict())
 
@@ -97,7 +97,7 @@ def test_equal_images_have_distance_zero_and_a_finite_gradient(net):
     assert x.grad.isfinite().all()
 
 
-def test_normalisation_is_smooth_at_zero():
+def test_normalization_is_smooth_at_zero():
     x = torch.zeros(1, 4, 2, 2, requires_grad=True)
     normalize_tensor(x).sum().backward()
     assert x.grad.isfinite().all()
@@ -187,7 +187,7 @@ def test_one_channel_counts_three_times():
     (((1, 3, 32, 32), (1, 3, 32, 48)), "one shape"),
     (((1, 3, 15, 32), (1, 3, 15, 32)), "15 x 32.*16.*perceptual_weight: 0"),
 ])
-def test_refuses_what_it_cannot_compare(shapes, message):
+def test_rejects_what_it_cannot_compare(shapes, message):
     with pytest.raises(ValueError, match=message):
         LPIPS(net="vgg", random_trunk=True)(*(torch.zeros(shape) for shape in shapes))
 
@@ -277,7 +277,7 @@ def test_a_checkpoint_without_the_network_says_so(tmp_path):
         LPIPS(trunk_path=tmp_path / "list.pth")(*pair)
 
 
-def test_a_file_in_the_old_format_is_read_and_code_is_refused(references, tmp_path):
+def test_a_file_in_the_old_format_is_read_and_code_is_rejected(references, tmp_path):
     pair, state = images(1, 3, 32, 32), torchvision_names(references["squeeze"].state_dict())
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loss = LPIPS(net="squeeze", trunk_path=tmp_path / "old.pth")

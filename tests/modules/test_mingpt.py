@@ -166,8 +166,8 @@ def test_sample_goes_on_beyond_the_block():
     assert torch.equal(sample(model, x, 14), want)
     assert torch.equal(sample(model, x, 3), want[:, :8])
     assert torch.equal(sample_with_past(x, model, 3, sample_logits=False), want[:, 5:8])
-    drawn = sample(model, x, 14, temperature=5.0, sample=True, top_k=9)
-    assert drawn.shape == (2, 19) and torch.equal(drawn[:, :5], x) and not torch.equal(drawn, want)
+    sampled = sample(model, x, 14, temperature=5.0, sample=True, top_k=9)
+    assert sampled.shape == (2, 19) and torch.equal(sampled[:, :5], x) and not torch.equal(sampled, want)
 
 
 def test_top_k_logits():

@@ -63,13 +63,13 @@ def test_identity_takes_any_length_both_ways():
 
 
 @pytest.mark.parametrize("size", [(6, 6), (8, 12), (3, 5)])
-def test_subsample_refuses_sizes_it_cannot_halve(size):
+def test_subsample_rejects_sizes_it_cannot_halve(size):
     with pytest.raises(ValueError, match=f"H={size[0]}, W={size[1]}"):
         p.Subsample(*size)
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_refuses_no_grid_and_another_length(cls):
+def test_rejects_no_grid_and_another_length(cls):
     with pytest.raises(ValueError, match="H=0, W=4"):
         cls(0, 4)
     with pytest.raises(ValueError, match="16 tokens, got a sequence of 17"):

@@ -34,6 +34,6 @@ def test_a_transformer_begins_with_them_and_learns_them():
     ([[2, 3, 4]], 16, r"\[2, 3, 4\] is neither a number of tokens nor"),
     ([0, 20], 16, "0 is neither a number of tokens nor"),
 ])
-def test_layouts_that_cannot_be_are_refused(layout, channels, message):
+def test_layouts_that_cannot_be_are_rejected(layout, channels, message):
     with pytest.raises(ValueError, match=message):
         GPT(10, 11, n_layer=1, n_head=2, n_embd=channels, layout=layout)

@@ -1,4 +1,4 @@
-"""Decoding in tiles gives the picture of the whole decoder, within the memory that was asked for."""
+"""Decoding in tiles gives the image of the whole decoder, within the memory that was asked for."""
 
 import copy
 import subprocess
@@ -22,7 +22,7 @@ SIZES = dict(
 
 
 def make(**arguments):
-    """A decoder of f = 4 whose weights give pictures with large contrasts, brighter on one side."""
+    """A decoder of f = 4 whose weights give images with large contrasts, brighter on one side."""
     torch.manual_seed(0)
     decoder = Decoder(**{**SIZES, **arguments}).eval()
     with torch.no_grad():
@@ -38,7 +38,7 @@ def latents(height=7, width=17, batch=1):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("tile", "keep"), [(16, 0), (20, 2**18), (16, 2**30), (100, 0), (3, 2**30)])
-def test_the_picture_is_that_of_the_whole(tile, keep):
+def test_the_image_is_that_of_the_whole(tile, keep):
     decoder, z = make(), latents(batch=2)
     want = decoder(z)
     got = decode_tiled(decoder, z, tile=tile, keep=keep)
@@ -57,7 +57,7 @@ def test_every_kind_of_decoder(arguments):
 
 
 @torch.no_grad()
-def test_tiles_that_are_normalised_by_themselves_would_differ():
+def test_tiles_that_are_normalized_by_themselves_would_differ():
     """What the passes are for: the same tiles, each with statistics of its own."""
     decoder, z = make(), latents()
     want = decoder(z)
@@ -94,7 +94,7 @@ def test_only_what_does_not_fit_is_decoded_in_tiles(monkeypatch):
     decoder, z, seen = make(), latents(batch=2), counted(monkeypatch)
     with torch.no_grad():
         want = decoder(z)
-    largest = 28 * 68 * 32 * 4  # the map behind the last upsampling
+    largest = 28 * 68 * 32 * 4  # the map after the last upsampling
     with torch.no_grad():
         assert torch.equal(decode(decoder, z), want) and not seen
         assert torch.equal(decode(decoder, z, memory=2 * 6 * largest), want) and not seen

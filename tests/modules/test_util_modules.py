@@ -29,7 +29,7 @@ def test_actnorm_starts_as_the_golden_case():
         torch.testing.assert_close(value, case[f"state/{key}"], rtol=1e-5, atol=1e-6)
 
 
-def test_actnorm_normalises_the_first_batch_only():
+def test_actnorm_normalizes_the_first_batch_only():
     norm = ActNorm(4).train()
     first = norm(batch(8, 4, 5, 3))
     torch.testing.assert_close(first.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
@@ -53,7 +53,7 @@ def test_actnorm_does_not_start_in_evaluation_mode():
     assert norm.initialized.item() == 0
 
 
-def test_actnorm_reverse_inverts_and_refuses_to_start():
+def test_actnorm_reverse_inverts_and_rejects_to_start():
     norm, x = ActNorm(4).train(), batch(2, 4, 3, 3)
     with pytest.raises(RuntimeError, match="allow_reverse_init=True"):
         norm(x, reverse=True)
@@ -74,7 +74,7 @@ def test_actnorm_log_determinant_is_that_of_the_jacobian(shape):
     torch.testing.assert_close(logdet[0], torch.linalg.slogdet(jacobian.reshape(size, size))[1])
 
 
-def test_actnorm_refuses_what_it_cannot_do():
+def test_actnorm_rejects_what_it_cannot_do():
     with pytest.raises(ValueError, match="affine"):
         ActNorm(2, affine=False)
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
@@ -108,7 +108,7 @@ def test_labelator_wraps_ids_as_a_first_stage_would(shape):
 @pytest.mark.parametrize(("ids", "message"), [
     ([3, 10], r"10 is outside 0\.\.9"), ([-1, 3], r"-1 is outside"), ([[1, 2]], r"\(1, 2\)"),
 ])
-def test_labelator_refuses_ids_and_shapes_by_value(ids, message):
+def test_labelator_rejects_ids_and_shapes_by_value(ids, message):
     with pytest.raises(ValueError, match=message):
         Labelator(10).encode(torch.tensor(ids))
 

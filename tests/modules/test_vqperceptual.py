@@ -206,9 +206,9 @@ def test_perceptual_distance_is_added_and_logged(scene):
 
 def test_pixels_are_compared_as_asked():
     few = torch.full((1, 1, 4, 8), -1.0)
-    few[..., 2] = 1.0  # an edge: an eighth of the picture
+    few[..., 2] = 1.0  # an edge: an eighth of the image
     blank, mean = torch.full_like(few, -1.0), torch.full_like(few, -0.75)
-    for pixel_loss, want in (("l1", [0.25, 0.4375]), ("l2", [0.5, 0.4375])):  # L1 takes the blank picture
+    for pixel_loss, want in (("l1", [0.25, 0.4375]), ("l2", [0.5, 0.4375])):  # L1 takes the blank image
         loss = VQLPIPS(perceptual_weight=0.0, pixel_loss=pixel_loss)
         assert [float(loss(torch.zeros(()), few, rec)[0]) for rec in (blank, mean)] == pytest.approx(want)
     scene = Scene()

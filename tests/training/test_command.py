@@ -55,10 +55,8 @@ def test_run_directory_holds_what_a_run_is(vqgan):
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert checkpoints[-1] == "last.ckpt"
     assert [name.split("=")[1][:6] for name in checkpoints[:-1]] == ["000000", "000001"]  # the best
-    pictures = {path.name for path in (run / "images" / "train").iterdir()}
-    assert pictures == {
-        f"{name}_{batch:06d}.png" for name in ("inputs", "reconstructions") for batch in (1, 2, 3, 6)
-    }
+    images = {path.name for path in (run / "images" / "train").iterdir()}
+    assert images == {f"sheet_{batch:06d}.png" for batch in (1, 2, 3, 6)}
     rows = [row for row in curves(run) if "train/rec_loss" in row]
     assert [int(row["step"]) for row in rows] == list(range(STEPS))
     assert ["train/d_weight" in row for row in rows] == [False] * 2 + [True] * 4  # disc_start: 2
@@ -132,8 +130,8 @@ def test_a_signal_saves_and_training_goes_on(vqgan, tmp_path, monkeypatch):
         save(self, trainer, pl_module)
 
     monkeypatch.setattr(LastCheckpoint, "save", noted)
-    run = train(vqgan[0], tmp_path, "part", "--max_steps", STEPS, *trouble(kind="SIGUSR1", at=2))
-    assert saved[0] == 1 < BATCHES  # before the batch at whose start it came, long before a validation
+    run = train(vqgan[0], tmp_path, "part", "--max_steps", STEPS, *trouble(kind="SIGUSR1", at=3))
+    assert saved[:2] == [1, 2]  # the first batch, always; and before the batch at whose start it came
     assert_same(vqgan[1], run)
 
 
@@ -221,7 +219,7 @@ lightning:
     words = ["-b", str(vqgan[0]), str(old), "-t", "-l", str(tmp_path), "-n", "old", "-f", "_fix", "-s", "5"]
     assert main([*words, "model.params.n_embed=4"]) == 0
     run = next(tmp_path.glob("*_old_fix"))
-    assert (run / "images" / "train" / "inputs_000001.png").exists()
+    assert (run / "images" / "train" / "sheet_000001.png").exists()
     config = read_checkpoint(run / "checkpoints" / "last.ckpt")["config"]
     assert config["model"]["params"]["n_embed"] == 4  # what is said on the command line wins
     assert config["lightning"]["seed"] == config["data"]["params"]["seed"] == 5

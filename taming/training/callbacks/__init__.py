@@ -1,0 +1,23 @@
+"""Callbacks of the training command: run directory, checkpoints, images, progress, health.
+
+All of them count batches, and write below the trainer's `default_root_dir` only, the run directory, since a
+YAML file may name any of them. A model here is a `taming.models.base.ImageModel`: it has `batches_seen` and
+`log_images`.
+"""
+
+from taming.training.callbacks.health import Health, Unhealthy
+from taming.training.callbacks.images import ImageLogger
+from taming.training.callbacks.progress import Progress
+from taming.training.callbacks.run import SeededBatches, SetupCallback, StopAfterBatches, plain
+from taming.training.callbacks.saving import (
+    AtomicCheckpointIO,
+    ExactResume,
+    Interrupted,
+    LastCheckpoint,
+    NotSaved,
+)
+
+__all__ = [
+    "AtomicCheckpointIO", "ExactResume", "Health", "ImageLogger", "Interrupted", "LastCheckpoint", "NotSaved",
+    "Progress", "SeededBatches", "SetupCallback", "StopAfterBatches", "Unhealthy", "plain",
+]
