@@ -11,7 +11,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 NOISE = (  # what Lightning and torch say that is no news here: advertisements, and advice on what we chose
     "litlogger", "litmodels", "`weights_only` was not set", "TPU available", "at the start of training",
-    "does not have many workers", "LeafSpec", "Experiment logs directory", "exists and is not empty",
+    "does not have many workers", "LeafSpec", "on_before_batch_transfer",
+    "Experiment logs directory", "exists and is not empty",
 )
 # torch repeats what was raised in a loader process as the text of a traceback; of it the innermost file, and
 # what the error said there.
