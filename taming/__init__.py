@@ -1,4 +1,4 @@
-"""Two-stage image synthesis: a tokenizer and a prior over its codes (VQGAN and transformer, Esser et al. 2021).
+"""Two-stage image synthesis: a tokenizer, and a prior over its codes (Esser, Rombach and Ommer 2021).
 
 The names in `__all__` are imported when they are first used, so that `import taming` itself takes no time.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # the same for type checkers, which do not call __getattr__
 
 __all__ = [
     "GumbelVQ", "Net2NetTransformer", "VQModel", "allow_targets", "find_config",
-    "image_generators", "instantiate_from_config", "load_config", "load_model", "sample_tokens", "sample_window",
-    "save_exported", "save_png",
+    "image_generators", "instantiate_from_config", "load_config", "load_model", "sample_tokens",
+    "sample_window", "save_exported", "save_png",
 ]
 
 

@@ -139,12 +139,13 @@ def find_config(name: str | Path) -> Path:
     if path.is_dir():
         raise FileNotFoundError(f"config file {path} is a folder, not a YAML file")
     near = _closest(within.as_posix().removesuffix(".yaml"), config_names())
-    raise FileNotFoundError(f"config file {path} does not exist{near}; `taming configs` lists those there are")
+    raise FileNotFoundError(f"config file {path} does not exist{near}; `taming configs` lists what there is")
 
 
 def config_names() -> list[str]:
     """Return the names of all configurations that `find_config` finds without a path."""
-    files = {f.relative_to(folder) for folder in (Path("configs"), config_folder()) for f in folder.rglob("*.yaml")}
+    folders = Path("configs"), config_folder()
+    files = {file.relative_to(folder) for folder in folders for file in folder.rglob("*.yaml")}
     return sorted(file.with_suffix("").as_posix() for file in files)
 
 

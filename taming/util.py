@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import math
 import os
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
-"""The commands: `taming COMMAND ...`, or `python -m taming COMMAND ...`; scripts/ has them by their names of 2021.
+"""The commands: `taming COMMAND ...`, or `python -m taming COMMAND ...`; in scripts/ by their names of 2021.
 
 A command is a module here and a line in COMMANDS. The module has a docstring, which is its help; a function
-`add_arguments(parser)`; and a function `run(options)`, which raises ValueError for what the user has to change.
-This file imports the standard library only, so that a list of commands takes no time.
+`add_arguments(parser)`; and a function `run(options)`, which raises ValueError for what the user has to
+change. This file imports the standard library only, so that a list of commands takes no time.
 """
 
 import difflib
@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from taming.cli.environment import needs_packages
 
@@ -54,21 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command(name, f"taming {name}")(rest)
 
 
-def command(name: str, prog: str | None = None) -> Command:
-    """Return a command; its module is imported when it is called. `prog` is its name in help texts."""
+def command(name: str, prog: str | None = None, **defaults: Any) -> Command:
+    """Return a command; its module is imported when it is called.
+
+    Args:
+        name: the module here, with hyphens for underscores.
+        prog: the name in help texts.
+        **defaults: other values for what is not given on the command line.
+    """
 
     def call(argv: Sequence[str] | None = None) -> int:
         with needs_packages():
             module = importlib.import_module(f"taming.cli.{name.replace('-', '_')}")
             from taming.cli.parser import execute
-        return execute(module, argv, prog)
+        return execute(module, argv, prog, defaults)
 
     return call
 
 
-def script(name: str, module: str) -> Command:
+def script(name: str, module: str, **defaults: Any) -> Command:
     """Return a command for a file of scripts/, and run it if that file is the program (`__main__`)."""
-    found = command(name, Path(sys.argv[0]).name)
+    found = command(name, Path(sys.argv[0]).name, **defaults)
     if module == "__main__":
         sys.exit(found(None))
     return found
@@ -79,7 +86,7 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
     return (
-        f"usage: taming COMMAND ...\n\n{lines}\n\n`taming COMMAND --help` lists the options of a command; hyphens "
-        "and underscores in them are the same.\n`taming --print-completion bash` (or zsh) prints completions for "
-        "the shell; `taming --version` the version."
+        f"usage: taming COMMAND ...\n\n{lines}\n\n`taming COMMAND --help` lists the options of a command; in "
+        "them hyphens and underscores are the same.\n`taming --print-completion bash` (or zsh) prints "
+        "completions for the shell, `taming --version` the version."
     )

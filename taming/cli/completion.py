@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         import shtab
     except ImportError as error:
-        raise ValueError(f"--print-completion needs the package shtab ({error}): pip install shtab") from error
+        raise ValueError(f"completions need the package shtab ({error}): pip install shtab") from error
     print(shtab.complete(parser_of_all(shtab.FILE), options.shell))
 
 

@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
         return
     found = [each for each in names if name in each]
     if not found:
-        raise ValueError(f"no configuration is called {name}{did_you_mean(name, names)}; `taming configs` lists all")
+        near = did_you_mean(name, names)
+        raise ValueError(f"no configuration is called {name}{near}; `taming configs` lists all")
     width = max(map(len, found))
     for each in found:
         print(f"{each:{width}}  {summary(find_config(each).read_text(encoding='utf-8'))}")

@@ -1,4 +1,4 @@
-"""One line instead of a traceback where Python is too old, or the packages that taming needs are not installed.
+"""One line instead of a traceback where Python is too old, or packages that taming needs are missing.
 
 Like `taming.cli` itself, this imports the standard library only, in a syntax that older Pythons read too.
 """
@@ -16,13 +16,14 @@ def needs_packages():
     """End the program with one line if an import within the block finds a package missing."""
     if sys.version_info < NEEDED:
         found = ".".join(map(str, sys.version_info[:2]))
-        sys.exit("error: this is Python {}, and taming needs {}.{} or newer; {}".format(found, *NEEDED, remedy()))
+        needed = ".".join(map(str, NEEDED))
+        sys.exit(f"error: this is Python {found}, and {needed} or newer is needed; {remedy()}")
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "taming").split(".")[0] in ("taming", "main", "scripts"):
             raise  # a fault of ours
-        sys.exit("error: {} has no package {}; {}".format(sys.executable, error.name, remedy()))
+        sys.exit(f"error: {sys.executable} has no package {error.name}; {remedy()}")
 
 
 def remedy():
@@ -30,5 +31,5 @@ def remedy():
     if not (ROOT / "Makefile").is_file():
         return "install it with what it needs: pip install taming"
     activate = ROOT / ".venv" / "bin" / "activate"
-    enter = "enter the environment: source '{}'".format(activate)
-    return enter if activate.is_file() else "make one (make -C '{}' env), then {}".format(ROOT, enter)
+    enter = f"enter the environment: source '{activate}'"
+    return enter if activate.is_file() else f"make one (make -C '{ROOT}' env), then {enter}"

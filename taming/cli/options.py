@@ -1,83 +1,132 @@
-"""The options that every command that draws pictures has, and what they mean for a model."""
+"""Options that several commands have, what their values mean, and where output may go."""
 
 import argparse
+import os
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from omegaconf import DictConfig
 
 from taming.checkpoint import find_checkpoint, load_model
-from taming.config import allow_targets
+from taming.cli.parser import Parser, did_you_mean
+from taming.data.sampler import SeededDataset
+from taming.inference.dataset import build_dataset, data_section
 from taming.inference.decoding import PRECISIONS
 from taming.inference.distributed import own_device
-from taming.inference.provenance import model_note
+from taming.inference.provenance import check_replaceable, data_metadata, model_metadata
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.util import number
 
 SETTINGS = ("seed", "top_k", "top_p", "temperature", "min_p", "guidance", "stride", "precision")
-TORCHRUN = "Several processes share the work: torchrun --nproc_per_node 2 %(prog)s ..., one GPU for each."
+TORCHRUN = "Several processes share the work, each with a GPU: torchrun --nproc_per_node 2 -m taming {} ..."
+
+Size = tuple[int, int]  # height, width
+
+# ---- values
 
 
-class Parser(argparse.ArgumentParser):
-    """Reads the options of a command that `description` tells of; what is wrong with them is one line."""
-
-    def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the whole usage, and leave."""
-        self.exit(2, f"error: {message}; --help lists the options\n")
+def path(text: str) -> Path:
+    """Read a path; `~` is the home folder."""
+    return Path(text).expanduser()
 
 
-def add_allow(parser: argparse.ArgumentParser) -> None:
+def size(text: str) -> Size:
+    """Read HEIGHTxWIDTH or HEIGHT,WIDTH, in pixels."""
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
+    return int(parts[0]), int(parts[1])
+
+
+def one_of(*choices: str) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option that is one of some words."""
+
+    def read(word: str) -> str:
+        if word not in choices:
+            hint = did_you_mean(word, choices)
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}{hint}")
+        return word
+
+    return {"type": read, "choices": choices}
+
+
+# ---- options
+
+
+def add_run(parser: Parser, what: str, **more: Any) -> None:
+    """Add the run to work with; `what` says which kind."""
+    help = f"{what}: run directory, checkpoint file or exported folder"
+    parser.add_argument("-r", "--run", type=path, metavar="RUN", help=help, **more)
+    parser.add_alias("--resume", "--run")
+
+
+def add_device(parser: Parser) -> None:
+    """Add the device to compute on."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is a GPU")
+
+
+def add_allow(parser: Parser) -> None:
     """Add the packages to hand to `taming.config.allow_targets` before a config is used."""
     parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="let configs name "
-        "classes of this package, whose code will run; may be repeated")
+                        "classes of this package, whose code will run; may be repeated")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the run to draw with, and how to draw."""
-    parser.epilog = TORCHRUN
+def add_batch_size(parser: Parser, default: int) -> None:
+    """Add how many images are computed together."""
+    help = "images at once; changes the speed alone"
+    parser.add_argument("--batch-size", type=number(int, 1), default=default, help=help)
+
+
+def add_outdir(parser: Parser, help: str, **more: Any) -> None:
+    """Add where the output goes."""
+    parser.add_argument("-o", "--outdir", type=path, help=help, **more)
+
+
+def add_options(parser: Parser, command: str) -> None:
+    """Add the run to sample from, and how to sample."""
+    parser.epilog = TORCHRUN.format(command)
+    add_run(parser, "a transformer", required=True)
     add = parser.add_argument
-    add("-r", "--resume", required=True, metavar="RUN",
-        help="run directory, checkpoint or exported folder of a transformer")
-    add("-t", "--temperature", type=number(float, 0, above=True), default=1.0, help="below 1 for likelier "
-        "pictures; default: 1.0")
-    add("-k", "--top_k", type=number(int, 1), help="draw among the k likeliest codes; default: all")
-    add("-p", "--top_p", type=number(float, 0, 1, above=True), help="draw among the likeliest codes of total "
-        "probability p; default: 1")
-    add("--min_p", type=number(float, 0, 1), help="draw among codes of at least that share of the likeliest "
-        "one's probability; default: 0")
-    add("--guidance", type=number(float, 0), default=1.0, metavar="SCALE", help="above 1, pictures follow "
-        "their condition more; for models that were trained with a null_token; default: 1, none")
-    add("--stride", type=number(int, 1), default=1, help="of pictures larger than in training: codes drawn "
-        "before the window moves; more is faster; default: 1")
-    add("--seed", type=number(int, 0), default=0, help="another seed, other pictures; default: 0")
-    add("--precision", choices=list(PRECISIONS), default="32", help="of the transformer's weights; bf16 "
-        "takes half the memory and time, and decodes in it too; 16 is for older GPUs; default: 32")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one, each process its own")
+    add("-t", "--temperature", type=number(float, 0, above=True), default=1.0, help="below 1 for more likely "
+        "images")
+    add("-k", "--top-k", type=number(int, 1), help="sample among the k most likely codes; default: all")
+    add("-p", "--top-p", type=number(float, 0, 1, above=True), help="sample among the most likely codes of "
+        "total probability p; default: 1")
+    add("--min-p", type=number(float, 0, 1), help="sample among codes of at least that share of the most "
+        "likely one's probability; default: 0")
+    add("--guidance", type=number(float, 0), default=1.0, metavar="SCALE", help="above 1, images follow "
+        "their condition more; for models that were trained with a null_token")
+    add("--stride", type=number(int, 1), default=1, help="on images larger than in training: codes sampled "
+        "before the window moves; more is faster")
+    add("--seed", type=number(int, 0), default=0, help="another seed gives other images")
+    add("--precision", default="32", help="of the transformer's weights; bf16 takes half the memory and "
+        "time, and decodes in it too; 16 is for older GPUs", **one_of(*PRECISIONS))
+    add_device(parser)
     add_allow(parser)
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the data set whose items are drawn, and where to."""
+def add_data_options(parser: Parser) -> None:
+    """Add the data set whose items are used, and where the images go."""
     add_data_source(parser)
-    add = parser.add_argument
-    add("-o", "--outdir", type=Path, required=True, help="folder for the pictures")
-    add("--batch_size", type=int, default=4, help="how many at once; changes the speed alone; default: 4")
+    add_outdir(parser, "folder for the images", required=True)
+    add_batch_size(parser, 4)
 
 
-def add_data_source(parser: argparse.ArgumentParser) -> None:
-    """Add the data set, of the run or another one; see `data_section`."""
+def add_data_source(parser: Parser) -> None:
+    """Add the data set, that of the run or another one; see `data_of`."""
     add = parser.add_argument
-    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="files that are merged over its config")
-    add("--ignore_base_data", action="store_true", help="leave out the run's own `data` section")
-    add("--split", default="validation", help="of the data: train, validation, test; default: validation")
+    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="configurations to merge over that of "
+        "the run: files, or names that `taming configs` lists")
+    parser.add_alias("--config", "--base")
+    add("--ignore-base-data", action="store_true", help="leave out the run's own section `data`")
+    add("--split", default="validation", help="of the data: train, validation or test")
     add("overrides", nargs="*", type=_data_override, metavar="data.sub=value", help="set on top of the files")
 
 
 def _data_override(word: str) -> str:
-    """Refuse what would change nothing: the model is that of its checkpoint."""
+    """Allow values of the data only: the model is that of its checkpoint."""
     if not word.startswith(("data.", "data=")):
         raise argparse.ArgumentTypeError(
             f"{word} would change nothing: the data alone can be set here, data.params.validation...=value"
@@ -85,11 +134,86 @@ def _data_override(word: str) -> str:
     return word
 
 
+def add_extraction_options(parser: Parser) -> None:
+    """Add the images that maps are made of, and the model that makes them."""
+    add = parser.add_argument
+    add("folder", type=path, help="images, at any depth")
+    add_outdir(parser, "folder for the maps", required=True)
+    add("--model", required=True, help="name on the hub, or a folder")
+    add("--offline", action="store_true", help="do not connect to the hub: the model was fetched before")
+    add_device(parser)
+
+
+# ---- where output may go
+
+
+def check_folder(folder: Path, inputs: Iterable[Path] = ()) -> Path:
+    """Return a folder for output, which may be new.
+
+    Args:
+        folder: the folder.
+        inputs: folders and files that are read.
+
+    Raises:
+        ValueError: nothing can be written there; or it lies in an input, where a later start would read what
+            this one wrote.
+    """
+    _check_place(folder, f"--outdir {folder}")
+    for given in inputs:
+        if given.is_dir() and folder.resolve().is_relative_to(given.resolve()):
+            raise ValueError(f"--outdir {folder} lies in {given}, which is read: choose another folder")
+    return folder
+
+
+def png_file(given: Path | None, name: str, inputs: Iterable[Path | None] = ()) -> Path:
+    """Return where a command writes its one image.
+
+    Args:
+        given: a name that ends in .png; or a folder, for the file `name`, under the next name that is free if
+            it is there already; this folder if None.
+        name: of the file, without its ending.
+        inputs: files that are read.
+
+    Raises:
+        ValueError: the file cannot be written, or would replace an input or a file of other origin.
+    """
+    file, folder = given, given or Path()
+    if file is None or file.is_dir() or not file.suffix:
+        names = chain((f"{name}.png",), (f"{name}_{i}.png" for i in count(2)))
+        file = next(folder / each for each in names if not (folder / each).exists())
+    check_png(file, f"--outdir {folder}")
+    if any(each is not None and each.resolve() == file.resolve() for each in inputs):
+        raise ValueError(f"--outdir {folder}: {file} is read, and would be replaced: choose another name")
+    return file
+
+
+def check_png(file: Path, given: str) -> None:
+    """Raise ValueError unless a PNG file can be written; `given` are the words that named it."""
+    if file.is_dir():
+        raise ValueError(f"{given} is a folder: name a file, {file / 'image.png'} for instance")
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"{given}: the file is a PNG: choose a name that ends in .png")
+    _check_place(file.parent, given)
+    check_replaceable(file)
+
+
+def _check_place(folder: Path, given: str) -> None:
+    """Raise ValueError unless the folder, or the nearest existing one above it, can be written to."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"{given}: {place} is a file: name another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{given}: {place} is not writable: name another folder")
+
+
+# ---- what the options stand for
+
+
 def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
-    """The model of `--resume` on this process's device, its config, and a note of how it draws.
+    """Load the model of `--run` to this process's device; return it, its config and metadata for its images.
 
     Reduced precision is that of the transformer's weights: its steps are bound by reading them, and autocast
-    would read all of float32. The stages that turn pictures into codes stay in float32, since bfloat16
+    would read all of float32. The stages that turn images into codes stay in float32, since bfloat16
     changes codes.
 
     Raises:
@@ -97,8 +221,7 @@ def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, D
         ValueError: it holds no transformer, guidance is asked for that it was not trained for, or more codes
             than it has.
     """
-    allow_targets(*options.allow)
-    file = find_checkpoint(options.resume)
+    file = find_checkpoint(options.run)
     model, config, step = load_model(file, device=own_device(options.device))
     if not isinstance(model, Net2NetTransformer):
         raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
@@ -112,20 +235,22 @@ def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, D
             f"--top_k {options.top_k}: the model of {file} has {model.n_codes} codes: give 1 to "
             f"{model.n_codes}, or leave it out for all"
         )
-    note = model_note(model, config)  # of the weights before they are rounded
+    metadata = model_metadata(model, config)  # of the weights before they are rounded
     model.transformer.to(PRECISIONS[options.precision])
-    note |= {name: str(getattr(options, name)) for name in SETTINGS}
-    return model, config, note | {"checkpoint": file.name, "step": str(step)}
+    metadata |= {name: str(getattr(options, name)) for name in SETTINGS}
+    return model, config, metadata | {"checkpoint": file.name, "step": str(step)}
+
+
+def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[SeededDataset, dict[str, str]]:
+    """Build the data set that the options of `add_data_source` name; return it and metadata of it.
+
+    Raises:
+        FileNotFoundError, ValueError: see `data_section` and `build_dataset`.
+    """
+    section = data_section(config, options.base, options.overrides, ignore_base_data=options.ignore_base_data)
+    return build_dataset(section, options.split, options.seed), data_metadata(section, options.split)
 
 
 def settings(options: argparse.Namespace) -> dict[str, float | None]:
-    """What of the options `Net2NetTransformer.draw_codes` takes."""
+    """Return what of the options `Net2NetTransformer.draw_codes` takes."""
     return {name: getattr(options, name) for name in SETTINGS if name not in ("seed", "precision")}
-
-
-def read_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """HEIGHTxWIDTH or HEIGHT,WIDTH, in pixels."""
-    parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{option} {text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
-    return int(parts[0]), int(parts[1])

@@ -4,11 +4,11 @@ import argparse
 import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
+from taming.config import allow_targets
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 
@@ -26,7 +26,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser for the options of a command.
 
-    Hyphens and underscores in long options are the same, and so is any beginning that belongs to one option alone.
+    In long options hyphens and underscores are the same. The beginning of an option stands for it, if there
+    is only one option that begins so.
 
     Args:
         description: the help of the command, often the docstring of its module.
@@ -36,8 +37,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None, prog: str | None = None):
         super().__init__(
             prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False,
-            epilog="Options may be written with hyphens or with underscores.",
         )
+        self._aliases: dict[str, str] = {}
+
+    def add_alias(self, old: str, flag: str) -> None:
+        """Accept another name for a long option, that of 2021 for instance; it is not shown in help texts."""
+        self._aliases[_plain(old)] = flag
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, without the whole usage, and exit with status 2."""
@@ -50,7 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def _respelled(self, words: list[str]) -> list[str]:
         """Write long options as they were declared; end with an error for unknown ones."""
-        known = {_plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        flags = {flag: flag for flag in self._option_string_actions if flag.startswith("--")}
+        known = {_plain(name): flag for name, flag in (flags | self._aliases).items()}
         result = []
         for number, word in enumerate(words):
             if word == "--":
@@ -83,29 +89,15 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
-def one_of(*choices: str) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for an option that is one of some words."""
-
-    def read(word: str) -> str:
-        if word not in choices:
-            raise argparse.ArgumentTypeError(
-                f"{word!r} is none of {', '.join(choices)}{did_you_mean(word, choices)}"
-            )
-        return word
-
-    return {"type": read, "choices": choices}
-
-
-def path(text: str) -> Path:
-    """Read a path; `~` is the home folder."""
-    return Path(text).expanduser()
-
-
-def execute(module: ModuleType, argv: Sequence[str] | None, prog: str | None = None) -> int:
-    """Run the command that a module is, and return its exit status."""
+def execute(
+    module: ModuleType, argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, Any]
+) -> int:
+    """Run the command that a module is, and return its exit status; see `taming.cli.command`."""
     if hasattr(module, "main"):  # a command with a parser of its own
-        return module.main(argv)
-    return exit_status(module.run, build_parser(module, prog).read(argv))
+        return module.main(argv, prog)
+    parser = build_parser(module, prog)
+    parser.set_defaults(**defaults)
+    return exit_status(run, module, parser.read(argv))
 
 
 def build_parser(module: ModuleType, prog: str | None = None) -> Parser:
@@ -113,6 +105,12 @@ def build_parser(module: ModuleType, prog: str | None = None) -> Parser:
     parser = Parser(module.__doc__, prog)
     module.add_arguments(parser)
     return parser
+
+
+def run(module: ModuleType, options: argparse.Namespace) -> None:
+    """Run a command with the options that were read, and let configs name classes of `--allow PACKAGE`."""
+    allow_targets(*getattr(options, "allow", ()))
+    module.run(options)
 
 
 def exit_status(command: Callable[..., None], *arguments: Any) -> int:
