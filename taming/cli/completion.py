@@ -11,7 +11,8 @@ import importlib
 from pathlib import Path
 
 from taming.cli import COMMANDS
-from taming.cli.parser import Parser, build_parser, one_of, path
+from taming.cli.options import one_of, path
+from taming.cli.parser import Parser, build_parser
 
 SHELLS = ("bash", "zsh", "tcsh")
 

@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Read a command line, that of the program by default."""
         words = sys.argv[1:] if argv is None else list(argv)
-        return self.parse_intermixed_args(self._respelled(words))
+        read = self.parse_args if "--" in words else self.parse_intermixed_args
+        return read(self._respelled(words))
 
     def _respelled(self, words: list[str]) -> list[str]:
         """Write long options as they were declared; end with an error for unknown ones."""
@@ -72,10 +73,10 @@ class Parser(argparse.ArgumentParser):
         if name in known:
             return known[name]
         actions = self._option_string_actions
-        longer = [full for plain, full in known.items() if plain.startswith(name)]
+        longer = list(dict.fromkeys(full for plain, full in known.items() if plain.startswith(name)))
         if longer and len({id(actions[full]) for full in longer}) == 1:
             return longer[0]
-        hint = f" (it could be {' or '.join(longer)})" if longer else did_you_mean(name, known.values())
+        hint = f" (it could be {' or '.join(longer)})" if longer else did_you_mean(name, known)
         self.error(f"unknown option {flag}{hint}")
 
 
