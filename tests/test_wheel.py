@@ -26,6 +26,16 @@ for path in sorted(site.joinpath("taming").rglob("*.py")):
     print(name, importlib.import_module(name).__file__)
 """
 
+# Finds a configuration through the editable installation in the folder given, not through that of this tree.
+FIND_EDITABLE = """
+import site, sys
+sys.path[:] = [path for path in sys.path if path != sys.argv[2]]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+site.addsitedir(sys.argv[1])
+import taming
+print(taming.find_config("demo/vqgan"))
+"""
+
 
 def run(*command, cwd, **environment):
     """Run a command without what could bring the source tree into sight, and return what it printed."""
@@ -125,7 +135,5 @@ def test_an_editable_installation_finds_the_configurations_of_the_tree(built, tm
     words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--prefix", str(prefix)]
     run(sys.executable, "-m", "pip", *words, "--editable", str(tree), cwd=tmp_path)
     site = next(prefix.rglob("site-packages"))
-    code = f"import site, sys; before, sys.path[:] = sys.path[:], []; site.addsitedir({str(site)!r})"
-    code += "; sys.path += before; import taming; print(taming.find_config('demo/vqgan'))"
-    found = run(sys.executable, "-P", "-c", code, cwd=tmp_path).strip()
+    found = run(sys.executable, "-P", "-c", FIND_EDITABLE, str(site), str(ROOT), cwd=tmp_path).strip()
     assert Path(found) == tree / "configs" / "demo" / "vqgan.yaml"
