@@ -138,7 +138,7 @@ def find_config(name: str | Path) -> Path:
                 return file
     if path.is_dir():
         raise FileNotFoundError(f"config file {path} is a folder, not a YAML file")
-    near = _closest(within.as_posix().removesuffix(".yaml"), config_names())
+    near = did_you_mean(within.as_posix().removesuffix(".yaml"), config_names())
     raise FileNotFoundError(f"config file {path} does not exist{near}; `taming configs` lists what there is")
 
 

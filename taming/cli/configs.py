@@ -10,8 +10,9 @@ Those in the folder `configs` here come before those of the same name that come 
 
 import argparse
 
-from taming.cli.parser import Parser, did_you_mean
+from taming.cli.parser import Parser
 from taming.config import config_names, find_config
+from taming.parameters import did_you_mean
 
 
 def add_arguments(parser: Parser) -> None:

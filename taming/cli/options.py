@@ -10,13 +10,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from taming.checkpoint import find_checkpoint, load_model
-from taming.cli.parser import Parser, did_you_mean
+from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.inference.dataset import build_dataset, data_section
 from taming.inference.decoding import PRECISIONS
 from taming.inference.distributed import own_device
 from taming.inference.provenance import check_replaceable, data_metadata, model_metadata
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.parameters import did_you_mean
 from taming.util import number
 
 SETTINGS = ("seed", "top_k", "top_p", "temperature", "min_p", "guidance", "stride", "precision")

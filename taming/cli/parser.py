@@ -1,14 +1,14 @@
 """Reading a command line: one dialect for all commands, and one line for what is wrong with it."""
 
 import argparse
-import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
 from taming.config import allow_targets
+from taming.parameters import did_you_mean
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 
@@ -82,12 +82,6 @@ class Parser(argparse.ArgumentParser):
 
 def _plain(flag: str) -> str:
     return flag.replace("_", "-")
-
-
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Phrase the candidates that are nearest to a word as a question in brackets, or return nothing."""
-    near = difflib.get_close_matches(word, list(candidates), n=2, cutoff=0.6)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def execute(
