@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from scripts.demo import main
+from taming.cli import demo
 
 FEW = [
     "lightning.trainer.max_steps=2", "data.params.batch_size=2",
