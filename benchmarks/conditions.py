@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from taming.checkpoint import load_model
+from taming.cli.parser import exit_status
 from taming.data.landscapes import Landscapes
 from taming.data.landscapes.objects import CATEGORIES
 from taming.data.transforms.edges import canny, gray
@@ -33,7 +34,6 @@ from taming.metrics import psnr
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
 from taming.training.callbacks import plain
-from taming.util import exit_status
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
 LABELS = {  # of the judge, for the sky, and for each category of objects

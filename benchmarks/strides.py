@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from taming.checkpoint import load_model
+from taming.cli.parser import exit_status
 from taming.inference.conditions import conditions_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.util import Labelator
 from taming.sampling import image_generators, window_nll
-from taming.util import exit_status
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -114,6 +114,41 @@ def load_config(paths: str | Path | Iterable[str | Path], dotlist: Sequence[str]
     return config
 
 
+def config_folder() -> Path:
+    """Return the folder of the configurations that come with the package, in a checkout or installed."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the file that a name stands for: `demo/vqgan` is `configs/demo/vqgan.yaml`, wherever one is.
+
+    In this order: the path as it is; in the folder `configs` here; in that of the package. `~`, a leading
+    `configs/` and the ending `.yaml` may be written or left out.
+
+    Raises:
+        FileNotFoundError: none of these exists; the message says what is near.
+    """
+    path = Path(name).expanduser()
+    within = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for place in (path, "configs" / within, config_folder() / within):  # an absolute path replaces the folder
+        for file in (place, Path(f"{place}.yaml")):
+            if file.is_file():
+                return file
+    if path.is_dir():
+        raise FileNotFoundError(f"config file {path} is a folder, not a YAML file")
+    near = did_you_mean(within.as_posix().removesuffix(".yaml"), config_names())
+    raise FileNotFoundError(f"config file {path} does not exist{near}; `taming configs` lists what there is")
+
+
+def config_names() -> list[str]:
+    """Return the names of all configurations that `find_config` finds without a path."""
+    folders = Path("configs"), config_folder()
+    files = {file.relative_to(folder) for folder in folders for file in folder.rglob("*.yaml")}
+    return sorted(file.with_suffix("").as_posix() for file in files)
+
+
 def allow_targets(*packages: str) -> None:
     """Let configurations name the classes and functions that the given packages define.
 

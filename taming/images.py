@@ -4,6 +4,7 @@ B batch, C channels (1 or 3), H W pixels. The factor 127.5 occurs in this file o
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,9 @@ from torch import Tensor
 from taming.util import atomic_write
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+
+PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every PNG file
+SOFTWARE = "taming"  # what the PNG files that are written here name as their software
 
 
 def from_uint8(pixels: Array) -> Array:
@@ -83,16 +87,46 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
+def from_pil(image: Image.Image) -> Tensor:
+    """Turn a Pillow image of any mode into an image (3, H, W) in [-1, 1]; the inverse of `to_pil` for RGB."""
+    return from_uint8(torch.from_numpy(np.array(image.convert("RGB")))).permute(2, 0, 1)
+
+
+def load_png(path: str | Path) -> Tensor:
+    """Read a PNG file as an image (3, H, W) in [-1, 1]."""
+    with Image.open(path) as image:
+        return from_pil(image)
+
+
 def save_png(image: Tensor, path: str | Path, text: dict[str, str] | None = None) -> Path:
     """Write an image (C, H, W) in [-1, 1] as a PNG file, and make its folders; return the path.
 
-    `text` becomes text chunks of the file. The file appears whole or not at all.
+    `text` becomes text chunks of the file, beside `Software`. The file appears whole or not at all.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
+    for key, value in {"Software": SOFTWARE, **(text or {})}.items():
         info.add_text(key, value)
     with atomic_write(path) as partial:
         to_pil(image).save(partial, format="PNG", pnginfo=info)
     return path
+
+
+def is_complete_png(path: str | Path) -> bool:
+    """Tell whether a file is a PNG that does not break off."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(-min(len(PNG_END), path.stat().st_size), os.SEEK_END)
+        return file.read() == PNG_END
+
+
+def is_own_png(path: str | Path) -> bool:
+    """Tell whether `save_png` wrote a file, or the beginning of it; an empty file counts, too."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, SyntaxError, ValueError):
+        return Path(path).stat().st_size == 0

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import math
 import os
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -256,23 +255,3 @@ def number(
 
     read.__name__ = kind.__name__  # argparse names it where the text is no number
     return read
-
-
-def exit_status(command: Callable[..., None], *arguments: Any) -> int:
-    """Run a command: 0 if it ends, 1 after a user's error, of which one line is printed, 130 after Ctrl-C.
-
-    What the system has against a file that it names, such as missing permission, is a user's error.
-    """
-    try:
-        command(*arguments)
-    except (ValueError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
-        elif not isinstance(error, ValueError | FileNotFoundError):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0

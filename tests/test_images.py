@@ -5,7 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.images import from_uint8, image_grid, save_png, text_pictures, to_pil, to_uint8
+from taming.images import (
+    from_pil,
+    from_uint8,
+    image_grid,
+    is_complete_png,
+    is_own_png,
+    load_png,
+    save_png,
+    text_pictures,
+    to_pil,
+    to_uint8,
+)
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
@@ -54,7 +65,7 @@ def test_png_holds_pixels_and_text_and_leaves_nothing_beside_it(tmp_path):
     path = save_png(image, tmp_path / "a" / "b.png", {"seed": "7"})
     assert [file.name for file in path.parent.iterdir()] == ["b.png"]
     with Image.open(path) as picture:
-        assert picture.text == {"seed": "7"}
+        assert picture.text == {"Software": "taming", "seed": "7"}
         assert torch.equal(torch.tensor(np.array(picture)), to_uint8(image).permute(1, 2, 0))
 
 
@@ -63,3 +74,23 @@ def test_text_is_broken_where_words_end():
     rows = [(picture[0] < 0).any(1).nonzero().flatten() for picture in (one, two)]  # those with ink
     assert len(rows[0]) < 14 and rows[0][-1] < 16
     assert rows[1][-1] > 20 and (two[0, :, -2:] == 1).all()  # further lines, and none beyond the edge
+
+
+def test_pillow_images_and_png_files_come_back(tmp_path):
+    pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    image = from_uint8(pixels)
+    assert torch.equal(from_pil(to_pil(image)), image)
+    assert torch.equal(load_png(save_png(image, tmp_path / "a.png")), image)
+    assert from_pil(Image.new("L", (4, 2), 255)).shape == (3, 2, 4)
+
+
+def test_own_files_and_whole_ones_are_known(tmp_path):
+    own = save_png(torch.zeros(3, 64, 64), tmp_path / "own.png")
+    broken, empty, other, text = (tmp_path / name for name in ("b.png", "empty.png", "other.png", "a.txt"))
+    broken.write_bytes(own.read_bytes()[:-20])
+    empty.touch()
+    Image.new("RGB", (2, 2)).save(other)
+    text.write_text("no image")
+    assert [path for path in (own, broken, empty, other, text) if is_own_png(path)] == [own, broken, empty]
+    assert [path for path in (own, broken, empty, other) if is_complete_png(path)] == [own, other]
+    assert not is_complete_png(tmp_path / "none.png") and not is_complete_png(tmp_path)

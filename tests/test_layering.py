@@ -18,6 +18,8 @@ GROUND = {"config", "parameters", "images", "colormap", "util", "lr_scheduler"}
 BELOW_MODELS = {"modules", "sampling", "metrics", "checkpoint", *GROUND}
 BELOW_COMMANDS = {"models", "data", *BELOW_MODELS}
 LAYERS = {
+    "": {"models", "sampling", "checkpoint", "images", "config"},  # the package, lazily
+    "__main__": {"cli"},
     "util": set(),
     "images": {"util"},
     "colormap": {"images"},

@@ -17,7 +17,6 @@ from taming.util import (
     atomic_write,
     count_params,
     download,
-    exit_status,
     get_ckpt_path,
     md5_hash,
     pick_device,
@@ -154,22 +153,6 @@ def test_a_device_is_found_or_rejected_in_a_sentence():
         with pytest.raises(ValueError, match=f"no device {name} here .*: choose cpu"):
             pick_device(name)
 
-
-def test_a_users_error_is_one_line(tmp_path, capsys):
-    def command(error):
-        raise error
-
-    for error, message in (
-        (ValueError("no such size"), "no such size"), (FileNotFoundError("no run there"), "no run there"),
-        (PermissionError(13, "Permission denied", "a/b.png"), "a/b.png: Permission denied"),
-    ):
-        assert exit_status(command, error) == 1
-        assert capsys.readouterr().err == f"error: {message}\n"
-    assert exit_status(open, tmp_path) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
-    assert exit_status(command, KeyboardInterrupt()) == 130
-    with pytest.raises(OSError, match="disk"):
-        exit_status(command, OSError("the disk is full"))
 
 
 def test_atomic_write_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):

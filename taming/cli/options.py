@@ -1,47 +1,104 @@
-"""The options that every command that draws pictures has, and what they mean for a model."""
+"""Options that several commands have, what their values mean, and where output may go."""
 
 import argparse
 import dataclasses
+import os
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
+from omegaconf import DictConfig
+
+from taming.cli.parser import Parser
+from taming.data.sampler import SeededDataset
+from taming.inference.dataset import build_dataset, data_section
+from taming.inference.loading import load_transformer
+from taming.inference.provenance import check_replaceable, data_metadata
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.parameters import did_you_mean
 from taming.sampling import SamplingOptions
+from taming.util import number
 
-TORCHRUN = "Several processes share the work: torchrun --nproc_per_node 2 %(prog)s ..., one GPU for each."
+TORCHRUN = "Several processes share the work, each with a GPU: torchrun --nproc_per_node 2 -m taming {} ..."
 
+Size = tuple[int, int]  # height, width
 
-class Parser(argparse.ArgumentParser):
-    """Reads the options of a command that `description` tells of; what is wrong with them is one line."""
-
-    def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the whole usage, and leave."""
-        self.exit(2, f"error: {message}; --help lists the options\n")
+# ---- values
 
 
-def add_allow(parser: argparse.ArgumentParser) -> None:
+def path(text: str) -> Path:
+    """Read a path; `~` is the home folder."""
+    return Path(text).expanduser()
+
+
+def size(text: str) -> Size:
+    """Read HEIGHTxWIDTH or HEIGHT,WIDTH, in pixels."""
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
+    return int(parts[0]), int(parts[1])
+
+
+def one_of(*choices: str) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option that is one of some words."""
+
+    def read(word: str) -> str:
+        if word not in choices:
+            hint = did_you_mean(word, choices)
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}{hint}")
+        return word
+
+    return {"type": read, "choices": choices}
+
+
+# ---- options
+
+
+def add_run(parser: Parser, what: str, **more: Any) -> None:
+    """Add the run to work with; `what` says which kind."""
+    help = f"{what}: run directory, checkpoint file or exported folder"
+    parser.add_argument("-r", "--run", type=path, metavar="RUN", help=help, **more)
+    parser.add_alias("--resume", "--run")
+
+
+def add_device(parser: Parser) -> None:
+    """Add the device to compute on."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is a GPU")
+
+
+def add_allow(parser: Parser) -> None:
     """Add the packages to hand to `taming.config.allow_targets` before a config is used."""
     parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="let configs name "
-        "classes of this package, whose code will run; may be repeated")
+                        "classes of this package, whose code will run; may be repeated")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_batch_size(parser: Parser, default: int) -> None:
+    """Add how many images are computed together."""
+    help = "images at once; changes the speed alone"
+    parser.add_argument("--batch-size", type=number(int, 1), default=default, help=help)
+
+
+def add_outdir(parser: Parser, help: str, **more: Any) -> None:
+    """Add where the output goes."""
+    parser.add_argument("-o", "--outdir", type=path, help=help, **more)
+
+
+def add_options(parser: Parser, command: str) -> None:
     """Add the run to sample from, and how to sample: the fields of `SamplingOptions`."""
-    parser.epilog = TORCHRUN
-    add = parser.add_argument
-    add("-r", "--resume", required=True, metavar="RUN",
-        help="run directory, checkpoint or exported folder of a transformer")
+    parser.epilog = TORCHRUN.format(command)
+    add_run(parser, "a transformer", required=True)
     for field in dataclasses.fields(SamplingOptions):
-        names = [field.metadata.get("short"), f"--{field.name}"]
-        default = 0 if field.name == "seed" else field.default
-        help = field.metadata["help"] + ("" if default in (None, False) else f"; default: {default}")
-        how = {"action": "store_true"} if default is False else {
-            "type": field.metadata["type"] or str, "choices": field.metadata.get("choices")
-        }
-        add(*filter(None, names), default=default, help=help, **how)
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one, each process its own")
+        names = [field.metadata.get("short"), f"--{field.name.replace('_', '-')}"]
+        how: dict[str, Any] = {"default": 0 if field.name == "seed" else field.default}
+        if field.default is False:
+            how["action"] = "store_true"
+        elif "choices" in field.metadata:
+            how |= one_of(*field.metadata["choices"])
+        else:
+            how["type"] = field.metadata["type"]
+        parser.add_argument(*filter(None, names), help=field.metadata["help"], **how)
+    add_device(parser)
     add_allow(parser)
 
 
@@ -51,25 +108,26 @@ def sampling_options(options: argparse.Namespace) -> SamplingOptions:
     return SamplingOptions(**{name: getattr(options, name) for name in names})
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the data set whose items are drawn, and where to."""
+def add_data_options(parser: Parser) -> None:
+    """Add the data set whose items are used, and where the images go."""
     add_data_source(parser)
-    add = parser.add_argument
-    add("-o", "--outdir", type=Path, required=True, help="folder for the pictures")
-    add("--batch_size", type=int, default=4, help="how many at once; changes the speed alone; default: 4")
+    add_outdir(parser, "folder for the images", required=True)
+    add_batch_size(parser, 4)
 
 
-def add_data_source(parser: argparse.ArgumentParser) -> None:
-    """Add the data set, of the run or another one; see `data_section`."""
+def add_data_source(parser: Parser) -> None:
+    """Add the data set, that of the run or another one; see `data_of`."""
     add = parser.add_argument
-    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="files that are merged over its config")
-    add("--ignore_base_data", action="store_true", help="leave out the run's own `data` section")
-    add("--split", default="validation", help="of the data: train, validation, test; default: validation")
+    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="configurations to merge over that of "
+        "the run: files, or names that `taming configs` lists")
+    parser.add_alias("--config", "--base")
+    add("--ignore-base-data", action="store_true", help="leave out the run's own section `data`")
+    add("--split", default="validation", help="of the data: train, validation or test")
     add("overrides", nargs="*", type=_data_override, metavar="data.sub=value", help="set on top of the files")
 
 
 def _data_override(word: str) -> str:
-    """Refuse what would change nothing: the model is that of its checkpoint."""
+    """Allow values of the data only: the model is that of its checkpoint."""
     if not word.startswith(("data.", "data=")):
         raise argparse.ArgumentTypeError(
             f"{word} would change nothing: the data alone can be set here, data.params.validation...=value"
@@ -77,9 +135,99 @@ def _data_override(word: str) -> str:
     return word
 
 
-def read_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """HEIGHTxWIDTH or HEIGHT,WIDTH, in pixels."""
-    parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{option} {text}: give HEIGHTxWIDTH in pixels, 64x256 for instance")
-    return int(parts[0]), int(parts[1])
+def add_extraction_options(parser: Parser) -> None:
+    """Add the images that maps are made of, and the model that makes them."""
+    add = parser.add_argument
+    add("folder", type=path, help="images, at any depth")
+    add_outdir(parser, "folder for the maps", required=True)
+    add("--model", required=True, help="name on the hub, or a folder")
+    add("--offline", action="store_true", help="do not connect to the hub: the model was fetched before")
+    add_device(parser)
+
+
+# ---- where output may go
+
+
+def check_folder(folder: Path, inputs: Iterable[Path] = ()) -> Path:
+    """Return a folder for output, which may be new.
+
+    Args:
+        folder: the folder.
+        inputs: folders and files that are read.
+
+    Raises:
+        ValueError: nothing can be written there; or it lies in an input, where a later start would read what
+            this one wrote.
+    """
+    _check_place(folder, f"--outdir {folder}")
+    for given in inputs:
+        if given.is_dir() and folder.resolve().is_relative_to(given.resolve()):
+            raise ValueError(f"--outdir {folder} lies in {given}, which is read: choose another folder")
+    return folder
+
+
+def png_file(given: Path | None, name: str, inputs: Iterable[Path | None] = ()) -> Path:
+    """Return where a command writes its one image.
+
+    Args:
+        given: a name that ends in .png; or a folder, for the file `name`, under the next name that is free if
+            it is there already; this folder if None.
+        name: of the file, without its ending.
+        inputs: files that are read.
+
+    Raises:
+        ValueError: the file cannot be written, or would replace an input or a file of other origin.
+    """
+    file, folder = given, given or Path()
+    if file is None or file.is_dir() or not file.suffix:
+        names = chain((f"{name}.png",), (f"{name}_{i}.png" for i in count(2)))
+        file = next(folder / each for each in names if not (folder / each).exists())
+    check_png(file, f"--outdir {folder}")
+    if any(each is not None and each.resolve() == file.resolve() for each in inputs):
+        raise ValueError(f"--outdir {folder}: {file} is read, and would be replaced: choose another name")
+    return file
+
+
+def check_png(file: Path, given: str) -> None:
+    """Raise ValueError unless a PNG file can be written; `given` are the words that named it."""
+    if file.is_dir():
+        raise ValueError(f"{given} is a folder: name a file, {file / 'image.png'} for instance")
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"{given}: the file is a PNG: choose a name that ends in .png")
+    _check_place(file.parent, given)
+    check_replaceable(file)
+
+
+def _check_place(folder: Path, given: str) -> None:
+    """Raise ValueError unless the folder, or the nearest existing one above it, can be written to."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"{given}: {place} is a file: name another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{given}: {place} is not writable: name another folder")
+
+
+# ---- what the options stand for
+
+
+def load_model(
+    options: argparse.Namespace,
+) -> tuple[Net2NetTransformer, DictConfig, SamplingOptions, dict[str, str]]:
+    """Load the model of `--run`; return it, its config, how to sample, and metadata for its images.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_transformer`.
+    """
+    how = sampling_options(options)
+    model, config, metadata = load_transformer(options.run, how, device=options.device)
+    return model, config, how, metadata
+
+
+def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[SeededDataset, dict[str, str]]:
+    """Build the data set that the options of `add_data_source` name; return it and metadata of it.
+
+    Raises:
+        FileNotFoundError, ValueError: see `data_section` and `build_dataset`.
+    """
+    section = data_section(config, options.base, options.overrides, ignore_base_data=options.ignore_base_data)
+    return build_dataset(section, options.split, options.seed), data_metadata(section, options.split)

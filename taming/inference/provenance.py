@@ -1,25 +1,29 @@
-"""What a picture's note says of the model and the data it was drawn with, so that others are told from them.
+"""Metadata of generated images: with which model, data and options they were made.
 
-Nothing here depends on where files lie: the same run moved, or named by another path, is the same.
+Images of other origin are told from these, so that none is taken for another or replaced by it. Nothing in
+the metadata depends on where files lie: a run that was moved, or is named by another path, is the same run.
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from taming.checkpoint import without_ckpt_paths
 from taming.data.files.images import read_image
+from taming.images import is_complete_png, is_own_png, save_png
 from taming.sampling import SamplingOptions
 
 SAMPLED = 8  # values of each tensor; training changes all of them, and reading gigabytes would take a while
 SPEED_ONLY = ("batch_size", "num_workers")  # parameters of the data that change no item
 
 
-def model_note(model: nn.Module, config: DictConfig) -> dict[str, str]:
-    """Which model it is, from its configuration and its weights, as they were read."""
+def model_metadata(model: nn.Module, config: DictConfig) -> dict[str, str]:
+    """Identify a model by its configuration and its weights, as they were read."""
     weights = {
         name: tensor.reshape(-1)[:SAMPLED].tolist() for name, tensor in model.state_dict().items()
         if ".loss." not in name  # may be absent from the checkpoint: they are random numbers then
@@ -27,23 +31,64 @@ def model_note(model: nn.Module, config: DictConfig) -> dict[str, str]:
     return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
 
 
-def options_note(options: SamplingOptions) -> dict[str, str]:
-    """Return how images are sampled, one entry for each option."""
+def options_metadata(options: SamplingOptions) -> dict[str, str]:
+    """Describe how images are sampled, one entry for each option."""
     return {field.name: str(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
-def data_note(section: DictConfig, split: str) -> dict[str, str]:
-    """Which data they are, from the section `data` of a configuration."""
+def data_metadata(section: DictConfig, split: str) -> dict[str, str]:
+    """Identify data by the section `data` of a configuration and the split."""
     section = OmegaConf.create(OmegaConf.to_container(section, resolve=True))
     for name in SPEED_ONLY:
         (section.get("params") or {}).pop(name, None)
     return {"data": _digest(_text(section)), "split": split}
 
 
-def mask_note(mask: Path | None) -> dict[str, str]:
-    """Which mask it is, from its pixels; raises ValueError where it cannot be read."""
+def mask_metadata(mask: Path | None) -> dict[str, str]:
+    """Identify a mask by its pixels.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     pixels = None if mask is None else read_image(mask)
     return {"mask": "None" if pixels is None else _digest(pixels.shape, pixels.tobytes())}
+
+
+def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Tell whether the image with these metadata is at `path`; a file that breaks off does not count.
+
+    Raises:
+        ValueError: another file is there.
+    """
+    if not is_complete_png(path):
+        check_replaceable(path)
+        return False
+    with Image.open(path) as image:
+        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    found.pop("Software", None)
+    keys = [key for key in dict.fromkeys((*metadata, *found)) if found.get(key) != metadata.get(key)]
+    if keys:
+        other = ", ".join(f"{key} {found.get(key, 'unknown')}" for key in keys)
+        raise ValueError(f"{path} was generated with {other}: delete it, or choose another --outdir")
+    return True
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise ValueError if a file is at `path` that was not written here, which must not be replaced."""
+    if path.exists() and not is_own_png(path):
+        raise ValueError(
+            f"{path} exists and is not marked as written by taming: choose another place, or delete it"
+        )
+
+
+def save_image(image: Tensor, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write an image (C, H, W) in [-1, 1] with metadata as a PNG file; replace no file of other origin.
+
+    Raises:
+        ValueError: such a file is there.
+    """
+    check_replaceable(path)
+    return save_png(image, path, dict(metadata or {}))
 
 
 def _text(config: DictConfig) -> str:

@@ -1,10 +1,9 @@
 """Depth and label maps of a folder of images, by a model of the `transformers` library, as PNG files.
 
-H W pixels, L labels. A map lies below the output folder where its image lies below the folder of images. A
-map that is there already is not made again, so that a command that was stopped can be started anew.
+H W pixels, L labels. A map lies below the output folder where its image lies below the folder of images.
+Existing maps are kept, so that a command that was stopped can be started again.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -34,11 +33,11 @@ LABELS = "labels.txt"
 def extract(
     names: Mapping[str, Path], estimate: Estimate, encode: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[str, str]]:
-    """Write a map of every image; yield ("made", "kept" or "bad", the reason of the last) of each.
+    """Write a map of every image; yield ("made", ""), ("kept", "") or ("bad", reason) for each.
 
     Args:
         names: where the map of each image goes, see map_names.
-        estimate: makes a map.
+        estimate: computes a map.
         encode: turns it into the pixels of a PNG.
     """
     for path, target in names.items():
@@ -60,7 +59,7 @@ def extract(
 
 
 def extract_all(names: Mapping[str, Path], estimate: Estimate, encode: Callable) -> dict[str, int]:
-    """Do the work of `extract` beside a progress bar, name bad images on stderr, and count the outcomes."""
+    """Run `extract` with a progress bar, print bad images to stderr, and count the outcomes."""
     count = {"made": 0, "kept": 0, "bad": 0}
     with tqdm(total=len(names), unit="image") as bar:
         for outcome, reason in extract(names, estimate, encode):
@@ -71,21 +70,8 @@ def extract_all(names: Mapping[str, Path], estimate: Estimate, encode: Callable)
     return count
 
 
-def read_options(description: str, argv: list[str] | None) -> argparse.Namespace:
-    """Read the words of a command that makes maps of a folder of images."""
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=as_is)
-    add = parser.add_argument
-    add("folder", type=Path, help="is searched for images at any depth")
-    add("-o", "--outdir", type=Path, required=True, help="folder for the maps")
-    add("--model", required=True, help="name on the hub, or a folder")
-    add("--offline", action="store_true", help="do not ask the hub: the model was fetched before")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
-    return parser.parse_args(argv)
-
-
 def map_names(folder: str | os.PathLike, outdir: str | os.PathLike) -> dict[str, Path]:
-    """Return where the map of each image below a folder goes, by the image.
+    """Return the path of the map of each image below a folder, by the path of the image.
 
     Raises:
         FileNotFoundError, ValueError: no such folder, no images, two whose maps would have one name, or maps
@@ -112,7 +98,10 @@ def depth_pixels(depth: np.ndarray) -> np.ndarray:
 
 
 def depth_estimate(model: Model, device: torch.device) -> Estimate:
-    """Return what estimates depths in the model's own unit and direction (MiDaS and DPT: near is large)."""
+    """Return a function that estimates depths in the model's own unit and direction.
+
+    MiDaS and DPT give large values for what is near.
+    """
     processor, network = model
 
     @torch.inference_mode()
@@ -140,14 +129,14 @@ def label_pixels(ids: np.ndarray) -> np.ndarray:
 
 
 def label_estimate(model: Model, device: torch.device) -> Estimate:
-    """Return what finds the likeliest label of each pixel, the model's own ids."""
+    """Return a function that finds the most likely label of each pixel, the model's own ids."""
     processor, network = model
 
     @torch.inference_mode()
     def estimate(pixels: np.ndarray) -> np.ndarray:
         output = _run(processor, network, pixels, device)
         logits = getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):  # MaskFormer and its kin: masks with labels
+        if not isinstance(logits, Tensor):  # MaskFormer and similar models: masks with labels
             ids = processor.post_process_semantic_segmentation(output, target_sizes=[pixels.shape[:2]])[0]
             return ids.cpu().numpy()
         logits = F.interpolate(logits.float(), size=pixels.shape[:2], mode="bilinear", align_corners=False)
@@ -178,7 +167,7 @@ def load_label_model(name: str, device: torch.device, *, offline: bool = False) 
 
 
 def _load(name: str, kinds: tuple[str, ...], device: torch.device, offline: bool) -> Model:
-    """Load a model and what prepares its images; code that comes with a model is not run.
+    """Load a model and its image processor; code that comes with a model is not run.
 
     Weights must be safetensors: other files could hold code.
 

@@ -5,7 +5,8 @@ import os
 import pytest
 from PIL import Image
 
-from scripts import demo
+from scripts.demo import main
+from taming.cli import demo
 
 FEW = [
     "lightning.trainer.max_steps=2", "data.params.batch_size=2",
@@ -15,7 +16,7 @@ FEW = [
 
 @pytest.mark.slow
 def test_both_stages_and_all_pictures(tmp_path, capsys):
-    assert demo.main(["-o", str(tmp_path), *FEW]) == 0
+    assert main(["-o", str(tmp_path), *FEW]) == 0
     said = capsys.readouterr().out
     assert "nats per code on unseen scenes" in said and str(tmp_path / "samples.png") in said
     sizes = {"samples.png": (530, 530), "panorama.png": (256, 64), "completions.png": (530, 134)}
@@ -23,7 +24,7 @@ def test_both_stages_and_all_pictures(tmp_path, capsys):
     assert len(list((tmp_path / "samples").glob("*.png"))) == 64
     notes = Image.open(tmp_path / "panorama.png").info
     assert (notes["segmentation"], notes["guidance"], notes["label"]) == ("panorama.png", "2.5", "13")
-    assert demo.main(["-o", str(tmp_path), *FEW]) == 0
+    assert main(["-o", str(tmp_path), *FEW]) == 0
     assert capsys.readouterr().out.count("is trained already") == 2
     assert len(list(tmp_path.glob("*_demo_vqgan"))) == 1
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import extract_depth, extract_segmentation
+from taming.cli import command, extract_depth, extract_segmentation
 from taming.data.files.depth import rgba_to_depth
 
 
@@ -35,35 +35,35 @@ class Network:
 def test_depth_maps(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extract_depth, "load_depth_model", lambda *_, **__: (processor, Network()))
     arguments = [str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
-    assert extract_depth.main(arguments) == 0
+    assert command("extract-depth")(arguments) == 0
     printed = capsys.readouterr()
     assert "3 depth maps made, 0 were there, 1 images skipped" in printed.out
     assert "skipped: cannot read image" in printed.err
     depth = rgba_to_depth(np.asarray(Image.open(tmp_path / "out" / "1.png")))
     assert depth == pytest.approx(np.full((16, 24), 100 / 255), abs=1e-5)
     (tmp_path / "out" / "1.png").unlink()
-    assert extract_depth.main(arguments) == 0
+    assert command("extract-depth")(arguments) == 0
     assert "1 depth maps made, 2 were there" in capsys.readouterr().out
 
 
 def test_label_maps(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extract_segmentation, "load_label_model", lambda *_, **__: (processor, Network()))
     arguments = [str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
-    assert extract_segmentation.main(arguments) == 0
+    assert command("extract-segmentation")(arguments) == 0
     assert "3 label maps made" in (printed := capsys.readouterr().out) and "n_labels: 2" in printed
     values = [np.unique(Image.open(tmp_path / "out" / f"{i}.png")).tolist() for i in range(3)]
     assert values == [[0], [0], [1]]
     assert (tmp_path / "out" / "labels.txt").read_text() == "dark\nbright\n"
 
 
-@pytest.mark.parametrize("command", [extract_depth, extract_segmentation])
-def test_errors_are_one_line(command, photos, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["extract-depth", "extract-segmentation"])
+def test_errors_are_one_line(name, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)  # as if it were not installed
     for arguments, message in (
         ([str(photos), "-o", str(tmp_path / "out")], "pip install transformers"),
         ([str(photos), "-o", str(photos / "maps")], "where maps would be taken for images"),
         ([str(tmp_path / "none"), "-o", str(tmp_path / "out")], "does not exist"),
     ):
-        assert command.main([*arguments, "--model", "any", "--device", "cpu"]) == 1
+        assert command(name)([*arguments, "--model", "any", "--device", "cpu"]) == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and message in lines[0]

@@ -44,11 +44,28 @@ def test_errors_are_one_line(config, tmp_path, capsys):
     for arguments, message in (
         (["-b", config, "--split", "test"], "there is no data.params.test"),
         (["-b", str(tmp_path / "none.yaml")], "none.yaml does not exist"),
-        (["-b", config, "-n", "0"], "-n must be at least 1"),
         (["-b", config, "data.params.train.params.size=8"], "at least 32 pixels"),
     ):
         assert main([*arguments, *out]) == 1
         lines = capsys.readouterr().err.splitlines()
         assert sum(line.startswith("error: ") for line in lines) == 1 and message in lines[-1]
-    for place, message in ((tmp_path, "is a folder"), (tmp_path / "sheet.jpg", "that ends in .png")):
-        assert main(["-b", config, "-o", str(place)]) == 1 and message in capsys.readouterr().err
+    assert main(["-b", config, "-o", str(tmp_path / "sheet.jpg")]) == 1
+    assert "choose a name that ends in .png" in capsys.readouterr().err
+    for word, value in (("-n", "0"), ("--cell", "8")):
+        with pytest.raises(SystemExit):
+            main(["-b", config, *out, word, value])
+        assert f"argument {word}: {value} is not a whole number of at least" in capsys.readouterr().err
+
+
+def test_a_folder_gets_names_that_are_free(config, tmp_path):
+    for name in ("preview.png", "preview_2.png"):
+        assert main(["-b", config, "-n", "1", "-o", str(tmp_path)]) == 0
+        assert (tmp_path / name).exists()
+
+
+def test_a_file_of_other_origin_is_not_replaced(config, tmp_path, capsys):
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(file)
+    before = file.read_bytes()
+    assert main(["-b", config, "-n", "1", "--output", str(file)]) == 1
+    assert "is not marked as written by taming" in capsys.readouterr().err and file.read_bytes() == before

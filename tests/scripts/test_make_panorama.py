@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import make_panorama
-from scripts.make_panorama import main
 from taming.checkpoint import load_model
+from taming.cli import command, panorama
 from taming.data.files.images import read_image
 from taming.images import from_uint8
 from taming.inference.decoding import decode
@@ -19,7 +18,7 @@ CONDITIONS = [(LABELS, "class_label"), (SOS, "image"), (COORDINATES, "coord")]
 
 
 def draw(run, file, *arguments):
-    return main(["-r", run, "-o", str(file), "--device", "cpu", *map(str, arguments)])
+    return command("panorama")(["-r", run, "-o", str(file), "--device", "cpu", *map(str, arguments)])
 
 
 @pytest.mark.parametrize(("condition", "key"), CONDITIONS)
@@ -44,14 +43,16 @@ def test_settings_are_in_the_picture(tmp_path):
 def test_errors_are_one_line(tmp_path, capsys):
     run = export(tmp_path / "run", LABELS)
     for arguments, message in (
-        (["--size", "big"], "--size big: give HEIGHTxWIDTH"),
         (["--size", "17x64"], "--size 17x64: 17x64 pixels (height x width) cannot be generated: both"),
         (["--size", "8x64"], "the nearest is 16x64"),
-        (["--class", "x"], "--class x: give class numbers"),
+        (["--class", "x"], "--classes x: give class numbers"),
         (["--stride", "9"], "stride is 9: give 1 to 8"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        draw(run, tmp_path / "a.png", "--size", "big")
+    assert "argument --size: big: give HEIGHTxWIDTH" in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
 
 
@@ -59,12 +60,12 @@ def test_where_no_picture_can_be_written(tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     for out, message in (
-        (tmp_path, "is a folder: name a file"), (tmp_path / "a.jpg", "a name that ends in .png"),
-        (tmp_path / "a", "a name that ends in .png"), (file / "a.png", f"{file} is a file"),
+        (tmp_path / "a.jpg", "a name that ends in .png"), (file / "a.png", f"{file} is a file"),
+        (file / "a", f"{file} is a file"),
     ):
         assert draw("nowhere", out) == 1  # before the run is read
         error = capsys.readouterr().err
-        assert error.startswith(f"error: --out {out}") and message in error
+        assert error.startswith(f"error: --outdir {out}") and message in error
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -126,7 +127,7 @@ def test_completion_keeps_the_upper_half(tmp_path, monkeypatch):
         seen.append(codes)
         return decode(model, codes)
 
-    monkeypatch.setattr(make_panorama, "decode", noted_decode)
+    monkeypatch.setattr(panorama, "decode", noted_decode)
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 32, 3), np.uint8)).save(picture)
     pixels = torch.from_numpy(from_uint8(read_image(picture))).permute(2, 0, 1)
@@ -162,7 +163,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
         (["--segmentation", tmp_path / "text.png"], "cannot read image"),
         (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
         (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
-        (["--segmentation", small], "the picture: 8x32 pixels (height x width) cannot be generated"),
+        (["--segmentation", small], "the image: 8x32 pixels (height x width) cannot be generated"),
         (["--segmentation", labels, "--complete", picture], "segmentation: the label map has 16x32 pixels"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),
         (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to generate"),

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.make_samples import build_dataset, data_section, main, parse
-from scripts.make_samples import draw as draw_batch
 from taming.checkpoint import save_exported
-from taming.cli.options import sampling_options
+from taming.cli import command, sample_dataset
+from taming.cli.options import load_dataset, load_model
+from taming.cli.parser import build_parser
+from taming.cli.sample_dataset import generate
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.images import save_png
 from taming.inference.distributed import TokenBar
-from taming.inference.loading import load_transformer
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -78,8 +78,12 @@ def export(folder, key, stages=None, size=32, bias=0.0, **more):
     return str(save_exported(built, {"model": model, "data": landscapes(keys, size)}, folder))
 
 
+def parse(words):
+    return build_parser(sample_dataset).read(words)
+
+
 def draw(run, folder, *arguments):
-    return main(["-r", run, "-o", str(folder), "--device", "cpu", *map(str, arguments)])
+    return command("sample-dataset")(["-r", run, "-o", str(folder), "--device", "cpu", *map(str, arguments)])
 
 
 def pixels(folder, kind, number=0):
@@ -110,13 +114,13 @@ def test_larger_than_trained(tmp_path):
 
 def test_completion_keeps_the_upper_codes(tmp_path):
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--known", "0.5"])
-    model, config, _ = load_transformer(options.resume, sampling_options(options), device=options.device)
+    model, config, _, _ = load_model(options)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
-    dataset = build_dataset(data_section(config, options), options)
+    dataset = load_dataset(config, options)[0]
     for known in (0.5, 0.0):
         options.known = known
-        draw_batch(model, dataset, [0, 1], options, TokenBar(2))
+        generate(model, dataset, [0, 1], options, TokenBar(2))
         reconstructed, sampled = decoded[-2:]
         same = (reconstructed == sampled).float().mean((0, 2))  # share of each of the 4 rows
         assert (same[:2] == 1).all() == (known == 0.5) and same[2:].mean() < 0.5
@@ -148,7 +152,7 @@ def test_pictures_of_others_are_not_taken_for_these(tmp_path, capsys):
         (run, [*same, "-b", yaml], "data"), (run, ["--mask", tmp_path / "c.png"], "mask"),
     ):
         assert draw(model, out, "-n", 1, *words) == 1
-        assert f"000000.png was drawn with {key} " in capsys.readouterr().err
+        assert f"000000.png was generated with {key} " in capsys.readouterr().err
 
 
 def test_pictures_with_notes_of_old_are_refused(tmp_path, capsys):
@@ -157,7 +161,7 @@ def test_pictures_with_notes_of_old_are_refused(tmp_path, capsys):
     note = Image.open(file).info
     save_png(torch.zeros(3, 32, 32), file, {key: note[key] for key in note if key not in ("model", "data")})
     assert draw(run, tmp_path / "out", "-n", 1) == 1
-    message = "was drawn with model unknown, data unknown: delete it, or choose another --outdir"
+    message = "was generated with model unknown, data unknown: delete it, or choose another --outdir"
     assert message in capsys.readouterr().err
 
 
@@ -167,6 +171,7 @@ def test_pictures_with_notes_of_old_are_refused(tmp_path, capsys):
     (["--scale", "nan"], "argument --scale: nan is not a number above 0"),
     (["--scale", "-1"], "argument --scale: -1 is not a number above 0"),
     (["--scale", "inf"], "argument --scale: inf is not a number above 0"),
+    (["-n", "0"], "argument -n/--num-samples: 0 is not a whole number of at least 1"),
     (["--seed", "-1"], "argument --seed: -1 is not a whole number of at least 0"),
 ])
 def test_options_that_will_not_do(words, message, capsys):
@@ -199,7 +204,6 @@ def test_other_data_as_in_2021(tmp_path, capsys):
         (["--ignore_base_data"], "no section `data`"), (["--split", "test"], "the data has validation"),
         (["--known", "1.5"], "--known 1.5 is outside [0, 1)"), (["--scale", "0.5"], "the nearest is 32x32"),
         (["--guidance", "2"], "has no null token"), (["-k", "17"], "top_k is 17: give 1 to 16"),
-        (["-n", "0"], "must be at least 1"),
     ):
         assert draw(run, tmp_path / "no", *arguments) == 1
         assert message in capsys.readouterr().err
@@ -216,15 +220,15 @@ def paint(file, size, white):
 def test_a_mask_says_what_is_drawn(tmp_path):
     mask = paint(tmp_path / "mask.png", (64, 64), (15, 32, 17, 33))  # touches the first two codes of row 2
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--mask", str(mask)])
-    model, config, _ = load_transformer(options.resume, sampling_options(options), device=options.device)
+    model, config, _, _ = load_model(options)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     bar = TokenBar(4)
-    dataset = build_dataset(data_section(config, options), options)
-    draw_batch(model, dataset, [0, 1, 2, 3], options, bar)
+    dataset = load_dataset(config, options)[0]
+    generate(model, dataset, [0, 1, 2, 3], options, bar)
     changed = (decoded[0] != decoded[1]).any(0)
     assert changed.nonzero().tolist() == [[2, 0], [2, 1]] and bar.n == bar.total == 8
-    assert draw(options.resume, tmp_path / "out", "-n", 1, "--mask", mask, "--scale", 2) == 0
+    assert draw(str(options.run), tmp_path / "out", "-n", 1, "--mask", mask, "--scale", 2) == 0
     assert pixels(tmp_path / "out", "samples").shape == (64, 64, 3)
 
 

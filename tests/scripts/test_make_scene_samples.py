@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.make_scene_samples import main
+from scripts.make_scene_samples import main  # by its name of 2021
 from taming.checkpoint import save_exported
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
@@ -78,7 +78,7 @@ def test_pictures_of_other_data_are_not_taken_for_these(tmp_path, capsys):
     words = ["-n", 1, "-N", 1]
     assert draw(run, tmp_path / "out", *words) == 0
     assert draw(run, tmp_path / "out", *words, "data.params.validation.params.seed=5") == 1
-    assert "000000_000.png was drawn with data " in capsys.readouterr().err
+    assert "000000_000.png was generated with data " in capsys.readouterr().err
 
 
 def test_windows_read_their_part_of_the_layout_by_default(tmp_path):
@@ -116,9 +116,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     run = export(tmp_path / "run")
     for arguments, message in (
         (["-R", "30x64"], "the nearest is 32x64"),
-        (["-R", "wide"], "--resolution wide: give HEIGHTxWIDTH"),
         (["-C", "pose_tokens"], "not on pose_tokens"),
-        (["-n", "0"], "must be at least 1"),
         (["--guidance", "2"], "no null token"),
         (["--ignore_base_data"], "no section `data`"),
         (["data.params.validation.target=taming.data.shards.Nothing"], "Nothing"),
@@ -126,4 +124,12 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert draw(run, tmp_path / "no", *arguments) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("error: ") == 1
+    for arguments, message in (
+        (["-R", "wide"], "argument -R/--resolution: wide: give HEIGHTxWIDTH in pixels"),
+        (["-n", "0"], "argument -n/--num-layouts: 0 is not a whole number of at least 1"),
+        (["--layout", "hole"], "'hole' is none of window, whole (did you mean whole?)"),
+    ):
+        with pytest.raises(SystemExit):
+            draw(run, tmp_path / "no", *arguments)
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

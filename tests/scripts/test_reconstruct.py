@@ -70,7 +70,7 @@ def test_a_folder(run, photos, tmp_path, capsys):
         first = sheet.crop((2, 2, 22, 18))
     assert first.tobytes() == Image.open(photos / "a.jpg").crop((1, 0, 21, 16)).tobytes()
     printed = capsys.readouterr()
-    assert "3 pictures reconstructed, 1 skipped" in printed.out and "broken.png" in printed.err
+    assert "3 images reconstructed, 1 skipped" in printed.out and "broken.png" in printed.err
 
 
 def test_the_numbers_are_those_of_the_files(run, photos, tmp_path):
@@ -131,19 +131,19 @@ def test_packages_are_allowed(photos, tmp_path, monkeypatch, capsys):
 
 def test_errors_are_one_line(run, photos, tmp_path, capsys):
     for arguments, message in (
-        ([photos / "broken.png"], "none of 1 pictures could be read"),
-        ([tmp_path / "nothing.png"], "none of 1 pictures could be read"),
+        ([photos / "broken.png"], "none of 1 images could be read"),
+        ([tmp_path / "nothing.png"], "none of 1 images could be read"),
         ([photos, "--size", 30], "no multiple of f = 4"),
-        ([photos, "--batch_size", 0], "--batch_size must be at least 1"),
     ):
         assert reconstruct(run, tmp_path / "out", *arguments)[0] == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and message in lines[0]
     assert main(["-r", run, "-o", str(photos / "b.png"), str(photos)]) == 1
     assert "b.png is a file: name another folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        reconstruct(run, tmp_path / "out", photos, "--size", 0)
-    assert "argument --size: 0 is not a whole number of at least 1" in capsys.readouterr().err
+    for word in ("--size", "--batch-size"):
+        with pytest.raises(SystemExit):
+            reconstruct(run, tmp_path / "out", photos, word, 0)
+        assert f"argument {word}: 0 is not a whole number of at least 1" in capsys.readouterr().err
     Image.new("RGB", (3, 9)).save(photos / "tiny.png")
     assert reconstruct(run, tmp_path / "out", photos / "tiny.png")[0] == 1
     assert "smaller than 4 pixels" in capsys.readouterr().err

@@ -5,9 +5,16 @@ import sys
 import pytest
 
 import taming.config
-from scripts.sample_conditional import main, parse
-from scripts.sample_conditional import run as run_command
+from taming.cli import command, page
+from taming.cli.parser import build_parser
 from tests.web.tiny_runs import export
+
+main = command("page")
+
+
+def parse(words):
+    return build_parser(page).read(words)
+
 
 OTHER = (
     "data={target: main.DataModuleFromConfig, params: {batch_size: 1, validation: {target: "
@@ -24,7 +31,7 @@ def served(monkeypatch):
         found.update(options, session=session, items=len(session.load(session.runs()[0].name).dataset or ()))
         assert session.outdir.parent.exists()
 
-    monkeypatch.setattr("scripts.sample_conditional.launch", launch)
+    monkeypatch.setattr("taming.cli.page.launch", launch)
     return found
 
 
@@ -32,7 +39,7 @@ def test_by_default_it_is_open_to_this_machine_alone():
     options = parse([])
     assert (options.host, options.port) == ("127.0.0.1", None)
     assert (options.max_upload, options.max_pixels) == (20, 4_000_000)
-    assert options.resume is None and options.overrides == []
+    assert options.run is None and options.overrides == []
 
 
 def test_the_arguments_of_2021(tmp_path, served):
@@ -93,4 +100,4 @@ def test_a_package_is_allowed_and_a_file_is_no_folder(tmp_path, served, capsys):
 def test_without_gradio(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ValueError, match=r"pip install 'taming\[demo\]'"):
-        run_command(parse(["-r", str(tmp_path)]))
+        page.run(parse(["-r", str(tmp_path)]))

@@ -5,14 +5,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from scripts.sample_fast import main, parse
 from taming.checkpoint import load_model, save_exported
-from taming.cli.options import sampling_options
+from taming.cli import command, sample
+from taming.cli.options import load_model as load_options_model
+from taming.cli.parser import build_parser
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.inference.decoding import PRECISIONS, decode
-from taming.inference.loading import load_transformer
 from taming.modules.transformer.cpu_inference import PackedLinear
+
+main = command("sample")
+
+
+def parse(words):
+    return build_parser(sample).read(words)
+
 
 DD = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
@@ -98,7 +105,7 @@ def test_what_is_there_is_not_drawn_again(labelled, tmp_path, capsys):
     assert "1 of them there already" in capsys.readouterr().out
     status, _ = draw(labelled, tmp_path, "-n", 3, "-t", 0.7)
     error = capsys.readouterr().err
-    assert status == 1 and "sample_000000.png was drawn with temperature 1.0" in error
+    assert status == 1 and "sample_000000.png was generated with temperature 1.0" in error
 
 
 def test_the_sheet_has_a_row_per_class(labelled, tmp_path):
@@ -134,7 +141,6 @@ def test_with_coordinates(tmp_path):
     (["-k", "17"], "top_k is 17: give 1 to 16, or leave it out for all"),
     (["--classes", "3"], "class id 3 is outside 0..2"),
     (["--classes", "a,1"], "--classes a,1: give class numbers"),
-    (["-n", "0"], "--num_samples"),
     (["--device", "nonsense"], "no device nonsense here"),
     (["--guidance", "2"], "has no null token to be guided away from: train it with cond_dropout"),
 ])
@@ -148,9 +154,10 @@ def test_errors_are_one_line(labelled, tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize("words, message", [
     (["-t", "0"], "--temperature: 0 is not a number above 0"),
     (["--temperature", "-1"], "--temperature: -1 is not a number above 0"),
-    (["--top_k", "0"], "--top_k: 0 is not a whole number of at least 1"),
-    (["--top_p", "0"], "--top_p: 0 is not a number above 0, at most 1"),
-    (["--min_p", "2"], "--min_p: 2 is not a number of at least 0, at most 1"),
+    (["-n", "0"], "-n/--num-samples: 0 is not a whole number of at least 1"),
+    (["--top_k", "0"], "--top-k: 0 is not a whole number of at least 1"),
+    (["--top_p", "0"], "--top-p: 0 is not a number above 0, at most 1"),
+    (["--min_p", "2"], "--min-p: 2 is not a number of at least 0, at most 1"),
     (["--guidance", "nan"], "--guidance: nan is not a number of at least 0"),
     (["--stride", "0"], "--stride: 0 is not a whole number of at least 1"),
     (["--seed", "-1"], "--seed: -1 is not a whole number of at least 0"),
@@ -181,7 +188,7 @@ def test_where_nothing_can_be_written(labelled, tmp_path, capsys):
 def test_samples_of_another_run_are_not_taken_for_these(labelled, tmp_path, capsys):
     draw(labelled, tmp_path / "out", "-n", 1)
     assert draw(export(tmp_path / "run", LABELS, strong=True), tmp_path / "out", "-n", 1)[0] == 1
-    assert "sample_000000.png was drawn with model " in capsys.readouterr().err
+    assert "sample_000000.png was generated with model " in capsys.readouterr().err
 
 
 def test_models_that_cannot_be_sampled_say_so(tmp_path, capsys):
@@ -223,7 +230,7 @@ def test_what_broke_off_is_drawn_again(labelled, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_reduced_precision_is_that_of_the_transformer(labelled, tmp_path, precision):
     options = parse(["-r", labelled, "--precision", precision, "--device", "cpu"])
-    model, _, note = load_transformer(options.resume, sampling_options(options), device=options.device)
+    model, _, _, note = load_options_model(options)
     assert {p.dtype for p in model.transformer.parameters()} == {PRECISIONS[precision]}
     assert {p.dtype for p in model.first_stage_model.parameters()} == {torch.float32}
     assert note["precision"] == precision

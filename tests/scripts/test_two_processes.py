@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import make_panorama, make_samples, make_scene_samples, sample_fast
+from taming.cli import command
 from tests.scripts.test_make_samples import export as export_pairs
 from tests.scripts.test_make_scene_samples import export as export_scenes
 from tests.scripts.test_sample_fast import LABELS
@@ -43,7 +43,7 @@ def process(monkeypatch):
 def test_torchrun(tmp_path):
     run = export_classes(tmp_path / "run", LABELS)
     words = ["-r", run, "--device", "cpu", "-n", "7", "--batch_size", "2"]
-    assert sample_fast.main([*words, "--grid", "-o", str(tmp_path / "one")]) == 0
+    assert command("sample")([*words, "--grid", "-o", str(tmp_path / "one")]) == 0
     result = torchrun("sample_fast", *words, "--grid", "-o", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
@@ -53,16 +53,16 @@ def test_torchrun(tmp_path):
     assert result.returncode != 0 and "error: top_k is 17" in result.stderr
 
 
-@pytest.mark.parametrize(("module", "export", "words", "count"), [
-    (make_samples, lambda folder: export_pairs(folder, "depth"), ["-n", "5", "--batch_size", "2"], 20),
-    (make_scene_samples, export_scenes, ["-n", "2", "-N", "2", "--batch_size", "2", "--sheets"], 8),
+@pytest.mark.parametrize(("name", "export", "words", "count"), [
+    ("sample-dataset", lambda folder: export_pairs(folder, "depth"), ["-n", "5", "--batch_size", "2"], 20),
+    ("scenes", export_scenes, ["-n", "2", "-N", "2", "--batch_size", "2", "--sheets"], 8),
 ])
-def test_the_same_files(module, export, words, count, tmp_path, process):
+def test_the_same_files(name, export, words, count, tmp_path, process):
     words = ["-r", export(tmp_path / "run"), "--device", "cpu", *words]
-    assert module.main([*words, "-o", str(tmp_path / "one")]) == 0
+    assert command(name)([*words, "-o", str(tmp_path / "one")]) == 0
     for rank in (1, 0):  # the first one waits for the other where it makes sheets
         process(rank, 2)
-        assert module.main([*words, "-o", str(tmp_path / "two")]) == 0
+        assert command(name)([*words, "-o", str(tmp_path / "two")]) == 0
         if rank == 1:
             assert 0 < len(files(tmp_path / "two")) < count
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
@@ -75,7 +75,7 @@ def test_more_processes_than_batches_share_the_pictures(tmp_path, process):
     for rank in range(3):
         process(rank, 3)
         folder = tmp_path / str(rank)
-        assert sample_fast.main(["-r", run, "--device", "cpu", "-n", "4", "-o", str(folder)]) == 0
+        assert command("sample")(["-r", run, "--device", "cpu", "-n", "4", "-o", str(folder)]) == 0
         found.append(sorted(int(path.stem[-6:]) for path in folder.glob("*.png")))
     assert found == [[0, 1], [2, 3], []]
 
@@ -84,5 +84,5 @@ def test_one_of_them_draws_a_panorama(tmp_path, process):
     words = ["-r", export_classes(tmp_path / "run", LABELS), "--device", "cpu", "--size", "16x24"]
     for rank in (1, 0):
         process(rank, 2)
-        assert make_panorama.main([*words, "-o", str(tmp_path / "picture.png")]) == 0
+        assert command("panorama")([*words, "-o", str(tmp_path / "picture.png")]) == 0
         assert (tmp_path / "picture.png").exists() == (rank == 0)

@@ -70,7 +70,8 @@ def test_pictures_are_those_of_the_model(session):
     for number, picture in enumerate(pictures):
         generator = image_generators(5, [number])
         assert same(picture, model.generate(torch.tensor([[3]]), generator=generator, **settings))
-        assert picture.info == notes[number] and notes[number]["number"] == str(number)
+        assert picture.info == notes[number] | {"Software": "taming"}
+        assert notes[number]["number"] == str(number)
     assert notes[0]["class_label"] == "3 (mountains at night)" and notes[0]["seed"] == "5"
     sheet = np.asarray(side_by_side([picture.filename for picture in pictures]))
     assert (sheet[2:-2, 2 : 2 + SIDE] == np.asarray(pictures[0])).all()

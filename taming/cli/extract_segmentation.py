@@ -1,0 +1,43 @@
+"""Make label maps of a folder of images.
+
+    taming extract-segmentation photos/ -o labels/ --model nvidia/segformer-b0-finetuned-ade-512-512
+
+The model is one of the `transformers` library for semantic segmentation: a name on the hub, or a folder. A
+map is a gray PNG of the model's own label ids, with the size and the name of its image; OUTDIR/labels.txt
+names them, one per line from id 0 on. Existing maps are kept: start the command again after an interruption.
+"""
+
+import argparse
+
+from taming.cli.options import add_extraction_options
+from taming.cli.parser import Parser
+from taming.inference.pseudo_labels import (
+    LABELS,
+    extract_all,
+    label_estimate,
+    label_names,
+    label_pixels,
+    load_label_model,
+    map_names,
+)
+from taming.util import pick_device
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of this command."""
+    add_extraction_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load the model, and make the maps that are missing."""
+    names, device = map_names(options.folder, options.outdir), pick_device(options.device)
+    model = load_label_model(options.model, device, offline=options.offline)
+    labels, file = label_names(model[1]), options.outdir / LABELS
+    text = "".join(f"{label}\n" for label in labels)
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{file} names the labels of another model: choose another --outdir")
+    options.outdir.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    count = extract_all(names, label_estimate(model, device), label_pixels)
+    print("{made} label maps made, {kept} were there, {bad} images skipped".format(**count))
+    print(f"n_labels: {len(labels)}, named in {file}")

@@ -1,0 +1,104 @@
+"""Generate images with a transformer: of classes, or without a condition.
+
+    taming sample -r logs/RUN -n 64 --top-k 100 --grid
+
+Sample i of a seed is the same image in any batch. Samples that are in the folder already are kept.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from taming.checkpoint import find_checkpoint
+from taming.cli.options import (
+    add_batch_size,
+    add_options,
+    add_outdir,
+    check_folder,
+    check_png,
+    load_model,
+    path,
+)
+from taming.cli.parser import Parser
+from taming.images import image_grid, is_complete_png, load_png
+from taming.inference.conditions import class_numbers, conditions_of
+from taming.inference.decoding import decode
+from taming.inference.distributed import (
+    TokenBar,
+    own_batches,
+    rank_and_world_size,
+    rank_zero_print,
+    wait_for,
+)
+from taming.inference.provenance import is_generated, save_image
+from taming.sampling import image_generators
+from taming.util import number
+
+MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gigabytes
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of this command."""
+    add_options(parser, "sample")
+    add_outdir(parser, "folder for the samples; default: RUN/samples/<settings>")
+    add = parser.add_argument
+    add("-n", "--num-samples", type=number(int, 1), default=64, help="how many, over all classes together")
+    add_batch_size(parser, 25)
+    add("--classes", help="class numbers, 3,7,12 for instance, that the samples take in turn; default: all "
+        "classes of the model")
+    add("--grid", nargs="?", const=True, type=path, metavar="FILE", help="also write one sheet, the images "
+        "of a class side by side; without a name it is OUTDIR/grid.png")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, generate what is missing, save, and write the sheet."""
+    model, _, how, metadata = load_model(options)
+    named = None if options.classes == "imagenet" else options.classes  # the default of 2021
+    classes = class_numbers(named, model)
+    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors show before files are there
+    folder = check_folder(options.outdir or default_folder(options, metadata, named))
+    grid = folder / "grid.png" if options.grid is True else options.grid
+    if grid is not None:
+        check_png(grid, f"--grid {grid}")
+    labels = [{"class": str(number)} for number in classes or []] or [{}]
+    metadatas = [metadata | labels[i % len(labels)] for i in range(options.num_samples)]
+    paths = [folder / f"sample_{i:06d}.png" for i in range(options.num_samples)]
+    batches = own_batches(len(paths), options.batch_size, lambda i: is_generated(paths[i], metadatas[i]))
+    there = sum(map(is_complete_png, paths))
+    rank_zero_print(f"{len(paths)} samples in {folder}, {there} of them there already")
+    with TokenBar(sum(map(len, batches))) as bar:
+        for numbers in batches:
+            bar.next_batch(len(numbers), math.prod(model.latent_shape()))
+            chosen = classes and [classes[i % len(classes)] for i in numbers]
+            condition = conditions_of(model, len(numbers), given={"class": chosen})
+            codes = model.sample_codes(
+                condition, how, callback=bar, generator=image_generators(options.seed, numbers)
+            )
+            for i, image in zip(numbers, decode(model, codes), strict=True):
+                save_image(image, paths[i], metadatas[i])
+    if grid is not None and rank_and_world_size()[0] == 0:
+        wait_for(paths[:MOST_ON_SHEET])
+        print(f"sheet: {write_sheet(paths[:MOST_ON_SHEET], len(labels), grid)}")
+
+
+def default_folder(options: argparse.Namespace, metadata: dict[str, str], classes: str | None) -> Path:
+    """Return RUN/samples/<settings>/<step>, as in 2021."""
+    file = find_checkpoint(options.run)
+    run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    named = {name: metadata[name] for name in ("seed", "top_k", "top_p", "temperature")}
+    defaults = {"min_p": "None", "guidance": "1.0", "precision": "32"}
+    named |= {name: metadata[name] for name, default in defaults.items() if metadata[name] != default}
+    named |= {"classes": classes.replace(",", "-")[:80]} if classes else {}
+    return run / "samples" / "_".join(f"{key}_{value}" for key, value in named.items()) / metadata["step"]
+
+
+def write_sheet(paths: list[Path], n_classes: int, file: Path) -> Path:
+    """Write all samples to one sheet; if each class has equally many, those of a class are side by side."""
+    columns = None
+    if 1 < n_classes < len(paths) and len(paths) % n_classes == 0:
+        each = len(paths) // n_classes
+        columns = each * max(1, round(math.sqrt(len(paths)) / each))  # whole classes, about as wide as high
+        paths = [path for i in range(n_classes) for path in paths[i::n_classes]]
+    return save_image(image_grid(torch.stack([load_png(path) for path in paths]), columns), file)
