@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import functional as F
 from taming.data.helper_types import BoundingBox
 
 
-def pil_to_tensor(pic: Image.Image) -> Tensor:
+def pil_to_tensor(image: Image.Image) -> Tensor:
     """Return the 8-bit pixels of a Pillow image, 0..255, as a tensor (C, H, W)."""
-    pixels = np.array(pic)
+    pixels = np.array(image)
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
