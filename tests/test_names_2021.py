@@ -72,8 +72,12 @@ def differences(arguments: str, ours: Callable[..., Any]) -> list[str]:
         elif p.name not in found:
             if p.VAR_KEYWORD not in kinds:
                 problems.append(f"no argument {p.name}")
-        elif p.default is not p.empty and found[p.name].default != p.default:
-            problems.append(f"{p.name} is {found[p.name].default!r} by default, not {p.default!r}")
+        elif p.default is not p.empty:
+            default = found[p.name].default
+            if default is None:  # the class's own, such as RANDOM_CROP
+                default = getattr(ours, p.name.upper(), None)
+            if default != p.default:
+                problems.append(f"{p.name} is {default!r} by default, not {p.default!r}")
     added = [p.name for p in found.values() if p.name not in theirs and p.default is p.empty
              and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return problems + [f"{name} must be given" for name in added]
