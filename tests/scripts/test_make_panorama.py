@@ -166,7 +166,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
         (["--segmentation", small], "the image: 8x32 pixels (height x width) cannot be drawn"),
         (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),
-        (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to draw"),
+        (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to generate"),
         (["--class", 1, "--known", 0.5], "name it with --complete"),
         (["--complete", picture, "--mask", black, "--known", 0.9], "give one of them"),
         (["--class", "1,2"], "give one class number"),
