@@ -1,4 +1,4 @@
-"""Files that are small and cost much to read, or whose headers claim what is not there; and a budget for readers."""
+"""Files that are small and cost much to read, or whose headers lie; and a budget for what reads them."""
 
 import io
 import json

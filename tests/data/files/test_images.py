@@ -54,8 +54,9 @@ def test_a_png_is_read_whatever_texts_and_profile_it_carries(tmp_path):
             texts = data[33:data.index(b"IDAT") - 4]
             data = data[:33] + data[data.index(b"IDAT") - 4:-12] + texts + data[-12:]
         assert (read_image(write(tmp_path / "x.png", data)) == PIXELS).all()
-    broken = png_chunk(b"iCCP", b"a\0\0no zlib") + png_chunk(b"zTXt", b"a\0\0no zlib") + png_chunk(b"tEXt", b"")
-    assert (read_image(write(tmp_path / "y.png", png(8, 4, chunks=broken))) == 255).all()  # black, transparent
+    broken = b"".join(png_chunk(kind, b"a\0\0no zlib") for kind in (b"iCCP", b"zTXt", b"tEXt", b"iTXt"))
+    path = write(tmp_path / "y.png", png(8, 4, chunks=broken))
+    assert (read_image(path) == 255).all()  # transparent
 
 
 @pytest.mark.parametrize("where", ["exif", "text", "compressed text", "xmp"])
@@ -103,7 +104,8 @@ def test_hostile_images_are_refused_within_the_budget(tmp_path):
     said = read_within_budget("taming.data.files.images:read_image", paths)
     assert {name: text for name, text in said.items() if not text.startswith("cannot read image")} == {}
     for name, reason in {
-        "too_large.png": "12000x12000 pixels .* is too large; PNG may have 100 million", "chunks.png": "chunks",
+        "too_large.png": "12000x12000 pixels .* is too large; PNG may have 100 million",
+        "chunks.png": "more than 131072 chunks",
         "claims.png": "exceeds limit", "claims.bmp": "1x80000000", "scans.jpg": "more than 100 scans",
         "exif.jpg": "EXIF", "exif.png": "tags with 0 numbers and 4194304000 bytes", "tags.tif": "tags with",
         "comment.gif": "blocks", "directories.tif": "directories", "program.png": "cannot identify",
@@ -184,10 +186,11 @@ def npy(shape, data=b"", descr="|u1", order="False", version=b"\x01\x00"):
 
 
 @pytest.mark.parametrize("header", [
-    npy("(100000000000, 8, 3)", b"x" * 100), npy("(3, 1000000000000000000000, 8)"), npy("(-1, 8, 3)", b"x" * 24),
+    npy("(100000000000, 8, 3)", b"x" * 100), npy(f"(3, {10**21}, 8)"), npy("(-1, 8, 3)", b"x" * 24),
     npy("(8, 8, 3)", b"x" * 191), npy("(8, 8, 3)", b"x" * 193), npy("()", b"x"), npy("(8, 8, 3)", b"x", "|O"),
     npy("(2, 2, 3)", b"x" * 96, "<f8"), npy("(True, 2, 3)", b"x" * 6) + b"x", npy("-" * 9000 + "1"),
-    npy("(" * 3000), npy("(8, 8, 3)", version=b"\x07\x00"), b"\x93NUMPY\x02\x00\xff\xff\xff\xff{", b"\x93NUMPY",
+    npy("(" * 3000), npy("(8, 8, 3)", version=b"\x07\x00"), b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
+    b"\x93NUMPY",
 ])
 def test_an_array_that_lies_is_a_bad_sample(tmp_path, header):
     bad = write(tmp_path / "bad.npy", header)
@@ -199,7 +202,8 @@ def test_an_array_that_lies_is_a_bad_sample(tmp_path, header):
 
 
 def test_arrays_are_read_in_every_order(tmp_path):
-    for array in (PIXELS, PIXELS.transpose(2, 0, 1), PIXELS.transpose(2, 0, 1)[None], np.asfortranarray(PIXELS)):
+    planes = PIXELS.transpose(2, 0, 1)
+    for array in (PIXELS, planes, planes[None], np.asfortranarray(PIXELS)):
         for version in ((1, 0), (2, 0)):
             with (tmp_path / "x.npy").open("wb") as file:
                 np.lib.format.write_array(file, array, version)

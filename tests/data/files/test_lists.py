@@ -16,8 +16,8 @@ def test_lines_are_read_without_blanks_and_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is empty"), (b"\n \n", "is empty"), (b"a\n" + b"x" * 70_000, "a line of more than 65536 characters"),
-    (bytes(200_000), "a line of more than 65536"), (b"\xff\xfea\0", "is no UTF-8 text"),
+    (b"", "is empty"), (b"\n \n", "is empty"), (b"\xff\xfea\0", "is no UTF-8 text"),
+    (b"a\n" + b"x" * 70_000, "a line of more than 65536"), (bytes(200_000), "a line of more than 65536"),
 ])
 def test_what_is_no_list_is_one_line(tmp_path, content, message):
     (tmp_path / "x.txt").write_bytes(content)
@@ -37,7 +37,7 @@ def test_a_list_of_too_many_lines_is_refused(tmp_path, monkeypatch):
 
 def test_a_sparse_list_ends_at_once(tmp_path):
     path = tmp_path / "x.txt"
-    for size, message in ((1 << 40, "1099511627776 bytes, more than"), (1 << 29, "more than 65536 characters")):
+    for size, message in ((1 << 40, "1099511627776 bytes"), (1 << 29, "more than 65536 characters")):
         with path.open("wb") as file:
             file.truncate(size)
         start = time.monotonic()
@@ -64,5 +64,5 @@ def test_images_of_kinds_that_are_not_read_are_counted(tmp_path, caplog):
     assert f"folder {tmp_path}: 2 .heic, 1 .jxl are not read; convert them" in caplog.text
     (tmp_path / "a.png").unlink()
     (tmp_path / "sub/b.AVIF").unlink()
-    with pytest.raises(ValueError, match="hold no images .*of other kinds must be converted first: 2 .heic, 1 .jxl"):
+    with pytest.raises(ValueError, match="hold no images .* must be converted first: 2 .heic, 1 .jxl"):
         find_images(tmp_path)
