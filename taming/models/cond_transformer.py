@@ -140,9 +140,8 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N), permuted)."""
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
-            quant, _, info = self.first_stage_model.encode(x)
-        return quant, self.permuter(info[2].view(x.shape[0], -1))
+        codes = self.encode_codes(x)
+        return self.first_stage_model.codes_to_latents(codes), self.permuter(codes.flatten(1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Condition) -> tuple[Any, Tensor]:
@@ -180,21 +179,19 @@ class Net2NetTransformer(ImageModel):
             if self.downsample_cond_size > -1:
                 value = F.interpolate(value, size=(self.downsample_cond_size, self.downsample_cond_size))
             with torch.autocast(value.device.type, enabled=False):
-                quant, _, info = stage.encode(value)
-            shape = quant.shape[2:] if quant.ndim == 4 else (-1,)
-            encoded.append((quant, info[2].view(len(value), *shape)))
+                encoded.append(stage.tokens(value))
         return encoded
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
         """Decode codes (B, N) in the permuter's order to images (B, C, H, W); zshape: (B, C', h, w)."""
         index = self.permuter(index, reverse=True)
-        return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
+        return self.decode_codes(index.reshape(-1, *zshape[2:]))
 
     @torch.no_grad()
     def encode_codes(self, x: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to codes (B, h, w), in raster order."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
             return self.first_stage_model.encode_codes(x)
 
     @torch.no_grad()

@@ -98,6 +98,17 @@ class VQModelInterface(VQModel):
         """Encode images (B, C, H, W) to latents (B, embed_dim, h, w), not quantized."""
         return self.encode_to_prequant(x)
 
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """Encode images (B, C, H, W) to codes (B, h, w), int64."""
+        h, w = self.code_shape(*x.shape[2:])
+        return self.quantize(self.encode(x))[2].indices.view(len(x), h, w)
+
+    def tokens(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantized latents and codes (B, h, w), as a condition stage."""
+        codes = self.encode_codes(c)
+        return self.codes_to_latents(codes), codes
+
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Decode latents (B, embed_dim, h, w), quantized first unless `force_not_quantize`, to images."""
         return super().decode(h if force_not_quantize else self.quantize(h)[0])

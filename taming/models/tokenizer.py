@@ -46,6 +46,10 @@ class Tokenizer:
         """Turn codes (B, h, w) into images (B, C, H, W), about in `pixel_range`."""
         raise NotImplementedError
 
+    def codes_to_latents(self, codes: Tensor) -> Tensor:
+        """Return the quantized latents (B, C', h, w) that codes (B, h, w) stand for."""
+        raise NotImplementedError
+
     def code_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of an image of `height` x `width` pixels.
 

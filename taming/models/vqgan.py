@@ -119,7 +119,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
             if side * side != code_b.shape[1]:
                 raise ValueError(f"{code_b.shape[1]} indices form no square grid: give them as (B, h, w)")
             code_b = code_b.view(-1, side, side)
-        latents = self.post_quant_conv(self.quantize.indices_to_codes(code_b))  # (B, z_channels, h, w)
+        latents = self.post_quant_conv(self.codes_to_latents(code_b))  # (B, z_channels, h, w)
         return tiled.decode(self.decoder, latents, self.decode_memory)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,11 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
     def encode_codes(self, x: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to codes (B, h, w), int64; see `Tokenizer.encode_codes`."""
         h, w = self.code_shape(*x.shape[2:])
-        return self.quantize(self.encode_to_prequant(x))[2].indices.view(len(x), h, w)
+        return self.encode(x)[2].indices.view(len(x), h, w)
+
+    def codes_to_latents(self, codes: Tensor) -> Tensor:
+        """Look up codes (B, h, w): (B, embed_dim, h, w)."""
+        return self.quantize.indices_to_codes(codes)
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:
