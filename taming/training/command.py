@@ -24,7 +24,6 @@ from pytorch_lightning.callbacks import Callback
 from taming.checkpoint import find_checkpoint, read_checkpoint, without_ckpt_paths
 from taming.config import allow_targets, instantiate_from_config, load_config, override_config
 from taming.parameters import NonNegativeFloat, Range, mismatch
-from taming.training.agreement import check_first_item
 from taming.training.arguments import parse
 from taming.training.callbacks import (
     AtomicCheckpointIO,
@@ -35,6 +34,7 @@ from taming.training.callbacks import (
     StopAfterBatches,
     plain,
 )
+from taming.training.checks import check_first_item, check_loss_files
 from taming.training.console import (
     comes_from,
     command_line,
@@ -198,6 +198,8 @@ def leave_group() -> None:
 def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Build the model, with its learning rate, and the data sets; check that they fit together."""
     pl.seed_everything(run.seed, verbose=False)
+    if run.options.train or run.options.dry_run:
+        check_loss_files(run.config.model, download=not run.options.dry_run)
     model = instantiate_from_config(run.config.model)
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
