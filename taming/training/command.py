@@ -43,6 +43,7 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
+from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
 from taming.training.sections import complete_sections
@@ -253,7 +254,7 @@ def fit(
     rank_zero_print(f"run directory: {run.logdir}")
     hint = f"resume with\n  {command_line('-t', '-r', run.logdir, allow=run.options.allow)}"
     last = run.logdir / "checkpoints" / "last.ckpt"
-    before = read_checkpoint(run.resume).get("batches_seen", 0) if run.resume else 0
+    before = batches_seen(read_checkpoint(run.resume)) if run.resume else 0
     try:
         trainer.fit(model, data, ckpt_path=run.resume, weights_only=True)
     except BaseException as error:
@@ -312,7 +313,7 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
     if not run.trainer_arguments.get("enable_checkpointing", True):
         wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
-        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(),
+        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):
