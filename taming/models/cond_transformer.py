@@ -173,6 +173,7 @@ class Net2NetTransformer(ImageModel):
         for value, stage, trained in zip(values, self.cond_stages, self.cond_sizes, strict=True):
             if value is None:
                 shape = null_shape(stage, trained, trained_on, size or trained_on, self.null_token)
+                assert self.null_token is not None  # null_shape says what is wrong
                 tokens = given[0].new_full((len(given[0]), *shape), self.null_token, dtype=torch.int64)
                 encoded.append((None, tokens))
                 continue
@@ -406,6 +407,7 @@ class Net2NetTransformer(ImageModel):
 
     def _without_conditions(self, parts: list[Tensor]) -> list[Tensor]:
         """Return what guidance leads away from: null tokens, but conditions that were never dropped stay."""
+        assert self.null_token is not None
         rates = list(self.cond_dropout) if isinstance(self.cond_dropout, Sequence) else [1.0] * len(parts)
         if len(rates) != len(parts):  # tokens of all conditions in one
             rates = [1.0] * len(parts)

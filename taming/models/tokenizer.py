@@ -4,6 +4,7 @@ B batch, C channels, H W pixels, h w latent grid.
 """
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class Tokenizer:
         pixel_range: lowest and highest value of a pixel.
     """
 
-    resolution: int | tuple[int, int]
+    resolution: int | Sequence[int]
     factor: int
     pixel_range: tuple[float, float] = (-1.0, 1.0)
 

@@ -81,7 +81,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
 
     def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
-        self.quantize = quantizer
+        self.quantize: Any = quantizer
         self.val_codes = CodebookUsage(quantizer.codebook_size)
 
     # ---- images <-> codes
