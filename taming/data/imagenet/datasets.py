@@ -77,7 +77,7 @@ class BaseWithDepth(ImagesWithDepth):
     DEFAULT_DEPTH_ROOT = "data/imagenet_depth"
     SPLIT = ""  # folder below the root of the depth maps
     BASE: type[ImageNetBase]
-    SUB_INDICES: str | None = None
+    sub_indices: str | None = None  # take the images of these classes only
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class BaseWithDepth(ImagesWithDepth):
         super().__init__(
             **merge_config(self, config, size=size, random_crop=random_crop, crop_size=crop_size), **options
         )
+        self.config, self.data_root = config, data_root
         self.transform.enlarge = True
         if options.get("flip") is None:
             self.transform.flip = self.random_crop and self.transform.size is not None
-        self.data_root = data_root
         self.DEFAULT_DEPTH_ROOT = os.fspath(root or self.DEFAULT_DEPTH_ROOT)
         self.base_dset = self.get_base_dset()
         some = range(0, len(self), max(1, len(self) // 64))
@@ -108,7 +108,7 @@ class BaseWithDepth(ImagesWithDepth):
 
     def get_base_dset(self) -> ImageNetBase:
         """Return the images without depth."""
-        return self.BASE({"sub_indices": self.SUB_INDICES}, data_root=self.data_root)
+        return self.BASE({"sub_indices": self.sub_indices}, data_root=self.data_root)
 
     def get_depth_path(self, e: Mapping[str, Any]) -> str:
         """Return the depth file of an item, of which "relpath" matters."""
@@ -134,7 +134,7 @@ class ImageNetTrainWithDepth(BaseWithDepth):
     def __init__(
         self, random_crop: bool | None = None, sub_indices: str | None = None, **options: Any
     ) -> None:
-        self.SUB_INDICES = sub_indices
+        self.sub_indices = sub_indices
         super().__init__(random_crop=random_crop, **options)
 
 
@@ -144,21 +144,21 @@ class ImageNetValidationWithDepth(BaseWithDepth):
     SPLIT, BASE = "val", ImageNetValidation
 
     def __init__(self, sub_indices: str | None = None, **options: Any) -> None:
-        self.SUB_INDICES = sub_indices
+        self.sub_indices = sub_indices
         super().__init__(**options)
 
 
 class RINTrainWithDepth(BaseWithDepth):
     """The training images of animals with depth, cropped at random by default; see BaseWithDepth."""
 
-    SPLIT, BASE, SUB_INDICES = "train", ImageNetTrain, RIN
+    SPLIT, BASE, sub_indices = "train", ImageNetTrain, RIN
     RANDOM_CROP = True
 
 
 class RINValidationWithDepth(BaseWithDepth):
     """The validation images of animals with depth; see BaseWithDepth."""
 
-    SPLIT, BASE, SUB_INDICES = "val", ImageNetValidation, RIN
+    SPLIT, BASE, sub_indices = "val", ImageNetValidation, RIN
 
 
 class DRINExamples(ImagesWithDepth):
