@@ -264,15 +264,19 @@ def _order_identity(sampler: ResumableBatchSampler) -> dict[str, int]:
 
 
 def _check_split_folders(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError if two data sets take shares, `split: 0.1`, of different folders: a mistake."""
-    params = {name: config.get("params") or {} for name, config in configs.items()}
-    folders = {n: p.get("folder") for n, p in params.items() if isinstance(p.get("split"), float | int)}
-    if len(set(map(str, folders.values()))) > 1:
-        listed = " and ".join(f"{folder} ({name})" for name, folder in folders.items())
-        remedy = " ".join(f"data.params.{name}.params.split=null" for name in folders)
+    """Raise ValueError if two data sets take shares, `split: 0.1`, of different images: a mistake."""
+    sources = {}
+    for name, config in configs.items():
+        params = config.get("params") or {}
+        if isinstance(params.get("split"), float | int):
+            keys = ("folder", "training_images_list_file", "test_images_list_file")
+            sources[name] = next((str(params[key]) for key in keys if params.get(key)), "")
+    if len(set(sources.values())) > 1:
+        listed = " and ".join(f"{source} ({name})" for name, source in sources.items())
+        remedy = " ".join(f"data.params.{name}.params.split=null" for name in sources)
         raise ValueError(
             f"split shares one folder between training and validation, but these are {listed}: set {remedy} "
-            "to use each folder whole"
+            "to use each whole"
         )
 
 
