@@ -185,7 +185,7 @@ class NumpyPaths(ImagePaths):
         if not os.fspath(path).endswith(".npy"):
             return super().read(path)
         pixels = read_npy(path)
-        params = self.transform.get_params(*pixels.shape[:2], path)
+        params = self.transform.get_params(pixels.shape[0], pixels.shape[1], path)
         return params.image(pixels), params
 
 
@@ -197,7 +197,7 @@ class DelegatingDataset(Dataset):
 
     RANDOM_CROP = False  # the defaults of random_crop and flip
     FLIP = False
-    OPTIONS = FaultTolerantDataset  # takes `**options` of the constructors of subclasses; see taming.config
+    OPTIONS: type = FaultTolerantDataset  # takes `**options` of the constructors; see taming.parameters
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.data: Any = None

@@ -177,15 +177,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         counters, is right in a checkpoint of any moment: in the middle of an epoch, after an exception, and
         where a run was stopped in the middle of an epoch, which Lightning then counts as finished.
         """
-        assert self.trainer is not None
-        done_in_epoch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        trainer: Any = self.trainer
+        done_in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # With overfit_batches every epoch is the first few batches of the first.
-        start = done_in_epoch if self.trainer.overfit_batches else self._batches_counted() + self._offset
-        return start, start + max(0, int(self.trainer.num_training_batches) - done_in_epoch)
+        start = done_in_epoch if trainer.overfit_batches else self._batches_counted() + self._offset
+        return start, start + max(0, int(trainer.num_training_batches) - done_in_epoch)
 
     def _batches_counted(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        trainer: Any = self.trainer
+        return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def _match_restored_order(self, sampler: ResumableBatchSampler) -> None:
         """Continue the restored order, or, where that is impossible, begin the next epoch of the new one."""

@@ -251,12 +251,13 @@ class ImageNetScale(FaultTolerantDataset):
 
     def load_sample(self, index: int) -> dict[str, Any]:
         item = self.base.data.labels_of(index)
-        if (self.hr_factor or 1) > 1:
-            pixels = shrink(read_image(item["file_path_"]), self.hr_factor)
-            pixels = self.rescaler.get_params(*pixels.shape[:2], item["file_path_"]).image(pixels)
+        path = item["file_path_"]
+        if self.hr_factor and self.hr_factor > 1:
+            pixels = shrink(read_image(path), self.hr_factor)
+            pixels = self.rescaler.get_params(pixels.shape[0], pixels.shape[1], path).image(pixels)
         else:
-            pixels, _ = read_transformed(item["file_path_"], self.rescaler)
-        params = self.cropper.get_params(*pixels.shape[:2], item["file_path_"])
+            pixels, _ = read_transformed(path, self.rescaler)
+        params = self.cropper.get_params(pixels.shape[0], pixels.shape[1], path)
         item |= self.image_item(params.image(pixels), params)
         lr = self.low_resolution(pixels)
         return item if lr is None else item | {"lr": params.plane(lr)}
