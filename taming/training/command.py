@@ -283,8 +283,9 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
         arguments.setdefault("max_epochs", -1)
         callbacks.append(StopAfterBatches(int(max_steps)))
     arguments["plugins"] = [*(arguments.get("plugins") or []), AtomicCheckpointIO()]
-    if arguments.pop("sync_batchnorm", False) and devices > 1:
+    if arguments.get("sync_batchnorm") and arguments.get("accelerator") == "cpu":  # Lightning's needs GPUs
         arguments["plugins"].append(SyncBatchNorms())
+        arguments["sync_batchnorm"] = False
     if "log_every_n_steps" not in arguments and hasattr(items := data.datasets.get("train"), "__len__"):
         arguments["log_every_n_steps"] = min(10, max(1, len(items) // (data.batch_size * devices)))
     arguments["use_distributed_sampler"] = False
