@@ -19,10 +19,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the statistics are float32."""
+        """Normalise (B, C, H, W); half precision has statistics in float32."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = x.new_full((1,), x.numel() / x.shape[1])
         sums: Tensor = _Sum.apply(torch.cat((x.sum((0, 2, 3)), count)))  # (C + 1,)
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
@@ -42,8 +42,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return
         self.num_batches_tracked += 1
         momentum = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(variance.to(self.running_var), momentum)
 
 
 class _Sum(torch.autograd.Function):
