@@ -43,6 +43,7 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
+from taming.training.distributed import FailTogether, OtherProcessFailed, has_lost_another
 from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
@@ -263,6 +264,8 @@ def fit(
         ended = f"{'stopped' if stopped else 'failed'} after {model.batches_seen} batches"
         if last.exists() or stopped:
             rank_zero_print(f"{ended}; {hint}" if last.exists() else ended)
+        if has_lost_another(error):
+            raise OtherProcessFailed("another process failed, and printed its error") from error
         raise
     run.has_learned = model.batches_seen > before
     if before and not run.has_learned:
@@ -315,6 +318,7 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
         SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
+        FailTogether(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):

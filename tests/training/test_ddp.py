@@ -10,7 +10,7 @@ import torch
 
 from taming.modules.vqvae.quantize import EMAVectorQuantizer
 from tests.ranks import main_on_ranks, on_two_ranks
-from tests.tiny import write_transformer, write_vqgan
+from tests.tiny import trouble, write_transformer, write_vqgan
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,28 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path, devices, norm, adapti
         keys = [key for key in wanted if key.startswith(network)]
         one, mean = (torch.cat([each[key].flatten() for key in keys]) for each in (wanted, several[0]))
         assert 0 < one.norm() and (mean - one).norm() < tolerance * one.norm(), network
+
+
+@pytest.mark.parametrize(("kind", "rank", "at", "first"), [
+    ("file", 1, 3, f"error: cannot read image {ROOT / 'tests' / 'tiny.py'}"),
+    ("error", 1, 1, "process 2 of 2 failed: RuntimeError: something unforeseen"),
+    ("error", 0, 3, "process 1 of 2 failed: RuntimeError: something unforeseen"),
+], ids=["file", "second", "first"])
+def test_a_process_that_fails_says_why_and_ends_the_others(tmp_path, kind, rank, at, first):
+    words = [*trouble(kind=kind, at=at, rank=rank), "--devices", 2, "--accelerator", "cpu"]
+    command = [sys.executable, "main.py", "-b", write_vqgan(tmp_path), "-t", "-l", tmp_path / "logs", *words]
+    result = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=120,
+    )
+    assert result.returncode == 1
+    said = [line for line in result.stderr.splitlines() if "fail" in line or "rror" in line]
+    assert said[0].startswith(first)
+    if rank:
+        assert said[-1] == "error: another process failed, and printed its error"
+        assert "[rank0]" not in result.stderr
+    saved = list(tmp_path.glob("logs/*/checkpoints/last.ckpt"))
+    assert ("resume with" in result.stdout) == (at == 3) == bool(saved)  # from nothing that is not there
 
 
 def learn(rank, latents):
