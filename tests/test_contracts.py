@@ -40,6 +40,10 @@ GUMBEL = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params":
 TOKENIZERS = {
     "VQModel": stage("vqgan.VQModel"),
     "VQModel, revived": stage("vqgan.VQModel", revive_after=2, legacy=False),
+    "VQModel, another quantizer": stage("vqgan.VQModel", quantizer_config={
+        "target": "taming.modules.vqvae.quantize.EMAVectorQuantizer",
+        "params": dict(n_embed=CODES, embedding_dim=4, beta=0.25),
+    }),
     "EMAVQ": stage("vqgan.EMAVQ"),
     "GumbelVQ": stage("vqgan.GumbelVQ", temperature_scheduler_config=GUMBEL),
     "VQNoDiscModel": stage("vqgan.VQNoDiscModel", NO_DISCRIMINATOR),
@@ -203,6 +207,13 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
     images = model.generate([part[:1] for part in parts], how, generator=image_generators(0, [0]))
     assert images.shape == (1, 3, HEIGHT, WIDTH) and images.abs().max() <= 1
+
+
+def test_a_quantizer_of_another_size_is_named():
+    config = {"target": "taming.modules.vqvae.quantize.VectorQuantizer2",
+              "params": dict(n_e=8, e_dim=3, beta=0.25)}
+    with pytest.raises(ValueError, match="the quantizer has 8 codes of 3 channels: set n_embed=8 and embed_dim=3"):
+        build(stage("vqgan.VQModel", quantizer_config=config))
 
 
 def test_a_stage_without_the_contract_is_named_or_taken_for_tokens():

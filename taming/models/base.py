@@ -56,6 +56,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         self.batches_seen = 0
         self.skipped_batches = 0  # in a row, since their gradient was not finite
         self._accumulated = 0  # batches whose gradients wait for the next step
+        self._before = (0, 0, 0)  # the counters when the batch came
         self._restored_gradients: dict[str, Tensor] = {}  # such gradients of a run that is resumed
         self._watched: dict[str, Tensor] = {}  # losses and gradient norms of the batch
         self._waiting: _Copied | None = None  # those of the batch before, on their way from the device
@@ -159,11 +160,13 @@ class ImageModel(Pretrained, pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget what was watched in the batch before."""
         self._watched = {}
+        self._before = self.trainer.global_step, self.batches_seen, self._accumulated
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at losses and gradients; see `check_finite`. Stop a `training_step` that trains nothing."""
+        idle = self._before == (self.trainer.global_step, self.batches_seen, self._accumulated)
         returned = isinstance(outputs, Mapping) and "loss" in outputs
-        if returned and not self.trainer.global_step and all(p.grad is None for p in self.parameters()):
+        if returned and idle and all(p.grad is None for p in self.parameters()):
             raise ValueError(
                 f"{type(self).__name__}.training_step returned a loss, which nothing learns from here: call "
                 "self.manual_backward(loss) and step the optimizers in it, as VQModel.training_step does"

@@ -435,6 +435,8 @@ class Net2NetTransformer(ImageModel):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Return what is worth looking at: inputs, reconstructions, samples from half the codes or none."""
+        if lr_interface:
+            raise ValueError("lr_interface: samplers of 2021 only; name the low resolution as cond_stage_key")
         x, c = self.get_xc(batch, max_images)
         x, c = x.to(self.device), [v.to(self.device) for v in ([c] if isinstance(c, Tensor) else c)]
         quant, z = self.encode_to_z(x)

@@ -41,6 +41,8 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         revive_after: batches without use after which a code is moved; see `VectorQuantizer2`.
         betas: Adam's.
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
+        quantizer_config: `{target, params}` of another `Quantizer`, with K = n_embed codes of embed_dim
+            channels; `remap`, `sane_index_shape`, `legacy`, `beta` and `revive_after` are not for it.
 
     As a condition stage it encodes images (depth, edges, ...): see `ImageConditioner`.
 
@@ -54,6 +56,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         monitor: str | None = None, remap: str | None = None, sane_index_shape: bool = False, *,
         legacy: bool = True, beta: float = 0.25, revive_after: int | None = None,
         betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        quantizer_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
@@ -68,10 +71,16 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.loss = instantiate_from_config(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
             raise ValueError("lossconfig.params.disc_conditional must be False: VQModel has no condition")
-        self.use_quantizer(VectorQuantizer2(
+        self.use_quantizer(instantiate_from_config(quantizer_config) if quantizer_config else VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
             revive_after=revive_after,
         ))
+        found = self.quantize.codebook_size, self.quantize.code_dim
+        if quantizer_config and found != (n_embed, embed_dim):
+            raise ValueError(
+                f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes of "
+                f"{found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
+            )
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         if colorize_nlabels is not None:
