@@ -212,7 +212,7 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
 def test_a_quantizer_of_another_size_is_named():
     config = {"target": "taming.modules.vqvae.quantize.VectorQuantizer2",
               "params": dict(n_e=8, e_dim=3, beta=0.25)}
-    with pytest.raises(ValueError, match="the quantizer has 8 codes of 3 channels: set n_embed=8 and embed_dim=3"):
+    with pytest.raises(ValueError, match="8 codes of 3 channels: set n_embed=8 and embed_dim=3"):
         build(stage("vqgan.VQModel", quantizer_config=config))
 
 

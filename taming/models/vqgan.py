@@ -71,10 +71,11 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.loss = instantiate_from_config(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
             raise ValueError("lossconfig.params.disc_conditional must be False: VQModel has no condition")
-        self.use_quantizer(instantiate_from_config(quantizer_config) if quantizer_config else VectorQuantizer2(
+        quantizer = VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
             revive_after=revive_after,
-        ))
+        )
+        self.use_quantizer(instantiate_from_config(quantizer_config) if quantizer_config else quantizer)
         found = self.quantize.codebook_size, self.quantize.code_dim
         if quantizer_config and found != (n_embed, embed_dim):
             raise ValueError(
