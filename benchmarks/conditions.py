@@ -243,12 +243,12 @@ def measure(
     x, c = model.get_xc(truth)
     parts = model.encode_conditions(c)
     generators = image_generators(0, range(count))
-    codes = model.draw_codes(parts, top_p=0.95, guidance=guidance, generator=generators)
+    codes = model.sample_codes(parts, top_p=0.95, guidance=guidance, generator=generators)
     pictures = {"sample": codes, "reconstruction": model.encode_to_z(x)[1].view_as(codes)}
     decode = model.first_stage_model.decode_code
     seen = {name: Seen(judge, decode(codes).clamp(-1, 1)) for name, codes in pictures.items()}
     if options.out:
-        drawn = [fitted(row[:8], x.shape[2:]) for row in model.draw_conditions(c, x, [data]).values()]
+        drawn = [fitted(row[:8], x.shape[2:]) for row in model.show_conditions(c, x, [data]).values()]
         sheet = torch.cat((x[:8], *drawn, seen["sample"].images[:8]))
         save_png(image_grid(sheet, 8), options.out / f"{name}.png")
     nll = [model.shared_step(batch | {"image": truth["image"]}).item() for batch in (truth, other)]

@@ -48,7 +48,7 @@ def compare(options: argparse.Namespace) -> None:
     first = None
     for stride in options.strides:
         start = time.perf_counter()
-        codes = model.draw_codes(
+        codes = model.sample_codes(
             parts, size=size, stride=stride, generator=image_generators(0, range(options.count))
         )
         seconds = (time.perf_counter() - start) / codes[0].numel()

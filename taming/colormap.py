@@ -1,8 +1,16 @@
-"""Colors of labels, the same in every image, figure and page. L labels."""
+"""Colors of labels, the same in every image, figure and page.
+
+B batch, L labels, H W pixels.
+"""
 
 from functools import cache
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming.images import from_uint8
 
 # Easy to tell apart and to name. The first ten suit the labels of the built-in landscapes.
 COLORS = (
@@ -35,3 +43,14 @@ def label_colors(n_labels: int) -> np.ndarray:
     array = np.array(colors, dtype=np.uint8)
     array.setflags(write=False)  # the cache returns this array again
     return array
+
+
+def colorize(maps: Tensor) -> Tensor:
+    """Paint label maps (B, L, H, W), one-hot or shares, in `label_colors`: (B, 3, H, W) in [-1, 1]."""
+    colors = from_uint8(torch.tensor(label_colors(maps.shape[1]))).T  # (3, L)
+    return F.conv2d(maps.float(), colors[:, :, None, None].to(maps.device))
+
+
+def random_colors(n_labels: int) -> Tensor:
+    """Return the buffer `colorize` of models of 2021, (3, L, 1, 1): arbitrary, and the same in every run."""
+    return torch.randn(3, n_labels, 1, 1, generator=torch.Generator().manual_seed(0))

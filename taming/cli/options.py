@@ -1,6 +1,7 @@
 """Options that several commands have, what their values mean, and where output may go."""
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Iterable
 from itertools import chain, count
@@ -9,18 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from taming.checkpoint import find_checkpoint, load_model
 from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.inference.dataset import build_dataset, data_section
-from taming.inference.decoding import PRECISIONS
-from taming.inference.distributed import own_device
-from taming.inference.provenance import check_replaceable, data_metadata, model_metadata
-from taming.models.cond_transformer import Net2NetTransformer
+from taming.inference.provenance import check_replaceable, data_metadata
 from taming.parameters import did_you_mean
+from taming.sampling import SamplingOptions
 from taming.util import number
 
-SETTINGS = ("seed", "top_k", "top_p", "temperature", "min_p", "guidance", "stride", "precision")
 TORCHRUN = "Several processes share the work, each with a GPU: torchrun --nproc_per_node 2 -m taming {} ..."
 
 Size = tuple[int, int]  # height, width
@@ -85,27 +82,30 @@ def add_outdir(parser: Parser, help: str, **more: Any) -> None:
     parser.add_argument("-o", "--outdir", type=path, help=help, **more)
 
 
-def add_options(parser: Parser, command: str) -> None:
-    """Add the run to sample from, and how to sample."""
+def add_sampling_options(parser: Parser, command: str) -> None:
+    """Add the transformer to sample from, and how to sample: the fields of `SamplingOptions`."""
     parser.epilog = TORCHRUN.format(command)
     add_run(parser, "a transformer", required=True)
-    add = parser.add_argument
-    add("-t", "--temperature", type=number(float, 0, above=True), default=1.0, help="below 1 for more likely "
-        "images")
-    add("-k", "--top-k", type=number(int, 1), help="sample among the k most likely codes; default: all")
-    add("-p", "--top-p", type=number(float, 0, 1, above=True), help="sample among the most likely codes of "
-        "total probability p; default: 1")
-    add("--min-p", type=number(float, 0, 1), help="sample among codes of at least that share of the most "
-        "likely one's probability; default: 0")
-    add("--guidance", type=number(float, 0), default=1.0, metavar="SCALE", help="above 1, images follow "
-        "their condition more; for models that were trained with a null_token")
-    add("--stride", type=number(int, 1), default=1, help="on images larger than in training: codes sampled "
-        "before the window moves; more is faster")
-    add("--seed", type=number(int, 0), default=0, help="another seed gives other images")
-    add("--precision", default="32", help="of the transformer's weights; bf16 takes half the memory and "
-        "time, and decodes in it too; 16 is for older GPUs", **one_of(*PRECISIONS))
     add_device(parser)
     add_allow(parser)
+    group = parser.add_argument_group("how images are sampled")
+    for field in dataclasses.fields(SamplingOptions):
+        about = field.metadata
+        flags = [*about.get("short", "").split(), "--" + field.name.replace("_", "-")]
+        if isinstance(field.default, bool):
+            how: dict[str, Any] = {"action": "store_true"}
+        else:
+            how = one_of(*about["choices"]) if "choices" in about else {"type": about["type"]}
+            how["default"] = field.default
+        group.add_argument(*flags, help=about["help"], **how)
+    parser.set_defaults(seed=0)
+
+
+def sampling_options(options: argparse.Namespace) -> SamplingOptions:
+    """Return how to sample, from the options that `add_sampling_options` added."""
+    return SamplingOptions(**{
+        field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
+    })
 
 
 def add_data_options(parser: Parser) -> None:
@@ -210,38 +210,6 @@ def _check_place(folder: Path, given: str) -> None:
 # ---- what the options stand for
 
 
-def load_transformer(options: argparse.Namespace) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
-    """Load the model of `--run` to this process's device; return it, its config and metadata for its images.
-
-    Reduced precision is that of the transformer's weights: its steps are bound by reading them, and autocast
-    would read all of float32. The stages that turn images into codes stay in float32, since bfloat16
-    changes codes.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it holds no transformer, guidance is asked for that it was not trained for, or more codes
-            than it has.
-    """
-    file = find_checkpoint(options.run)
-    model, config, step = load_model(file, device=own_device(options.device))
-    if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
-    if options.guidance != 1.0 and model.null_token is None:
-        raise ValueError(
-            f"--guidance {options.guidance:g}: the model of {file} has no null token to be guided away from: "
-            "train it with cond_dropout and null_token, or leave guidance out"
-        )
-    if options.top_k is not None and options.top_k > model.n_codes:
-        raise ValueError(
-            f"--top_k {options.top_k}: the model of {file} has {model.n_codes} codes: give 1 to "
-            f"{model.n_codes}, or leave it out for all"
-        )
-    metadata = model_metadata(model, config)  # of the weights before they are rounded
-    model.transformer.to(PRECISIONS[options.precision])
-    metadata |= {name: str(getattr(options, name)) for name in SETTINGS}
-    return model, config, metadata | {"checkpoint": file.name, "step": str(step)}
-
-
 def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[SeededDataset, dict[str, str]]:
     """Build the data set that the options of `add_data_source` name; return it and metadata of it.
 
@@ -250,8 +218,3 @@ def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[Seede
     """
     section = data_section(config, options.base, options.overrides, ignore_base_data=options.ignore_base_data)
     return build_dataset(section, options.split, options.seed), data_metadata(section, options.split)
-
-
-def settings(options: argparse.Namespace) -> dict[str, float | None]:
-    """Return what of the options `Net2NetTransformer.draw_codes` takes."""
-    return {name: getattr(options, name) for name in SETTINGS if name not in ("seed", "precision")}

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from taming.cli.options import add_options, add_outdir, load_transformer, path, png_file, settings, size
+from taming.cli.options import add_outdir, add_sampling_options, path, png_file, sampling_options, size
 from taming.cli.parser import Parser
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
@@ -26,10 +26,10 @@ from taming.inference.conditions import (
     class_numbers,
     conditions_of,
     kept_codes,
-    takes_labels,
 )
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, rank_and_world_size
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
@@ -38,7 +38,7 @@ from taming.sampling import image_generators
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "panorama")
+    add_sampling_options(parser, "panorama")
     add_outdir(parser, "the PNG file to write, or a folder for it; default: panorama.png, or the next name "
                "that is free", metavar="PATH")
     parser.add_alias("--out", "--outdir")
@@ -60,19 +60,21 @@ def run(options: argparse.Namespace) -> None:
     if rank_and_world_size()[0] != 0:
         return
     file = png_file(options.outdir, "panorama", (options.segmentation, options.complete, options.mask))
-    model, _, metadata = load_transformer(options)
+    sampling = sampling_options(options)
+    model, _, metadata = load_transformer(options.run, sampling, device=options.device)
     original, labels, size = inputs(model, options)
     default = 0.0 if options.mask else 0.5
     known = default if options.known is None else options.known
     kept = None if original is None else kept_codes(model, size, known, options.mask)
     height, width = size
     check_drawable(model, size, kept, f"--size {height}x{width}" if options.size else "the image")
-    parts = conditions_of(model, 1, size, class_of(model, options.classes), labels)
+    given = {"class": class_of(model, options.classes), "label_map": labels}
+    parts = conditions_of(model, 1, size, given)
     codes = None if kept is None else model.encode_to_z(original)[1].view(1, *model.latent_shape(*size))
     with TokenBar(1) as bar:
         bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
-        codes = model.draw_codes(
-            parts, size=size, known=codes, mask=kept, callback=bar, **settings(options),
+        codes = model.sample_codes(
+            parts, sampling, size=size, known=codes, mask=kept, callback=bar,
             generator=image_generators(options.seed, [0]),
         )
     image = decode(model, codes)
@@ -90,7 +92,7 @@ def inputs(
 ) -> tuple[Tensor | None, Tensor | None, Size]:
     """Return the image to complete (1, 3, H, W) and the label map (h, w), None if not given, and (H, W)."""
     size = options.size
-    side = model.first_stage_model.resolution
+    side, width = model.first_stage_model.image_size
     original = labels = None
     if options.complete is not None:
         pixels = ImagePaths([options.complete], size).preprocess_image(options.complete)
@@ -98,17 +100,19 @@ def inputs(
     elif options.known is not None or options.mask is not None:
         raise ValueError("--known and --mask say what stays of an image: name it with --complete")
     if options.segmentation is not None:
-        number = next((i for i, stage in enumerate(model.cond_stages) if takes_labels(stage)), None)
-        if number is None:
+        kinds = [stage.kind for stage in model.cond_stages]
+        if "label_map" not in kinds:
             raise ValueError("--segmentation: the model is not conditioned on label maps; leave it out")
+        number = kinds.index("label_map")
         labels = read_labels(options.segmentation, model.cond_stages[number])
         if size is not None:
             labels = resized_labels(labels, condition_shapes(model, size)[number])
     if original is not None:
         size = tuple(original.shape[2:])
     elif labels is not None and size is None:
-        size = tuple(n * side // own for n, own in zip(labels.shape, model.cond_sizes[number], strict=True))
-    return original, labels, size or (side, 4 * side)
+        own = model.cond_sizes[number]
+        size = labels.shape[0] * side // own[0], labels.shape[1] * width // own[1]
+    return original, labels, size or (side, 4 * width)
 
 
 def class_of(model: Net2NetTransformer, label: str | None) -> list[int] | None:

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from taming.checkpoint import find_checkpoint, load_model
 from taming.cli.options import add_allow, add_device, add_outdir, add_run, check_folder, path
 from taming.cli.parser import Parser
 from taming.data.base import image_batches
 from taming.data.files.lists import find_images
 from taming.images import image_grid
+from taming.inference.loading import load_tokenizer
 from taming.inference.provenance import check_replaceable, save_image
 from taming.metrics import CodebookUsage, psnr, ssim
-from taming.util import number, pick_device
+from taming.models.tokenizer import Tokenizer
+from taming.util import number
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
 COLUMNS = ("file", "width", "height", *MEASURED, "usage_percent", "perplexity")  # the last two: over all
@@ -52,18 +53,14 @@ def run(options: argparse.Namespace) -> None:
     outdir = check_folder(options.outdir, options.images)
     names = output_names(options.images)
     check_outputs(outdir, names)
-    file, device = find_checkpoint(options.run), pick_device(options.device)
-    model = load_model(file, device=device)[0]
-    model = getattr(model, "first_stage_model", model)
-    if not hasattr(model, "decode_code"):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a VQGAN, or a transformer over one")
+    model = load_tokenizer(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
-    usage, rows, pairs, bad = CodebookUsage(model.n_tokens), [], [], []
+    usage, rows, pairs, bad = CodebookUsage(model.codebook_size), [], [], []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
         for paths, images in batches:
-            reconstructions, measured = reconstruct(model, images.to(device), usage)
+            reconstructions, measured = reconstruct(model, images.to(model.device), usage)
             for name, *pair, numbers in zip(paths, images, reconstructions, measured, strict=True):
                 save_image(pair[1], outdir / names[name])
                 rows.append({"file": name, "width": images.shape[3], "height": images.shape[2]} | numbers)
@@ -112,14 +109,14 @@ def check_outputs(outdir: Path, names: dict[str, Path]) -> None:
 
 
 @torch.inference_mode()
-def reconstruct(model: nn.Module, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
+def reconstruct(model: Tokenizer, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
     """Return reconstructions of images (B, C, H, W) on the CPU and what was measured; count the codes."""
-    quant, _, (_, _, indices) = model.quantize(model.encode_to_prequant(x))
-    reconstruction = model.decode(quant).float().clamp(-1.0, 1.0)
-    usage.update(indices)
-    codes = [len(row.unique()) for row in indices.view(len(x), -1)]
+    codes = model.encode_codes(x)  # (B, h, w)
+    reconstruction = model.decode_codes(codes).float().clamp(-1.0, 1.0)
+    usage.update(codes)
+    used = [len(row.unique()) for row in codes.flatten(1)]
     l1 = (x - reconstruction).abs().flatten(1).mean(1)
-    columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), codes
+    columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), used
     return reconstruction.cpu(), [dict(zip(MEASURED, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
@@ -127,7 +124,8 @@ def report(rows: list[dict], usage: CodebookUsage, bad: int, file: Path) -> None
     """Write all rows and their mean to the CSV file, and print the first of them."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in MEASURED}
     mean |= {"file": f"mean of {len(rows)}"}
-    mean |= {"usage_percent": 100.0 * usage.usage().item(), "perplexity": usage.perplexity().item()}
+    used = usage.compute()
+    mean |= {"usage_percent": 100.0 * used["usage"].item(), "perplexity": used["perplexity"].item()}
     with open(file, "w", newline="", encoding="utf-8") as target:
         writer = csv.DictWriter(target, COLUMNS)
         writer.writeheader()

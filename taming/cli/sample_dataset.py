@@ -12,35 +12,34 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.cli.options import (
     add_data_options,
-    add_options,
+    add_sampling_options,
     check_folder,
     load_dataset,
-    load_transformer,
     path,
-    settings,
+    sampling_options,
 )
 from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.images import is_complete_png
 from taming.inference.completion import keep_pixels
-from taming.inference.conditions import check_conditions, check_drawable, kept_codes, takes_labels
+from taming.inference.conditions import check_conditions, check_drawable, kept_codes
 from taming.inference.dataset import batch_of, condition_images
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import is_generated, mask_metadata, save_image
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.misc.coord import CoordStage
 from taming.sampling import image_generators
 from taming.util import number
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "sample-dataset")
+    add_sampling_options(parser, "sample-dataset")
     add_data_options(parser)
     add = parser.add_argument
     add("-n", "--num-samples", type=number(int, 1), help="items, from the first; default: all")
@@ -55,7 +54,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its data, generate what is missing, save."""
     outdir = check_folder(options.outdir)
-    model, config, metadata = load_transformer(options)
+    sampling = sampling_options(options)
+    model, config, metadata = load_transformer(options.run, sampling, device=options.device)
     dataset, of_data = load_dataset(config, options)
     count = len(dataset) if options.num_samples is None else min(options.num_samples, len(dataset))
     metadata |= {"scale": str(options.scale), "known": str(options.known), **mask_metadata(options.mask)}
@@ -86,9 +86,9 @@ def generate(
     _, z = model.encode_to_z(x)
     codes = model.permuter(z, reverse=True).view(-1, *model.latent_shape(*size))
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
-    sampled = model.draw_codes(
-        model.encode_conditions(c), size=size, known=None if kept is None else codes, mask=kept, callback=bar,
-        generator=image_generators(options.seed, numbers), **settings(options),
+    sampled = model.sample_codes(
+        model.encode_conditions(c), sampling_options(options), size=size, mask=kept, callback=bar,
+        known=None if kept is None else codes, generator=image_generators(options.seed, numbers),
     )
     originals, samples = x.clamp(-1.0, 1.0).cpu(), decode(model, sampled)
     if kept is not None:
@@ -116,14 +116,5 @@ def enlarged(
         return tuple(n * new // old for n, new, old in zip(value.shape[2:], size, x.shape[2:], strict=True))
 
     pairs = zip(c, model.cond_stages, strict=True)
-    larger = [value if value.ndim != 4 else resized(value, beside(value), stage) for value, stage in pairs]
-    return resized(x, size), larger
-
-
-def resized(x: Tensor, size: tuple[int, int], stage: nn.Module | None = None) -> Tensor:
-    """Return images, label maps or coordinates (B, C, H, W) of a condition stage at another size."""
-    if takes_labels(stage):
-        return F.interpolate(x, size, mode="nearest-exact")
-    if isinstance(stage, CoordStage):  # bicubic would leave its range
-        return F.interpolate(x, size, mode="bilinear")
-    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
+    larger = [value if value.ndim != 4 else stage.resize(value, beside(value)) for value, stage in pairs]
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0), larger

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from taming.cli.options import (
     add_data_options,
-    add_options,
+    add_sampling_options,
     check_folder,
     load_dataset,
-    load_transformer,
     one_of,
-    settings,
+    sampling_options,
     size,
 )
 from taming.cli.parser import Parser
@@ -41,7 +40,8 @@ from taming.inference.distributed import (
     rank_zero_print,
     wait_for,
 )
-from taming.inference.layouts import draw_layouts
+from taming.inference.layouts import sample_layouts
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
@@ -52,7 +52,7 @@ SAMPLE_BITS = 24  # of an image's number: the layout's; above them, the sample's
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "scenes")
+    add_sampling_options(parser, "scenes")
     add_data_options(parser)
     add = parser.add_argument
     add("-n", "--num-layouts", type=number(int, 1), help="layouts, from the first item; default: all")
@@ -68,10 +68,10 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its layouts, generate what is missing, save."""
     outdir = check_folder(options.outdir)
-    model, config, metadata = load_transformer(options)
+    sampling = sampling_options(options)
+    model, config, metadata = load_transformer(options.run, sampling, device=options.device)
     key = layout_key(model, options.conditional)
-    side = model.first_stage_model.resolution
-    size = options.resolution or (side, side)
+    size = options.resolution or model.first_stage_model.image_size
     resolution = f"{size[0]}x{size[1]}"
     check_drawable(model, size, None, f"--resolution {resolution}")
     dataset, of_data = load_dataset(config, options)
@@ -120,11 +120,12 @@ def generate(
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    how = settings(options) | {"generator": image_generators(options.seed, keys), "callback": bar}
+    how = {"options": sampling_options(options), "generator": image_generators(options.seed, keys)}
     if shape != model.latent_shape() and options.layout == "window":
-        codes = draw_layouts(model, layout_builders(dataset)[key], layouts, size, **how)
+        builder = layout_builders(dataset)[key]
+        codes = sample_layouts(model, builder, layouts, size, callback=bar, **how)
     else:
-        codes = model.draw_codes(model.encode_conditions(layouts), size=size, **how)
+        codes = model.sample_codes(model.encode_conditions(layouts), size=size, callback=bar, **how)
     return unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1]), decode(model, codes)
 
 

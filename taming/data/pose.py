@@ -121,6 +121,8 @@ class PoseTokens:
         ValueError: no bins, or no room for a person.
     """
 
+    kind = "pose"
+
     def __init__(self, no_bins: int = 64, max_people: int = 1) -> None:
         if no_bins < 1 or max_people < 1:
             raise ValueError(

@@ -1,29 +1,28 @@
-"""Conditions of pictures from classes, label maps and coordinates, and codes that stay as they are.
+"""Conditions from what users give, and codes of an image that stay as they are.
 
 B batch, L labels, H W pixels, h w latent grid.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.data.files.images import read_image
 from taming.inference.decoding import check_size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
-from taming.modules.misc.coord import CoordStage, whole_picture
-from taming.modules.util import Labelator, SOSProvider
-
-Size = tuple[int, int]  # height, width
+from taming.modules.conditioners.base import Conditioner, Size
 
 
 def class_numbers(text: str | None, model: Net2NetTransformer, option: str = "--classes") -> list[int] | None:
-    """Class numbers that are to be taken in turn; all of the model where none are named, or None."""
-    stage = next((stage for stage in model.cond_stages if isinstance(stage, Labelator)), None)
+    """Read class numbers that are to be taken in turn; all of the model where none are named, or None."""
+    stage = stage_of_kind(model, "class")
     if text is None:
-        return None if stage is None else list(range(stage.n_classes))
+        return None if stage is None or stage.vocab_size is None else list(range(stage.vocab_size))
     if stage is None:
         raise ValueError(f"{option} {text}: the model is not conditioned on classes; leave it out")
     if not all(part.strip().isdecimal() for part in text.split(",")):
@@ -31,61 +30,53 @@ def class_numbers(text: str | None, model: Net2NetTransformer, option: str = "--
     return [int(part) for part in text.split(",")]
 
 
+def stage_of_kind(model: Net2NetTransformer, kind: str) -> Conditioner | None:
+    """Return the first condition stage of a kind, or None."""
+    return next((stage for stage in model.cond_stages if stage.kind == kind), None)
+
+
 def conditions_of(
-    model: Net2NetTransformer, count: int, size: Size | None = None, classes: list[int] | None = None,
-    segmentation: Tensor | None = None,
+    model: Net2NetTransformer, count: int, size: Size | None = None, given: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
-    """Conditions of `count` pictures of `size`, as `Net2NetTransformer.draw_codes` takes them.
+    """Return conditions of `count` images of `size`, as `Net2NetTransformer.generate` takes them.
 
     Coordinates and start tokens go without saying. What is not given is left out as null tokens.
 
     Args:
         size: (H, W) in pixels; the training size when None.
-        classes: one for each picture.
-        segmentation: label ids (H, W), of all pictures.
+        given: by the `kind` of a condition, what its `from_user` takes, for all images; or a list of one for
+            each image.
 
     Raises:
-        ValueError: a condition that is not given, or not to be had here, and the model has no null token for
-            it; none that is given; a class or label that the model has not.
+        ValueError: a condition that is not given and that the model cannot do without; none that is given; a
+            class or label that the model does not have.
     """
+    given = given or {}
     values: list[Tensor | None] = []
-    for stage, expected in zip(model.cond_stages, condition_shapes(model, size), strict=True):
-        value = None
-        if isinstance(stage, SOSProvider):
-            value = torch.zeros(count, 1)
-        elif isinstance(stage, CoordStage):
-            value = whole_picture(*expected).expand(count, -1, -1, -1)
-        elif isinstance(stage, Labelator) and classes is not None:
-            value = torch.tensor(classes)
-        elif takes_labels(stage) and segmentation is not None:
-            value = stage.one_hot(segmentation[None].to(model.device)).expand(count, -1, -1, -1)
-        values.append(None if value is None else value.to(model.device))
+    stages = zip(model.cond_keys, model.cond_stages, condition_shapes(model, size), strict=True)
+    for key, stage, expected in stages:
+        value = stage.default(expected)
+        if value is None and (user := given.get(stage.kind)) is not None:
+            each = user if isinstance(user, list) else [user]
+            try:
+                value = torch.cat([stage.from_user(one, expected) for one in each])
+            except ValueError as error:
+                raise ValueError(f"the condition {key}: {error}") from None
+        if value is not None:
+            value = value.to(model.device).expand(count, *value.shape[1:])
+        values.append(value)
     missing = [key for key, value in zip(model.cond_keys, values, strict=True) if value is None]
     if missing and (model.null_token is None or len(missing) == len(values)):
-        ways = [_how_to_give(stage) for stage in model.cond_stages]
+        remedies = dict.fromkeys(stage.remedy for stage in model.cond_stages)
         raise ValueError(
             f"the model is conditioned on {', '.join(model.cond_keys)}, and {', '.join(missing)} is missing: "
-            f"{'; '.join(dict.fromkeys(ways))}"
+            f"{'; '.join(remedies)}"
         )
-    check_conditions(model, values, size)
     return model.encode_conditions(values, size)
 
 
-def _how_to_give(stage: nn.Module) -> str:
-    if isinstance(stage, Labelator):
-        return "give a class"
-    if takes_labels(stage):
-        return "give a label map, make_panorama.py --segmentation FILE"
-    return "scripts/make_samples.py takes conditions from a data set"
-
-
-def takes_labels(stage: nn.Module) -> bool:
-    """Whether a condition stage encodes label maps."""
-    return hasattr(stage, "n_labels") and hasattr(stage, "one_hot")
-
-
-def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], size: Size | None) -> None:
-    """Raise where a condition that is a picture, (B, C, H, W), has another size than that of the picture.
+def check_conditions(model: Net2NetTransformer, values: list[Tensor], size: Size | None) -> None:
+    """Raise where a condition that is an image, (B, C, H, W), has another size than belongs beside the image.
 
     At the training size it may show a part alone, the upper half for instance.
     """
@@ -94,13 +85,13 @@ def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], siz
     trained = model.latent_shape(*(size or ())) == model.latent_shape()
     shapes = condition_shapes(model, size)
     for key, value, shape in zip(model.cond_keys, values, shapes, strict=True):
-        if value is None or value.ndim != 4 or tuple(value.shape[2:]) == shape:
+        if value.ndim != 4 or tuple(value.shape[2:]) == shape:
             continue
         if not trained or any(n > most for n, most in zip(value.shape[2:], shape, strict=True)):
             found, wanted = (f"{height}x{width}" for height, width in (value.shape[2:], shape))
             raise ValueError(
-                f"the condition {key} has {found} pixels (height x width), but must have {wanted} for "
-                f"pictures of {'x'.join(map(str, size)) if size else 'the training size'}: resize it"
+                f"the condition {key} has {found} pixels (height x width), but must have {wanted} beside "
+                f"images of {'x'.join(map(str, size)) if size else 'the training size'}: resize it"
             )
 
 
@@ -108,15 +99,15 @@ def check_conditions(model: Net2NetTransformer, values: list[Tensor | None], siz
 
 
 def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path | None) -> Tensor | None:
-    """Which codes of pictures of `size` stay, (h, w) bool, or None where all are drawn.
+    """Return which codes of images of `size` stay, (h, w) bool, or None where all are sampled.
 
     Args:
         known: share of the rows, from the top, that stays.
-        mask: picture whose white says what is drawn anew, each code that a white pixel touches; of any
-            resolution, but the shape of the pictures.
+        mask: image whose white says what is generated anew, each code that a white pixel touches; of any
+            resolution, but the shape of the images.
 
     Raises:
-        ValueError: a share outside [0, 1); a mask of another shape, or that leaves nothing to draw; both.
+        ValueError: a share outside [0, 1); a mask of another shape, or that leaves nothing to generate; both.
     """
     if not 0 <= known < 1:
         raise ValueError(f"--known {known} is outside [0, 1)")
@@ -130,20 +121,16 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
     white = torch.tensor(read_image(mask)).float().mean(-1) > 127.5  # (H, W)
     if white.shape[0] * size[1] != white.shape[1] * size[0]:
         raise ValueError(
-            f"--mask {mask} has {white.shape[0]}x{white.shape[1]} pixels (height x width), but the pictures "
+            f"--mask {mask} has {white.shape[0]}x{white.shape[1]} pixels (height x width), but the images "
             f"{size[0]}x{size[1]}: give one of that shape"
         )
     if not white.any():
-        raise ValueError(f"--mask {mask} leaves nothing to draw: paint white what is to be drawn anew")
+        raise ValueError(f"--mask {mask} leaves nothing to generate: paint white what is to be made anew")
     return F.adaptive_max_pool2d(white[None].float(), (h, w))[0] == 0
 
 
 def check_drawable(model: Net2NetTransformer, size: Size, kept: Tensor | None, source: str) -> None:
-    """Raise unless the model can draw pictures of that size, with codes that stay."""
+    """Raise unless the model can generate images of that size, with codes that stay."""
     check_size(model, size, source)
-    order, side = type(model.permuter).__name__, model.first_stage_model.resolution
-    if order != "Identity" and (kept is not None or tuple(size) != (side, side)):
-        raise ValueError(
-            f"the model draws codes in the order of {order}: it can keep none of them, nor draw larger "
-            f"pictures; draw whole ones of {side}x{side} pixels"
-        )
+    if kept is not None or tuple(size) != model.first_stage_model.image_size:
+        model.check_window()

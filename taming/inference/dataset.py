@@ -72,7 +72,7 @@ def condition_images(
     images: dict[str, list[Tensor]] = {}
     for i in range(len(x)):
         own = [value[i : i + 1] for value in values]
-        for key, image in model.draw_conditions(own, x[i : i + 1], [unwrapped(dataset)]).items():
+        for key, image in model.show_conditions(own, x[i : i + 1], [unwrapped(dataset)]).items():
             images.setdefault(key, []).append(image[0].clamp(-1.0, 1.0).cpu())
     return images
 

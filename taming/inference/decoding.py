@@ -24,10 +24,11 @@ def decode(model: Net2NetTransformer, codes: Tensor) -> Tensor:
 def check_size(model: Net2NetTransformer, size: tuple[int, int], source: str) -> None:
     """Raise, with the nearest size that works, unless the model can draw pictures of `size` (H, W) pixels."""
     stage = model.first_stage_model
-    smallest, f = stage.resolution, stage.factor
-    nearest = tuple(max(smallest, round(side / f) * f) for side in size)
+    smallest, f = stage.image_size, stage.factor
+    nearest = tuple(max(least, round(side / f) * f) for side, least in zip(size, smallest, strict=True))
     if nearest != tuple(size):
         raise ValueError(
-            f"{source}: {size[0]}x{size[1]} pixels (height x width) cannot be drawn: both must be multiples "
-            f"of f = {f} and at least {smallest}, as in training; the nearest is {nearest[0]}x{nearest[1]}"
+            f"{source}: {size[0]}x{size[1]} pixels (height x width) cannot be generated: both must be "
+            f"multiples of f = {f}, at least {smallest[0]}x{smallest[1]}, as in training; the nearest is "
+            f"{nearest[0]}x{nearest[1]}"
         )

@@ -7,19 +7,16 @@ B batch, M tokens of a layout, N codes of a window, H W pixels, h w latent grid.
 height) in shares of the picture's sides, 0..1.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taming.data.helper_types import BoundingBox
-from taming.data.pose import PoseTokens
 from taming.data.sampler import seeded
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import CachedTransformer, sample_window
+from taming.sampling import SamplingOptions
 
 Position = tuple[int, int]  # row, column, in codes
 POINT = 1e-4  # width of the box that stands for a point
@@ -32,7 +29,7 @@ def seen_in(builder: Any, layout: Tensor, window: BoundingBox) -> Tensor:
     Objects and joints outside of it are left out; boxes are cut at its edge. Where a layout encodes its crop,
     boxes stay, and the crop becomes the window.
     """
-    if isinstance(builder, PoseTokens):
+    if builder.kind == "pose":
         left, top, width, height = (share * FINE for share in window)
         joints = builder.inverse_build(layout, (FINE, FINE))
         joints[..., :2] -= (left, top)
@@ -56,81 +53,24 @@ def _box(where: Sequence[float]) -> BoundingBox:
     return min(x, x + width), min(y, y + height), abs(width), abs(height)
 
 
-def draw_layouts(
-    model: Net2NetTransformer, builder: Any, layouts: Tensor, size: tuple[int, int], **settings: Any
+def sample_layouts(
+    model: Net2NetTransformer, builder: Any, layouts: Tensor, size: tuple[int, int],
+    options: SamplingOptions | None = None, **arguments: Any,
 ) -> Tensor:
-    """Codes (B, h, w) of pictures of `size` (H, W) pixels with layouts (B, M); each window sees its part.
+    """Sample codes (B, h, w) of images of `size` (H, W) pixels with layouts (B, M), each window its part.
 
-    `builder` made the layouts; `settings` are those of `taming.sampling.sample_window`.
+    `builder` made the layouts; `options` and `arguments` are those of `taming.sampling.sample_window`.
     """
     shape, window = model.latent_shape(*size), model.latent_shape()
     rows = layouts.cpu()
-    found: dict[int, Tensor] = {}
 
-    def layouts_at(place: int) -> Tensor:
-        if place not in found:
-            row, column = divmod(place, shape[1])
-            box = (column / shape[1], row / shape[0], window[1] / shape[1], window[0] / shape[0])
-            found[place] = torch.stack([seen_in(builder, row, box) for row in rows]).to(layouts.device)
-        return found[place]
+    def layouts_at(origin: Position) -> Tensor:
+        (row, column), (height, width) = origin, shape
+        box = (column / width, row / height, window[1] / width, window[0] / height)
+        return torch.stack([seen_in(builder, layout, box) for layout in rows]).to(layouts.device)
 
-    reader = LayoutReader(model.transformer, layouts_at, layouts.shape, math.prod(window), model.null_token)
-    places = torch.arange(math.prod(shape), device=layouts.device).view(1, *shape).expand(len(rows), -1, -1)
-    return sample_window(
-        reader, places, shape=shape, window=window, n_codes=model.n_codes,
-        null_condition=None if model.null_token is None else places, **settings,
+    null = None if model.null_token is None else torch.full_like(layouts, model.null_token)
+    return model.transformer.sample_window(
+        layouts_at, options, shape=shape, window=window, null_condition=null,
+        codebook_size=model.codebook_size, **arguments,
     )
-
-
-class LayoutReader:
-    """A transformer that reads the layout of a window in place of the window's place.
-
-    For `sample_window`, whose condition is a grid of places then, numbered in raster order: of the N places
-    of a window, the first says where it lies.
-
-    Args:
-        transformer: what reads layouts.
-        layouts_at: from a place to the layouts (B, M) of the window that begins there.
-        shape: (B, M).
-        cells: N.
-        null_token: in place of the layout, in a second half of the batch.
-    """
-
-    def __init__(
-        self, transformer: CachedTransformer, layouts_at: Callable[[int], Tensor], shape: tuple[int, int],
-        cells: int, null_token: int | None,
-    ):
-        self.transformer, self.layouts_at = transformer, layouts_at
-        self.cells, self.null_token, self.batch_size = cells, null_token, shape[0]
-        self.surplus = cells - shape[1]  # tokens that the transformer never sees
-        self.block_size = transformer.block_size + self.surplus
-
-    def new_cache(self, batch_size: int, length: int) -> "ShiftedCache":
-        """Memory for `length` positions, of which a window's places take N."""
-        return ShiftedCache(self.transformer.new_cache(batch_size, length - self.surplus), self.surplus)
-
-    def extend(self, idx: Tensor, cache: "ShiftedCache") -> Tensor:
-        """Append tokens (B or 2B, T) to the cache; the first call begins with the N places."""
-        if cache.length == 0:
-            layouts = self.layouts_at(int(idx[0, 0]))  # (B, M)
-            if len(idx) > self.batch_size:
-                layouts = torch.cat((layouts, torch.full_like(layouts, self.null_token)))
-            idx = torch.cat((layouts, idx[:, self.cells :]), dim=1)
-        return self.transformer.extend(idx, cache.inner)
-
-
-@dataclass
-class ShiftedCache:
-    """A cache that counts more positions than it holds, once it holds any."""
-
-    inner: Any
-    surplus: int
-
-    @property
-    def length(self) -> int:
-        """How many positions are filled, as `sample_window` counts them."""
-        return self.inner.length and self.inner.length + self.surplus
-
-    @length.setter
-    def length(self, value: int) -> None:
-        self.inner.length = value and value - self.surplus

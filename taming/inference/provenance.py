@@ -4,6 +4,7 @@ Images of other origin are told from these, so that none is taken for another or
 the metadata depends on where files lie: a run that was moved, or is named by another path, is the same run.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from taming.checkpoint import without_ckpt_paths
 from taming.data.files.images import read_image
 from taming.images import is_complete_png, is_own_png, save_png
+from taming.sampling import SamplingOptions
 
 SAMPLED = 8  # values of each tensor; training changes all of them, and reading gigabytes would take a while
 SPEED_ONLY = ("batch_size", "num_workers")  # parameters of the data that change no item
@@ -27,6 +29,11 @@ def model_metadata(model: nn.Module, config: DictConfig) -> dict[str, str]:
         if ".loss." not in name  # may be absent from the checkpoint: they are random numbers then
     }
     return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
+
+
+def options_metadata(options: SamplingOptions) -> dict[str, str]:
+    """Say how images are sampled, with an entry for each option."""
+    return {field.name: str(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
 def data_metadata(section: DictConfig, split: str) -> dict[str, str]:
@@ -59,6 +66,8 @@ def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
     with Image.open(path) as image:
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
     found.pop("Software", None)
+    defaults = options_metadata(SamplingOptions())  # of options that are newer than the image
+    found = {key: value for key, value in defaults.items() if key in metadata} | found
     keys = [key for key in dict.fromkeys((*metadata, *found)) if found.get(key) != metadata.get(key)]
     if keys:
         other = ", ".join(f"{key} {found.get(key, 'unknown')}" for key in keys)

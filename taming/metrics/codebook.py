@@ -1,74 +1,57 @@
 """How much of a codebook is used."""
 
-from collections.abc import Callable
-
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
 
 
-class CodebookUsage(nn.Module):
-    """A histogram of codebook indices, gathered over many batches, and what can be read from it.
+class CodebookUsage(Metric):
+    """Counts codebook indices over many batches; `compute` gives usage and perplexity over all processes.
 
-    `histogram` (n_codes,) long counts how often each code was used since the last `reset`. It moves with the
-    module, and to the indices' device, but is no registered buffer: it belongs in no checkpoint, and
-    DistributedDataParallel overwrites every rank's buffers with those of rank 0 at each forward, which would
-    lose the other ranks' counts.
+    The counts, `histogram` (K,) int64, are in no checkpoint. `compute` sums them over processes where
+    torch.distributed is initialised, so every process must call it.
 
-    With several ranks call `all_reduce` once before reading, at the same point on every rank, and `reset`
-    afterwards.
+    Args:
+        codebook_size: number of codes K.
     """
 
-    def __init__(self, n_codes: int):
-        super().__init__()
-        if n_codes < 1:
-            raise ValueError(f"a codebook has at least one code, got n_codes={n_codes}")
-        self.n_codes = n_codes
-        # On the CPU even when the model is built on the meta device, since nothing is loaded into it later.
-        self.histogram = torch.zeros(n_codes, dtype=torch.long, device="cpu")
+    histogram: Tensor
+    full_state_update = False
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodebookUsage":
-        super()._apply(fn, recurse)
-        device = fn(self.histogram.new_empty(0)).device
-        if device.type != "meta":
-            self.histogram = self.histogram.to(device)
-        return self
+    def __init__(self, codebook_size: int):
+        super().__init__()
+        if codebook_size < 1:
+            raise ValueError(f"a codebook has at least one code, got codebook_size={codebook_size}")
+        self.codebook_size = codebook_size
+        # on the CPU also when the model is built on the meta device: nothing is loaded into it later
+        counts = torch.zeros(codebook_size, dtype=torch.int64, device="cpu")
+        self.add_state("histogram", default=counts, dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, indices: Tensor) -> None:
         """Count indices of any shape.
 
         Raises:
-            ValueError: an index outside 0..n_codes-1, on the CPU; an accelerator has its own assertion, and a
-                check here would make it wait at every batch.
+            ValueError: an index outside 0..codebook_size-1, on the CPU; an accelerator has its own assertion,
+                and a check here would make it wait at every batch.
         """
         indices = indices.detach().flatten().long()
         if indices.device.type == "cpu" and indices.numel():
             lowest, highest = (int(v) for v in indices.aminmax())
-            if lowest < 0 or highest >= self.n_codes:
+            if lowest < 0 or highest >= self.codebook_size:
                 wrong = lowest if lowest < 0 else highest
-                raise ValueError(f"codebook index {wrong} is outside 0..{self.n_codes - 1}")
-        # Never in place: a histogram made in inference mode (validation) may be added to outside of it.
+                raise ValueError(f"codebook index {wrong} is outside 0..{self.codebook_size - 1}")
+        # never in place: counts made in inference mode (validation) may be added to outside of it
         histogram = self.histogram.to(indices.device)
         self.histogram = histogram.scatter_add(0, indices, torch.ones_like(indices))
 
-    def usage(self) -> Tensor:
-        """Fraction of codes that were used at least once: () float32 in [0, 1]."""
-        return (self.histogram > 0).float().mean()
+    def compute(self) -> dict[str, Tensor]:
+        """Return float32 scalars by name.
 
-    def perplexity(self) -> Tensor:
-        """Effective number of codes, exp(entropy in nats): () float32 in [1, n_codes]; 0 before any count."""
+        `usage`: the share of codes used at least once, in [0, 1]. `perplexity`: the effective number of
+        codes, exp(entropy in nats), in [1, codebook_size]; 0 before any count.
+        """
         total = self.histogram.sum()
         p = self.histogram / total.clamp_min(1)
-        return torch.exp(torch.special.entr(p).sum()) * (total > 0)
-
-    def reset(self) -> None:
-        """Forget all counts."""
-        self.histogram = torch.zeros_like(self.histogram)
-
-    def all_reduce(self) -> None:
-        """Add up the counts of all ranks, where torch.distributed is initialised; every rank must call it."""
-        if dist.is_available() and dist.is_initialized():
-            total = self.histogram.clone()
-            dist.all_reduce(total)
-            self.histogram = total
+        perplexity = torch.exp(torch.special.entr(p).sum()) * (total > 0)
+        return {"usage": (self.histogram > 0).float().mean(), "perplexity": perplexity}

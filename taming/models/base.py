@@ -1,19 +1,28 @@
-"""What both stages share: batches from HWC to BCHW, an own batch counter, the optimizer step, guards.
+"""What both stages share: batches from HWC to BCHW, an own batch counter, parts of the step, guards.
 
 B batch, C channels, H W pixels.
 """
 
+import inspect
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+NORM = "the norm of gradient"
+MOST_SKIPPED = 10  # batches in a row with a gradient that is not finite; the weights are beyond repair then
 
 
 class NonFiniteLoss(RuntimeError):
@@ -23,7 +32,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class ImageModel(Pretrained, pl.LightningModule):
-    """A LightningModule that steps its optimizers by hand and counts the batches it has learnt from.
+    """A LightningModule that steps its optimizers by hand and counts the batches it has learned from.
 
     `save_pretrained(folder)` and `from_pretrained(folder)` are there for all models: see `Pretrained`.
 
@@ -33,7 +42,7 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     Attributes:
         learning_rate: step size of every optimizer; set it before training (main.py does).
-        accumulate_grad_batches, gradient_clip_val: what Lightning refuses under manual optimization.
+        accumulate_grad_batches, gradient_clip_val: what Lightning does not do under manual optimization.
         scheduler: batches seen -> factor on the learning rate, of `scheduler_config`; None: constant.
     """
 
@@ -45,8 +54,11 @@ class ImageModel(Pretrained, pl.LightningModule):
         self.accumulate_grad_batches = 1
         self.gradient_clip_val: float | None = None
         self.batches_seen = 0
+        self.skipped_batches = 0  # in a row, since their gradient was not finite
         self._accumulated = 0  # batches whose gradients wait for the next step
         self._restored_gradients: dict[str, Tensor] = {}  # such gradients of a run that is resumed
+        self._watched: dict[str, Tensor] = {}  # losses and gradient norms of the batch
+        self._waiting: _Copied | None = None  # those of the batch before, on their way from the device
         self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
 
     # ---- data
@@ -69,63 +81,138 @@ class ImageModel(Pretrained, pl.LightningModule):
             x = x[..., None]
         return x.permute(0, 3, 1, 2).float() if x.ndim == 4 else x
 
-    # ---- optimization
+    def validators(self) -> Mapping[str, Any]:
+        """Return what checks entries of a batch by their keys, each with a method `validate(value)`."""
+        return {}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check values of the batch while they are on the CPU, where no device must be waited for."""
+        if isinstance(batch, dict):
+            for key, part in self.validators().items():
+                if isinstance(batch.get(key), Tensor):
+                    part.validate(batch[key])
+        return batch
+
+    # ---- optimization, by hand: the pieces of `training_step`
 
     def base_learning_rate(self) -> float:
-        """The learning rate, or an error that says how to set it."""
+        """Return the learning rate, or raise a ValueError that says how to set it."""
         if self.learning_rate is None:
             raise ValueError("no learning rate: set model.learning_rate = ... before trainer.fit(model)")
         return self.learning_rate
 
-    def update_weights(
-        self, loss: Tensor, optimizers: Iterable[tuple[Optimizer, Iterable[nn.Parameter]]]
-    ) -> None:
-        """Backpropagate one batch's loss; on the last of `accumulate_grad_batches`, clip, step and count.
-
-        All losses come in one sum, and go through one backward pass: what plain `ddp` needs. Optimizers whose
-        parameters got no gradient are left alone. A parameter group's `lr_factor` multiplies its rate.
-        """
-        self.manual_backward(loss / self.accumulate_grad_batches)
+    def gradients_complete(self) -> bool:
+        """Count a batch's gradients; False while they wait for the rest of `accumulate_grad_batches`."""
         self._accumulated += 1
         if self._accumulated < self.accumulate_grad_batches and not self.trainer.is_last_batch:
-            return
-        factor = float(self.scheduler(self.batches_seen)) if self.scheduler else 1.0
-        for optimizer, parameters in optimizers:
-            parameters = [p for p in parameters if p.grad is not None]
-            if not parameters:
-                continue
-            for group in optimizer.param_groups:
-                group["lr"] = self.base_learning_rate() * factor * group.get("lr_factor", 1.0)
-            if self.gradient_clip_val:
-                scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16 gradients
-                limit = self.gradient_clip_val * (scaler.get_scale() if scaler else 1.0)
-                nn.utils.clip_grad_norm_(parameters, limit)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.batches_seen += 1
+            return False
         self._accumulated = 0
+        return True
+
+    def set_learning_rate(self, optimizer: Optimizer) -> float:
+        """Set the rate for the batches seen so far, times a parameter group's `lr_factor`; return it."""
+        factor = float(self.scheduler(self.batches_seen)) if self.scheduler else 1.0
+        rate = self.base_learning_rate() * factor
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1.0)
+        return rate
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Clip gradients to the norm `gradient_clip_val`, if it is set; return their norm before, ()."""
+        parameters = [p for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16 gradients
+        scale = scaler.get_scale() if scaler else 1.0
+        if self.gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_val * scale, norm)
+        return norm / scale
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep a gradient that is not finite out of the weights, whatever callbacks did to it."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters or getattr(self.trainer.precision_plugin, "scaler", None):  # which does the same
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self._watched[f"{NORM} {len(self._watched)}"] = norm
+        if norm.device.type != "cpu":
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read by fused steps
+        elif not norm.isfinite():
+            for p in parameters:
+                p.grad = None  # the step then leaves the weights, and its own state, alone
+
+    # ---- guards
+
+    def check_finite(self, losses: Mapping[str, Tensor | float], batch_idx: int) -> None:
+        """Raise `NonFiniteLoss`, on all processes, naming every term that is NaN or infinite.
+
+        On the CPU before the weights change. On an accelerator one batch later, so that nothing waits for
+        the device; a gradient that is not finite leaves the weights alone in the meantime.
+        """
+        values = {key: torch.as_tensor(v, device=self.device).float().mean() for key, v in losses.items()}
+        if self.device.type == "cpu":
+            fine = all(value.isfinite() for value in values.values())
+            if not self.trainer.strategy.reduce_boolean_decision(fine, all=True):
+                raise _not_finite(values, self._where(batch_idx))
+        else:
+            self._watched |= values
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget what was watched in the batch before."""
+        self._watched = {}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at losses and gradients; see `check_finite`. Stop a `training_step` that trains nothing."""
+        returned = isinstance(outputs, Mapping) and "loss" in outputs
+        if returned and not self.trainer.global_step and all(p.grad is None for p in self.parameters()):
+            raise ValueError(
+                f"{type(self).__name__}.training_step returned a loss, which nothing learns from here: call "
+                "self.manual_backward(loss) and step the optimizers in it, as VQModel.training_step does"
+            )
+        now = _Copied(self._watched, self._where(batch_idx))
+        self.on_train_end()  # the batch before
+        if now.event is None:  # nothing to wait for
+            self._look_at(now)
+        else:
+            self._waiting = now
+
+    def on_train_end(self) -> None:
+        """Look at the batch that is still on its way."""
+        before, self._waiting = self._waiting, None
+        if before is not None:
+            self._look_at(before)
+
+    def _look_at(self, copied: "_Copied") -> None:
+        values = copied.read()
+        norms = {key: value for key, value in values.items() if key.startswith(NORM)}
+        losses = {key: value for key, value in values.items() if key not in norms}
+        if not all(map(math.isfinite, losses.values())):
+            raise _not_finite(losses, copied.where)
+        if all(map(math.isfinite, norms.values())):
+            self.skipped_batches = 0
+            return
+        self.skipped_batches += 1
+        logger.warning("the gradient is not finite %s: the weights were left as they are", copied.where)
+        if self.skipped_batches >= MOST_SKIPPED:
+            raise _not_finite(norms, copied.where)
+
+    def _where(self, batch_idx: int) -> str:
+        epoch, seen = self.current_epoch, self.batches_seen
+        return f"at batch {batch_idx} of epoch {epoch} ({seen} batches learned from)"
+
+    def setup(self, stage: str) -> None:
+        """Stop what was written for Lightning 1, and would train nothing or not as meant."""
+        name = type(self).__name__
+        if "optimizer_idx" in inspect.signature(self.training_step).parameters:
+            raise ValueError(
+                f"{name}.training_step takes optimizer_idx, which Lightning no longer gives: write "
+                "training_step(self, batch, batch_idx) with one forward for all losses, self.manual_backward "
+                "of their sum, and a step of each optimizer, as VQModel.training_step does"
+            )
 
     def on_validation_model_zero_grad(self) -> None:
         """Free the gradients during a validation, but not those that wait for the rest of their batches."""
         if not self._accumulated:
             super().on_validation_model_zero_grad()
-
-    def check_finite(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Raise `NonFiniteLoss`, on all processes, naming every term that is NaN or infinite.
-
-        Called before the weights change.
-        """
-        tensors = [torch.as_tensor(value, device=self.device).float().mean() for value in losses.values()]
-        fine = bool(torch.stack(tensors).isfinite().all())  # one wait for the device
-        if self.trainer.strategy.reduce_boolean_decision(fine, all=True):
-            return
-        values = dict(zip(losses, map(float, tensors), strict=True))
-        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-        raise NonFiniteLoss(
-            f"{', '.join(bad) or 'the loss of another process is not finite'} at batch {batch_idx} of epoch "
-            f"{self.current_epoch} ({self.batches_seen} batches learnt from). Try a lower learning rate, "
-            "gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
-        )
 
     # ---- test: the same evaluation as validation, under "test/" names
 
@@ -168,7 +255,50 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put the gradients of a resumed run in place: the trainer has cleared all by now."""
+        if self.lr_schedulers():
+            raise ValueError(
+                f"{type(self).__name__}.configure_optimizers returned a scheduler of the learning rate, "
+                "which nothing steps here: give scheduler_config, a callable from batches to a factor"
+            )
         for name, gradient in self._restored_gradients.items():
             parameter = self.get_parameter(name)
             parameter.grad = gradient.to(parameter, copy=True)
         self._restored_gradients = {}
+
+
+class _Copied:
+    """Numbers of one batch on their way from a GPU to the CPU, read when they have arrived.
+
+    NaN of any process comes to all of them.
+
+    Args:
+        values: scalars by name.
+        where: the batch, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], where: str):
+        self.names, self.where = list(values), where
+        self.event: torch.cuda.Event | None = None
+        numbers = [value.detach().float() for value in values.values()]
+        self.numbers = torch.stack(numbers) if numbers else torch.zeros(0)
+        if self.numbers.is_cuda:
+            if dist.is_initialized():
+                dist.all_reduce(self.numbers)  # a sum with a NaN is NaN
+            pinned = torch.empty(len(values), pin_memory=True)
+            self.numbers = pinned.copy_(self.numbers, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> dict[str, float]:
+        """Return the numbers by name; waits for the copy alone."""
+        if self.event is not None:
+            self.event.synchronize()
+        return dict(zip(self.names, self.numbers.tolist(), strict=True))
+
+
+def _not_finite(values: Mapping[str, Tensor | float], where: str) -> NonFiniteLoss:
+    bad = [f"{name} = {float(value)}" for name, value in values.items() if not math.isfinite(value)]
+    return NonFiniteLoss(
+        f"{', '.join(bad) or 'the loss of another process is not finite'} {where}. Try a lower learning "
+        "rate, gradient_clip_val: 1.0, or precision bf16-mixed instead of 16-mixed"
+    )

@@ -1,9 +1,11 @@
-"""Stands in for a condition stage where the condition comes as tokens already."""
+"""A condition stage for conditions that come as tokens already."""
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from taming.modules.conditioners.base import AbstractEncoder, Encoded
 
 
-class DummyCondStage(nn.Module):
+class DummyCondStage(AbstractEncoder):
     """Passes tokens (B, M), int64, through: layouts of objects, for instance, which the data set encodes.
 
     Args:
@@ -14,15 +16,10 @@ class DummyCondStage(nn.Module):
         super().__init__()
         self.conditional_key = conditional_key
 
-    @staticmethod
-    def encode(c: Tensor) -> tuple[Tensor, None, tuple[None, None, Tensor]]:
-        """Tokens (B, M) to (tokens, None, (None, None, tokens)), as a stage with a codebook gives them."""
+    def encode(self, c: Tensor) -> Encoded:
+        """Turn tokens (B, M) into (tokens, None, (None, None, tokens)), as a stage with a codebook would."""
         return c, None, (None, None, c)
 
-    @staticmethod
-    def decode(c: Tensor) -> Tensor:
-        return c
-
-    @staticmethod
-    def to_rgb(c: Tensor) -> Tensor:
+    def decode(self, c: Tensor) -> Tensor:
+        """Return the tokens as they are."""
         return c

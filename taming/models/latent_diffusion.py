@@ -7,6 +7,7 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f).
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +53,16 @@ class VQModel(vqgan.VQModel):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def forward(self, input: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
-        """Images (B, C, H, W) to (reconstructions, codebook loss), and the indices if asked for."""
+    def forward(  # type: ignore[override]
+        self, input: Tensor, return_pred_indices: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Reconstruct images (B, C, H, W): (reconstructions, codebook loss), and the indices if asked for."""
         quant, codebook_loss, (_, _, indices) = self.encode(input)
         found = self.decode(quant), codebook_loss
         return (*found, indices) if return_pred_indices else found
 
     def get_input(self, batch: dict, key: str) -> Tensor:
-        """Entry `key` of a batch, resized in training where `batch_resize_range` says so."""
+        """Return entry `key` of a batch, resized in training where `batch_resize_range` says so."""
         x = super().get_input(batch, key)
         if self.batch_resize_range is None or not self.training or x.ndim != 4:
             return x
@@ -69,20 +72,16 @@ class VQModel(vqgan.VQModel):
             size = lowest + 16 * int(torch.randint((highest - lowest) // 16 + 1, ()))
         return x if x.shape[2:] == (size, size) else F.interpolate(x, size=(size, size), mode="bicubic")
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        if isinstance(self.loss, nn.Identity):
-            raise ValueError(
-                "the model was built with torch.nn.Identity in place of a loss: name one in lossconfig, for "
-                "instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
-            )
+    def configure_optimizers(self) -> Any:
+        """Make the optimizers of `vqgan.VQModel`, the first with its own factor on the learning rate."""
         if self.use_ema:
             logger.warning(
                 "use_ema: no running averages are kept by the model; add them with the callback "
                 "pytorch_lightning.callbacks.EMAWeightAveraging"
             )
-        generator, *others = super().configure_optimizers()
-        generator.param_groups[0]["lr_factor"] = self.lr_g_factor
-        return [generator, *others]
+        optimizers, schedulers = super().configure_optimizers()
+        optimizers[0].param_groups[0]["lr_factor"] = self.lr_g_factor
+        return optimizers, schedulers
 
 
 class VQModelInterface(VQModel):
@@ -91,24 +90,28 @@ class VQModelInterface(VQModel):
     The arguments are `VQModel`'s, `embed_dim` first.
     """
 
-    def __init__(self, embed_dim: int, *args, **kwargs):
-        super().__init__(*args, embed_dim=embed_dim, **kwargs)
+    def __init__(self, embed_dim: int, *args: Any, **kwargs: Any):
+        kwargs["embed_dim"] = embed_dim
+        super().__init__(*args, **kwargs)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to latents (B, embed_dim, h, w), not quantized."""
+    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Encode images (B, C, H, W) to latents (B, embed_dim, h, w), not quantized."""
         return self.encode_to_prequant(x)
 
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latents (B, embed_dim, h, w), quantized unless `force_not_quantize`, to images (B, C, H, W)."""
+        """Decode latents (B, embed_dim, h, w), quantized first unless `force_not_quantize`, to images."""
         return super().decode(h if force_not_quantize else self.quantize(h)[0])
 
-    def forward(self, input: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
-        """As `VQModel.forward`."""
+    def forward(  # type: ignore[override]
+        self, input: Tensor, return_pred_indices: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Reconstruct images; see `VQModel.forward`."""
         quant, codebook_loss, (_, _, indices) = self.quantize(self.encode(input))
         found = self.decode(quant, force_not_quantize=True), codebook_loss
         return (*found, indices) if return_pred_indices else found
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+    def configure_optimizers(self) -> Any:
+        """Raise: it is not for training."""
         raise ValueError("VQModelInterface is for use, not for training: train it as VQModel, the keys agree")
 
 

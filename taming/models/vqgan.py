@@ -1,24 +1,29 @@
-"""Stage 1: the VQGAN, an autoencoder over a learnt codebook (Esser et al. 2021, section 3.1).
+"""Stage 1: the VQGAN, an autoencoder over a learned codebook (Esser et al. 2021, section 3.1).
 
 B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. Images are in [-1, 1].
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taming.colormap import colorize, random_colors
 from taming.config import instantiate_from_config
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.base import ImageModel
-from taming.modules.conditioners.label_maps import colored, one_hot_maps, palette
+from taming.models.tokenizer import Tokenizer
+from taming.modules.conditioners.image import ImageConditioner
+from taming.modules.conditioners.label_map import LabelMapConditioner
 from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.vqvae.quantize import Codebook, EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
+from taming.modules.quantizers.base import Quantizer, QuantizerInfo
+from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
 
 
-class VQModel(ImageModel):
+class VQModel(Tokenizer, ImageConditioner, ImageModel):
     """Encoder, vector quantizer, decoder; trained against pixels, LPIPS and a patch discriminator.
 
     Args:
@@ -29,13 +34,15 @@ class VQModel(ImageModel):
         ckpt_path: checkpoint to start from; keys that begin with one of `ignore_keys` are not taken.
         image_key: entry of the batch that holds the images.
         monitor: metric by which checkpoints are ranked, "val/rec_loss" for instance.
-        colorize_nlabels: channels of label maps; pictures of them then have colours kept in the checkpoint.
+        colorize_nlabels: channels of label maps; the checkpoint then holds the buffer `colorize` of 2021.
         remap, sane_index_shape: see `VectorQuantizer2`.
         legacy: beta weighs the codebook term instead of the commitment, as in 2021; new configs say False.
         beta: weight of the commitment.
         revive_after: batches without use after which a code is moved; see `VectorQuantizer2`.
         betas: Adam's.
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
+
+    As a condition stage it encodes images (depth, edges, ...): see `ImageConditioner`.
 
     Raises:
         ValueError: ddconfig with `double_z`, or a `disc_conditional` loss: there is no condition here.
@@ -53,9 +60,10 @@ class VQModel(ImageModel):
         self.decode_memory: int | None = None
         if ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
-        self.image_key, self.betas = image_key, tuple(betas)
+        self.image_key, self.betas = image_key, (betas[0], betas[1])
         self.encoder = Encoder(**ddconfig)
         self.resolution, self.factor = self.encoder.resolution, self.encoder.factor
+        self.channels = self.encoder.conv_in.in_channels
         self.decoder = Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
@@ -67,99 +75,125 @@ class VQModel(ImageModel):
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         if colorize_nlabels is not None:
-            self.register_buffer("colorize", palette(colorize_nlabels))
+            self.register_buffer("colorize", random_colors(colorize_nlabels))
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def use_quantizer(self, quantizer: Codebook) -> None:
+    def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
         self.quantize = quantizer
-        self.val_codes = CodebookUsage(quantizer.re_embed)
+        self.val_codes = CodebookUsage(quantizer.codebook_size)
 
     # ---- images <-> codes
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple]:
-        """Images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, (None, None, indices)).
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, QuantizerInfo]:
+        """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codebook loss, info).
 
         In eval mode all is computed in float32 whatever autocast says, so that an image keeps its codes:
-        bfloat16 would change some percent of them.
+        bfloat16 would change some percent of them. Sides that f does not divide are rounded down.
         """
         return self.quantize(self.encode_to_prequant(x))
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
-        channels = self.encoder.conv_in.in_channels
-        if x.shape[1] != channels:
+        """Encode images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
+        if x.shape[1] != self.channels:
             raise ValueError(
-                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {channels}, its "
-                "ddconfig.in_channels: give it what it was trained on"
+                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {self.channels}, "
+                "its ddconfig.in_channels: give it what it was trained on"
             )
-        self.check_size(*x.shape[-2:])
         device = x.device.type
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
             return self.quant_conv(self.encoder(x))
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Quantized latents (B, embed_dim, h, w) to images (B, C, H, W).
+        """Decode quantized latents (B, embed_dim, h, w) to images (B, C, H, W)."""
+        return self.decoder(self.post_quant_conv(quant))
+
+    def decode_code(self, code_b: Tensor) -> Tensor:
+        """Decode codebook indices (B, h, w), or (B, N) of a square grid, to images (B, C, H, W).
 
         Without gradients, in eval mode, large ones are decoded in tiles: see `decode_memory`.
         """
-        return tiled.decode(self.decoder, self.post_quant_conv(quant), self.decode_memory)
-
-    def decode_code(self, code_b: Tensor) -> Tensor:
-        """Codebook indices (B, h, w), or (B, N) of a square grid, to images (B, C, H, W)."""
         if code_b.ndim == 2:
             side = math.isqrt(code_b.shape[1])
             if side * side != code_b.shape[1]:
                 raise ValueError(f"{code_b.shape[1]} indices form no square grid: give them as (B, h, w)")
             code_b = code_b.view(-1, side, side)
-        shape = (*code_b.shape, self.quantize.e_dim)
-        return self.decode(self.quantize.get_codebook_entry(code_b.reshape(-1), shape=shape))
+        latents = self.post_quant_conv(self.quantize.indices_to_codes(code_b))  # (B, z_channels, h, w)
+        return tiled.decode(self.decoder, latents, self.decode_memory)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) to (reconstructions, codebook loss)."""
+        """Reconstruct images (B, C, H, W): (reconstructions, codebook loss)."""
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise unless both sides are multiples of the downsampling factor."""
-        f = self.factor
-        if height % f or width % f:
-            crop = f"{max(f, height // f * f)}x{max(f, width // f * f)}"
-            raise ValueError(f"images of {height}x{width} pixels are no multiple of f = {f}: crop to {crop}")
-
-    def token_count(self, height: int, width: int) -> int:
-        """Number of codes of an image of that size."""
-        return (height // self.factor) * (width // self.factor)
+    # ---- the contract of a tokenizer
 
     @property
-    def n_tokens(self) -> int:
-        """Number of different indices that `encode` can give."""
-        return self.quantize.re_embed
+    def codebook_size(self) -> int:
+        """Number of different codes."""
+        return self.quantize.codebook_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens, as a condition stage."""
+        return self.codebook_size
+
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """Encode images (B, C, H, W) to codes (B, h, w), int64; see `Tokenizer.encode_codes`."""
+        h, w = self.code_shape(*x.shape[2:])
+        return self.quantize(self.encode_to_prequant(x))[2].indices.view(len(x), h, w)
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Decode codes (B, h, w) to images (B, C, H, W)."""
+        return self.decode_code(codes)
 
     # ---- training
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
-        """One forward for both losses: the generator's, and the discriminator's on what it made."""
-        x = self.get_input(batch, self.image_key)
-        reconstruction, codebook_loss = self(x)
+        """Take one step of both networks: one forward, both losses, one backward."""
+        x = self.get_images(batch)  #                                               (B, C, H, W)
+        z = self.quant_conv(self.encoder(x))  #                                     (B, embed_dim, h, w)
+        z_q, codebook_loss, _ = self.quantize(z)  #                                 (B, embed_dim, h, w), ()
+        rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
+
         step, last_layer = self.batches_seen, self.get_last_layer()
-        ae_loss, log = self.loss(codebook_loss, x, reconstruction, 0, step, last_layer=last_layer)
-        disc_loss, disc_log = self.loss(codebook_loss, x, reconstruction, 1, step)
+        ae_loss, log = self.loss(codebook_loss, x, rec, 0, step, last_layer=last_layer)  # eq. 4, 6 and 7
+        disc_loss, disc_log = self.loss(codebook_loss, x, rec, 1, step)  #          eq. 5
         log = {**log, **disc_log, "train/aeloss": ae_loss.detach()}
         self.check_finite(log, batch_idx)
-        loss = ae_loss + disc_loss
+
+        generator, discriminator = [*self.generator_parameters()], [*self.loss.discriminator.parameters()]
+        loss = ae_loss + disc_loss  # the generator's gradient does not reach the discriminator, nor back
         if self.trainer.world_size > 1:  # ddp waits for every parameter, also for those not trained yet
-            loss = loss + 0.0 * sum(p.sum() for p in self.loss.discriminator.parameters())
-        networks = [*self.generator_parameters()], [*self.loss.discriminator.parameters()]
-        steps = [*zip(self.optimizers(), networks, strict=True)]
-        self.update_weights(loss, steps if disc_log else steps[:1])  # Adam counts its steps, empty ones too
+            loss = loss + 0.0 * sum(p.sum() for p in discriminator)
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        if self.gradients_complete():
+            trained = [*zip(("", "_disc"), self.optimizers(), (generator, discriminator), strict=True)]
+            for name, optimizer, parameters in trained if disc_log else trained[:1]:
+                log[f"train/lr{name}"] = self.set_learning_rate(optimizer)
+                log[f"train/grad_norm{name}"] = self.clip_grad_norm(parameters)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.batches_seen += 1
         self.log_dict(log, batch_size=len(x))
         self.log("rec", log["train/rec_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Losses, PSNR and SSIM of the batch, averaged over the set; its codes go into the usage count."""
+    def get_images(self, batch: dict) -> Tensor:
+        """Return the images of a batch, (B, C, H, W).
+
+        Raises:
+            ValueError: a size that f does not divide, or another number of channels.
+        """
         x = self.get_input(batch, self.image_key)
+        self.check_size(*x.shape[2:])
+        return x
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Log losses, PSNR and SSIM of the batch, averaged over the set, and count its codes."""
+        x = self.get_images(batch)
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         rec = self.decode(quant)
         _, log = self.loss(codebook_loss, x, rec, 0, self.batches_seen, split="val")
@@ -172,46 +206,52 @@ class VQModel(ImageModel):
         self.val_codes.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.val_codes.all_reduce()
+        used = self.val_codes.compute()
         self.log_dict({
-            "val/codebook_usage_percent": 100.0 * self.val_codes.usage(),
-            "val/codebook_perplexity": self.val_codes.perplexity(),
+            "val/codebook_usage_percent": 100.0 * used["usage"],
+            "val/codebook_perplexity": used["perplexity"],
         }, sync_dist=True)  # the same on all ranks; each must have them, a checkpoint may be ranked by them
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        if isinstance(self.loss, DummyLoss):
+    def configure_optimizers(self) -> Any:
+        """Make Adam for the autoencoder and for the discriminator: ([both], []), as in 2021."""
+        discriminator = getattr(self.loss, "discriminator", None)
+        if discriminator is None:
             raise ValueError(
-                "the model was built with DummyLoss, which has nothing to train: name a loss in lossconfig, "
-                "for instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+                f"the model was built with {type(self.loss).__name__}, which has nothing to train: name a "
+                "loss in lossconfig, for instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
             )
-        lr = self.base_learning_rate()
-        networks = [self.generator_parameters()]
-        if hasattr(self.loss, "discriminator"):
-            networks.append(self.loss.discriminator.parameters())
-        return [torch.optim.Adam(parameters, lr=lr, betas=self.betas) for parameters in networks]
+        networks = [self.generator_parameters(), discriminator.parameters()]
+        return [self.adam(parameters) for parameters in networks], []
 
-    def generator_parameters(self):
-        """Parameters of all but the loss: encoder, decoder, codebook and the convolutions between them."""
+    def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+        """Make Adam for some parameters."""
+        rate, fused = self.base_learning_rate(), self.device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=rate, betas=self.betas, fused=fused)
+
+    def generator_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of all but the loss: encoder, decoder, codebook, convolutions between them."""
         for part in (self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv):
             yield from part.parameters()
 
     def get_last_layer(self) -> Tensor:
-        """The weight at which the adaptive weight compares gradients."""
+        """Return the weight at which the adaptive weight compares gradients."""
         return self.decoder.conv_out.weight
 
     @torch.no_grad()
     def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:
-        """The pictures worth looking at: inputs and their reconstructions, (B, C, H, W) in [-1, 1]."""
-        x = self.get_input(batch, self.image_key).to(self.device)
+        """Return what is worth looking at: inputs and their reconstructions, (B, 1 or 3, H, W) in [-1, 1]."""
+        x = self.get_images(batch).to(self.device)
         reconstructions, _ = self(x)
         if x.shape[1] not in (1, 3):
             x, reconstructions = self.to_rgb(x), self.to_rgb(reconstructions)
         return {"inputs": x, "reconstructions": reconstructions}
 
-    def to_rgb(self, x: Tensor) -> Tensor:
-        """Label maps (B, L, H, W) in arbitrary, fixed colours: (B, 3, H, W) in [-1, 1]."""
-        colors = getattr(self, "colorize", None)
-        return colored(x, palette(x.shape[1]) if colors is None else colors)
+    def to_rgb(
+        self, c: Tensor, size: tuple[int, int] | None = None, *, names: Sequence[str] = (),
+        plot: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """Show images as they are, and maps of more channels, one a label, in fixed colours."""
+        return c if c.shape[1] in (1, 3) else colorize(c)
 
 
 class EMAVQ(VQModel):
@@ -241,7 +281,7 @@ class EMAVQ(VQModel):
 
 
 class GumbelVQ(VQModel):
-    """A VQGAN whose codes are drawn with a falling temperature: see `GumbelQuantize`, and `VQModel`.
+    """A VQGAN whose codes are sampled with a falling temperature: see `GumbelQuantize`, and `VQModel`.
 
     Args:
         temperature_scheduler_config: `{target, params}` of a callable from batches seen to the temperature.
@@ -283,27 +323,41 @@ class GumbelVQ(VQModel):
 class VQNoDiscModel(VQModel):
     """A VQ autoencoder without a discriminator: any loss called as loss(codebook_loss, x, rec, split).
 
-    Such are `VQLPIPS` for pictures and `BCELossWithQuant` for maps of labels. The arguments are `VQModel`'s.
+    Such are `VQLPIPS` for images and `BCELossWithQuant` for label maps. The arguments are `VQModel`'s.
     """
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
-        x = self.get_input(batch, self.image_key)
-        reconstruction, codebook_loss = self(x)
-        loss, log = self.loss(codebook_loss, x, reconstruction, split="train")
+        """Take one step of the autoencoder."""
+        x = self.get_images(batch)  #                                               (B, C, H, W)
+        z_q, codebook_loss, _ = self.quantize(self.quant_conv(self.encoder(x)))  #  (B, embed_dim, h, w), ()
+        rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
+        loss, log = self.loss(codebook_loss, x, rec, split="train")
         self.check_finite(log, batch_idx)
-        self.update_weights(loss, [(self.optimizers(), [*self.generator_parameters()])])
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        if self.gradients_complete():
+            optimizer: Any = self.optimizers()
+            log["train/lr"] = self.set_learning_rate(optimizer)
+            log["train/grad_norm"] = self.clip_grad_norm(self.generator_parameters())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.batches_seen += 1
         self.log_dict(log, batch_size=len(x))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(x))
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make Adam for the autoencoder."""
+        return self.adam(self.generator_parameters())
+
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        x = self.get_input(batch, self.image_key)
+        """Log losses of the batch, averaged over the set, and count its codes."""
+        x = self.get_images(batch)
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         _, log = self.loss(codebook_loss, x, self.decode(quant), split="val")
         self.val_codes.update(indices)
         self.log_dict(log, batch_size=len(x), sync_dist=True, on_epoch=True)
 
 
-class VQSegmentationModel(VQNoDiscModel):
+class VQSegmentationModel(LabelMapConditioner, VQNoDiscModel):
     """A VQ autoencoder of label maps (B, n_labels, H, W), one-hot; decodes to a logit per label.
 
     A batch may hold the ids themselves, (B, H, W): they become one-hot here, on the device.
@@ -326,19 +380,17 @@ class VQSegmentationModel(VQNoDiscModel):
             )
         self.n_labels = n_labels
 
-    def get_input(self, batch: dict, key: str) -> Tensor:
-        """Entry `key` of a batch as one-hot maps (B, n_labels, H, W), float32."""
-        x = super().get_input(batch, key)
-        return self.one_hot(x) if x.ndim == 3 else x
+    def validators(self) -> dict[str, Any]:
+        """Check label ids."""
+        return {self.image_key: self}
 
-    def one_hot(self, ids: Tensor) -> Tensor:
-        """Label ids (B, H, W) to maps (B, n_labels, H, W); see `one_hot_maps`."""
-        return one_hot_maps(ids, self.n_labels)
+    def get_input(self, batch: dict, key: str) -> Tensor:
+        """Return entry `key` of a batch as one-hot maps (B, n_labels, H, W), float32."""
+        return self.from_batch(super().get_input(batch, key))
 
     @torch.no_grad()
     def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:
-        """The label maps, and the likeliest label of each pixel of their reconstructions, in colours."""
-        x = self.get_input(batch, self.image_key).to(self.device)
+        """Return the label maps, and the most likely labels of their reconstructions, in colours."""
+        x = self.get_images(batch).to(self.device)
         logits, _ = self(x)
-        likeliest = self.one_hot(logits.argmax(1))
-        return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(likeliest)}
+        return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(self.one_hot(logits.argmax(1)))}

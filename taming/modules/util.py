@@ -4,16 +4,17 @@ B batch, C channels, H W pixels, T tokens.
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from taming.images import text_pictures
+from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size, check_range
+from taming.modules.quantizers.base import all_reduce_sum
 
-# What a first stage's `encode` returns too: the quantized tensor, its loss, and (_, _, indices).
-Encoded = tuple[Tensor, None, list[Tensor | None]]
+logger = logging.getLogger(__name__)
 
 
 def count_params(model: nn.Module, verbose: bool = False) -> int:
@@ -56,7 +57,7 @@ class ActNorm(nn.Module):
     def initialize(self, input: Tensor) -> None:
         """Set shift and scale from the statistics of `input` (B, C, H, W) or (B, C), over all ranks."""
         per_channel = input.detach().to(self.loc.dtype).transpose(0, 1).flatten(1)  # (C, B*H*W)
-        count = _sum_over_ranks(per_channel.new_tensor([per_channel.shape[1]], dtype=torch.float64))
+        count = all_reduce_sum(per_channel.new_tensor([per_channel.shape[1]], dtype=torch.float64))
         if count.item() < 2:
             raise ValueError(
                 f"ActNorm needs two values per channel to start from, got one batch of shape "
@@ -64,8 +65,8 @@ class ActNorm(nn.Module):
             )
         count = count.to(per_channel.dtype)
         # Two passes: the mean of squares minus the squared mean would lose the digits that matter.
-        mean = _sum_over_ranks(per_channel.sum(1)) / count
-        variance = _sum_over_ranks((per_channel - mean[:, None]).square().sum(1)) / (count - 1)
+        mean = all_reduce_sum(per_channel.sum(1)) / count
+        variance = all_reduce_sum((per_channel - mean[:, None]).square().sum(1)) / (count - 1)
         self.loc.copy_(-mean.view_as(self.loc))
         self.scale.copy_(1 / (variance.sqrt() + 1e-6).view_as(self.scale))
         self.initialized.fill_(1)
@@ -106,31 +107,10 @@ class ActNorm(nn.Module):
         return self.loc, self.scale
 
 
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-class AbstractEncoder(nn.Module):
-    """What stage 2 asks of a condition stage: `encode`, and two numbers that it checks when it is built."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        """Turn a batch of conditions into (quant, None, (None, None, indices))."""
-        raise NotImplementedError
-
-    def token_count(self, height: int, width: int) -> int:
-        """Say how many condition tokens an image of `height` x `width` pixels gets."""
-        raise NotImplementedError
-
-    @property
-    def n_tokens(self) -> int:
-        """Highest token id + 1: the vocabulary that the transformer must have at least."""
-        raise NotImplementedError
-
-
 class Labelator(AbstractEncoder):
     """The condition of a class-conditional model: the class id is the one condition token."""
+
+    kind = "class"
 
     def __init__(self, n_classes: int, quantize_interface: bool = True):
         super().__init__()
@@ -138,36 +118,62 @@ class Labelator(AbstractEncoder):
         self.quantize_interface = quantize_interface
 
     @property
-    def n_tokens(self) -> int:
-        """Highest token id + 1."""
+    def vocab_size(self) -> int:
+        """Highest token + 1."""
         return self.n_classes
 
-    def token_count(self, height: int, width: int) -> int:
-        """One token whatever the image."""
-        return 1
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        """What a user does to give a class."""
+        return f"give a class number, 0 to {self.n_classes - 1}"
 
-    def encode(self, c: Tensor) -> Encoded | Tensor:
+    def token_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """One token, for any image."""
+        return (1,)
+
+    def validate(self, value: Tensor) -> None:
+        """Raise ValueError for an id outside 0..n_classes-1."""
+        check_range(
+            value, self.n_classes - 1, f"class id {{}} is outside 0..{self.n_classes - 1}: correct the "
+            "labels, or set n_classes in cond_stage_config",
+        )
+
+    def encode(self, c: Tensor) -> Encoded | Tensor:  # type: ignore[override]
         """Turn class ids (B,) or (B, 1) into tokens (B, 1), wrapped as a first stage would where asked for.
 
         Raises:
-            ValueError: another shape, or an id outside 0..n_classes-1.
+            ValueError: another shape, or, on the CPU, an id outside 0..n_classes-1.
         """
         if c.ndim not in (1, 2) or (c.ndim == 2 and c.shape[1] != 1):
             raise ValueError(f"class ids must have the shape (B,) or (B, 1), got {tuple(c.shape)}")
+        self.validate(c)
         c = c.reshape(-1, 1).long()
-        if c.numel():
-            lowest, highest = torch.stack(c.aminmax()).tolist()  # one transfer from the device, not two
-            if lowest < 0 or highest >= self.n_classes:
-                wrong = lowest if lowest < 0 else highest
-                raise ValueError(
-                    f"class id {wrong} is outside 0..{self.n_classes - 1}: correct the labels, or set "
-                    "n_classes in cond_stage_config"
-                )
         return (c, None, [None, None, c]) if self.quantize_interface else c
+
+    def to_rgb(
+        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        plot: Callable[[Tensor, Size], Tensor] | None = None,
+    ) -> Tensor | None:
+        """Write number and name of each class on an image of that size."""
+        if size is None:
+            return None
+        known = len(names) == self.n_classes
+        lines = [f"{number} {names[number]}" if known else str(number) for number in c.flatten().tolist()]
+        return text_pictures(lines, size)
+
+    def from_user(self, value: Any, size: Size) -> Tensor:
+        """Take a class number."""
+        if value is None:
+            raise ValueError(self.remedy)
+        self.validate(number := torch.tensor([int(value)]))
+        return number
 
 
 class SOSProvider(AbstractEncoder):
     """The condition of an unconditional model: the same start-of-sequence token for every image."""
+
+    kind = "none"
+    remedy = "the model has no condition: leave it out"
 
     def __init__(self, sos_token: int, quantize_interface: bool = True):
         super().__init__()
@@ -177,15 +183,25 @@ class SOSProvider(AbstractEncoder):
         self.quantize_interface = quantize_interface
 
     @property
-    def n_tokens(self) -> int:
-        """Highest token id + 1."""
+    def vocab_size(self) -> int:
+        """Highest token + 1."""
         return self.sos_token + 1
 
-    def token_count(self, height: int, width: int) -> int:
-        """One token whatever the image."""
-        return 1
+    def token_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """One token, for any image."""
+        return (1,)
 
-    def encode(self, x: Tensor) -> Encoded | Tensor:
-        """Give one start token per sample of `x` (B, ...): (B, 1) long, on the device of `x`."""
+    def encode(self, x: Tensor) -> Encoded | Tensor:  # type: ignore[override]
+        """Return one start token per sample of `x` (B, ...): (B, 1) long, on the device of `x`."""
         c = torch.full((x.shape[0], 1), self.sos_token, dtype=torch.long, device=x.device)
         return (c, None, [None, None, c]) if self.quantize_interface else c
+
+    def to_rgb(
+        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        plot: Callable[[Tensor, Size], Tensor] | None = None,
+    ) -> None:
+        """Return None: there is nothing to show."""
+
+    def default(self, size: Size) -> Tensor:
+        """Return what `encode` needs to count the images."""
+        return torch.zeros(1, 1)

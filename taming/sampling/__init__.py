@@ -1,12 +1,13 @@
-"""Drawing codes from a transformer: pure functions of tensors, with the random numbers passed in."""
+"""Sampling codes from a transformer: pure functions of tensors, with the random numbers passed in."""
 
 from taming.sampling.decode import CachedTransformer, sample_tokens
 from taming.sampling.filters import filter_logits
 from taming.sampling.logits_sampler import Cancelled, image_generators
+from taming.sampling.options import SamplingOptions
 from taming.sampling.schedules import Interval, Linear, PowerCosine
 from taming.sampling.window import sample_window, window_nll
 
 __all__ = [
-    "CachedTransformer", "Cancelled", "Interval", "Linear", "PowerCosine", "filter_logits",
-    "image_generators", "sample_tokens", "sample_window", "window_nll",
+    "CachedTransformer", "Cancelled", "Interval", "Linear", "PowerCosine", "SamplingOptions",
+    "filter_logits", "image_generators", "sample_tokens", "sample_window", "window_nll",
 ]

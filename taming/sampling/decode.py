@@ -1,4 +1,4 @@
-"""Token by token through a transformer with cached keys and values.
+"""Autoregressive sampling with cached keys and values.
 
 B batch, T tokens, V vocabulary.
 """
@@ -8,60 +8,58 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from taming.sampling.filters import Number
-from taming.sampling.logits_sampler import Callback, Chooser, Generators, check_logits, report
-from taming.sampling.schedules import Setting
+from taming.sampling.logits_sampler import Callback, Generators, LogitsSampler, check_logits, report
+from taming.sampling.options import SamplingOptions, resolve
 
 WORTH_A_CACHE = 64  # steps; a new cache reads all tokens so far once more
 
 
 class CachedTransformer(Protocol):
-    """What a stage-2 network must offer to be sampled from."""
+    """What an autoregressive network must offer to be sampled from."""
 
     block_size: int
 
-    def new_cache(self, batch_size: int, length: int) -> Any:
-        """Memory for the keys and values of `length` positions; how many are filled is its `length`.
+    def __call__(self, idx: Tensor) -> tuple[Tensor, Any]:
+        """Return logits (B, T, V) of what follows each of the tokens (B, T), and anything else."""
 
-        Set to 0, it forgets them all.
+    def new_cache(self, batch_size: int, length: int) -> Any:
+        """Allocate memory for the keys and values of `length` positions.
+
+        Its attribute `length` says how many are filled; 0 forgets them all.
         """
 
     def extend(self, idx: Tensor, cache: Any) -> Tensor:
-        """Append tokens (B, T) to the cache; logits (B, V) of what follows the last."""
+        """Append tokens (B, T) to the cache; return logits (B, V) of what follows the last."""
 
 
-@torch.no_grad()  # not inference mode, whose tensors autograd refuses later
+@torch.no_grad()  # not inference mode, whose tensors autograd does not accept later
 def sample_tokens(
-    transformer: CachedTransformer, prefix: Tensor, steps: int, *, temperature: Setting = 1.0,
-    top_k: Number | None = None, top_p: Number | None = None, min_p: Number | None = None,
-    greedy: bool = False, guidance: Setting = 1.0, null_prefix: Tensor | None = None,
-    generator: Generators = None, callback: Callback | None = None, n_codes: int | None = None,
+    transformer: CachedTransformer, prefix: Tensor, steps: int, options: SamplingOptions | None = None, *,
+    null_prefix: Tensor | None = None, generator: Generators = None, callback: Callback | None = None,
+    codebook_size: int | None = None, **changes: Any,
 ) -> Tensor:
-    """Draw `steps` codes after a prefix, one at a time (ancestral sampling of eq. 9, Esser et al. 2021).
+    """Sample `steps` codes after a prefix, one at a time (ancestral sampling of eq. 9, Esser et al. 2021).
 
     Args:
         transformer: the network, in eval mode.
         prefix: codes (B, T), T >= 1: condition or start token, then image codes that are given.
-        steps: how many codes to draw; T + steps - 1 must fit the transformer's block size.
-        temperature: a number, one per image (B,), or a schedule of these: see `taming.sampling.schedules`.
-        top_k, top_p, min_p: a number, or one per image (B,): see `filter_logits`.
-        greedy: take the most likely code each time; nothing is random then.
-        guidance: scale s of classifier-free guidance (Ho and Salimans 2022), as `temperature` is given: the
-            logits are null + s * (given - null). Both halves run in one batch, and no second half at all
-            where s is 1 at every step; a stretch of 64 steps or more at either end, too, does without.
+        steps: how many codes to sample; T + steps - 1 must fit the transformer's block size.
+        options: temperature, filters, guidance, ...; `changes` are applied on top, `top_k=100` for instance.
+            With guidance both halves run in one batch; stretches of 64 steps or more at either end where the
+            scale is 1 run without the second half.
         null_prefix: the prefix with null tokens in place of the condition, (B, T) or (1, T).
         generator: one per row, so that a row does not depend on the batch it is in, or a single one, which
-            seeds the rows in order; the global random numbers when None.
-        callback: called after each step with its number (from 0) and the codes so far (B, step + 1); if it
-            returns False, sampling stops there.
-        n_codes: draw among the first so many tokens only, where the vocabulary is larger than the codebook.
+            seeds the rows in order; when None, `options.seed`, or else torch's global random numbers.
+        callback: called after each step with its number (from 0) and the codes so far (B, step + 1);
+            sampling stops if it returns False.
+        codebook_size: sample among the first so many tokens only, where the vocabulary is larger.
 
     Returns:
         The new codes (B, steps), int64, without the prefix.
 
     Raises:
-        ValueError: an empty prefix, too long a sequence, bad sampling arguments, guidance without null
-            tokens, or logits that are not numbers, which is looked for at the first step and every 64.
+        ValueError: an empty prefix, too long a sequence, options out of range, guidance without null tokens,
+            or logits that are NaN, which is checked at the first step and every 64.
         Cancelled: by the callback; it holds the codes so far.
     """
     batch_size, length = prefix.shape
@@ -69,23 +67,23 @@ def sample_tokens(
     codes = torch.empty(batch_size, steps, dtype=torch.int64, device=prefix.device)
     if steps == 0:
         return codes
-    choose = Chooser(
-        batch_size, steps, prefix.device, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        greedy=greedy, guidance=guidance, has_null=null_prefix is not None, generator=generator,
-        n_codes=n_codes,
+    sample = LogitsSampler(
+        batch_size, steps, prefix.device, resolve(options, changes), has_null=null_prefix is not None,
+        generator=generator, codebook_size=codebook_size,
     )
-    guided_steps, halves, cache = _guided_stretch(choose.guided), 0, None
+    guided_steps, halves, cache = _guided_stretch(sample.guided), 0, None
     for step in range(steps):
         if halves != 1 + (step in guided_steps):  # the first step, or one that begins or ends a stretch
             halves = 1 + (step in guided_steps)
             cache = transformer.new_cache(halves * batch_size, length + steps - 1)
             prefixes = [prefix, null_prefix][:halves]
             tokens = torch.cat([
-                torch.cat((part.expand(batch_size, -1), codes[:, :step]), dim=1) for part in prefixes
+                torch.cat((part.expand(batch_size, -1), codes[:, :step]), dim=1)
+                for part in prefixes if part is not None
             ])
         logits = transformer.extend(tokens, cache)  # (B, V), or (2B, V)
         check_logits(logits, step, last=step == steps - 1)
-        codes[:, step] = choose(logits[:, None], slice(step, step + 1))[:, 0]
+        codes[:, step] = sample(logits[:, None], slice(step, step + 1))[:, 0]
         tokens = codes[:, step, None].repeat(halves, 1)
         report(callback, step, codes[:, : step + 1])
     return codes
@@ -97,8 +95,8 @@ def _check_lengths(prefix: Tensor, null_prefix: Tensor | None, steps: int, block
         raise ValueError("the prefix is empty: begin with a start token (SOSProvider) or a condition")
     if length + steps - 1 > block_size:
         raise ValueError(
-            f"{length} tokens given and {steps} to draw need a block size of {length + steps - 1}; "
-            f"the transformer's is {block_size}: draw fewer, or use the sliding window"
+            f"{length} tokens given and {steps} to sample need a block size of {length + steps - 1}; "
+            f"the transformer's is {block_size}: sample fewer, or use the sliding window"
         )
     if null_prefix is not None and tuple(null_prefix.shape) not in ((batch_size, length), (1, length)):
         raise ValueError(
@@ -108,7 +106,7 @@ def _check_lengths(prefix: Tensor, null_prefix: Tensor | None, steps: int, block
 
 
 def _guided_stretch(guided: list[bool]) -> range:
-    """From the first to the last guided step, or to an end that is too near for a cache of its own."""
+    """Return the steps from the first to the last guided one, extended to an end too near for a new cache."""
     steps = len(guided)
     if not any(guided):
         return range(0)

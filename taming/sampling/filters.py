@@ -1,4 +1,4 @@
-"""Reshape a distribution over codes, and draw from it.
+"""Filters of a distribution over codes, and sampling from it.
 
 B batch, V vocabulary; ... stands for any axes before it.
 """
@@ -24,9 +24,9 @@ def filter_logits(
     codes that tie the first ones; it looks at what top-k has left. Min-p (Nguyen et al. 2024) keeps the codes
     with at least that share of the probability of the most likely one, which the other two do not change.
 
-    Each setting is a number, or a tensor of one for each row of the logits' first axes: (B,) for one per
-    image. In a tensor V, 1 and 0 are the top_k, top_p and min_p that keep all. An accelerator need not be
-    waited for when such tensors are on the CPU. The result is in float32.
+    Each argument is a number, or a tensor of one for each row of the logits' first axes: (B,) for one per
+    image. In a tensor V, 1 and 0 are the top_k, top_p and min_p that keep all. Tensors on the CPU avoid a
+    wait for an accelerator. The result is in float32.
 
     Raises:
         ValueError: temperature <= 0, top_k outside 1..V, top_p outside (0, 1], min_p outside [0, 1], or a
@@ -54,9 +54,10 @@ def filter_logits(
 def _kth_best(logits: Tensor, k: Number) -> Tensor:
     """The k-th largest logit of each row, (..., 1)."""
     if not torch.is_tensor(k):
-        return logits.topk(k, dim=-1).values[..., -1:]
+        return logits.topk(int(k), dim=-1).values[..., -1:]
     best = logits.topk(int(k.max()), dim=-1).values
-    return best.gather(-1, _rows(k, logits).long().expand(*logits.shape[:-1], 1) - 1)
+    rows = k.reshape(*k.shape, *[1] * (logits.ndim - k.ndim)).to(logits.device)
+    return best.gather(-1, rows.long().expand(*logits.shape[:-1], 1) - 1)
 
 
 def _nucleus(logits: Tensor, p: Number) -> Tensor:
@@ -95,13 +96,13 @@ def _rows(value: Number, logits: Tensor) -> Number:
     return value.reshape(*value.shape, *[1] * (logits.ndim - value.ndim)).to(logits.device, torch.float32)
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a code (B,) per row of logits (B, V) where the cumulative probability passes `uniform` (B,).
+def sample_from(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Sample a code (B,) per row of logits (B, V): the first whose cumulative probability passes `uniform`.
 
-    `uniform` lies in [0, 1). Codes at -inf are never drawn. Logits that are not numbers give any code.
+    `uniform` (B,) lies in [0, 1). Codes at -inf are never taken. Logits that are NaN give any code.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    # scaled to the sum that rounding left, so that the last code that is possible is also the last drawn
+    # scaled to the sum that rounding left, so that no code at -inf can follow the last possible one
     threshold = uniform.double() * cumulative[:, -1]
-    drawn = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)
+    codes = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    return codes.clamp(max=logits.shape[-1] - 1)

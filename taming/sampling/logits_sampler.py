@@ -1,6 +1,6 @@
-"""One step of a sampler: from the logits of some positions to the codes that are drawn there.
+"""One step of a sampler: from the logits of some positions to the codes sampled there.
 
-B batch, S steps, Q positions that are drawn at once, V vocabulary.
+B batch, S steps, Q positions sampled at once, V vocabulary.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from taming.sampling.filters import Number, draw, filter_logits
-from taming.sampling.schedules import Setting, per_step
+from taming.sampling.filters import filter_logits, sample_from
+from taming.sampling.options import SamplingOptions
+from taming.sampling.schedules import per_step
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Callback = Callable[[int, Tensor], object]
@@ -18,10 +19,10 @@ CHECK_EVERY = 64  # steps; looking at logits makes an accelerator wait
 
 
 class Cancelled(Exception):
-    """A callback returned False, and the sampler stopped: nobody takes half a picture for a whole one.
+    """A callback returned False, and the sampler stopped.
 
     `codes` is what the callback saw last: the codes so far of `sample_tokens`, the grid of `sample_window`
-    (0 where nothing is drawn yet). `step` is the number of the last step that was made.
+    (0 where nothing is sampled yet). `step` is the number of the last step.
     """
 
     def __init__(self, step: int, codes: Tensor):
@@ -35,29 +36,35 @@ def report(callback: Callback | None, step: int, codes: Tensor) -> None:
         raise Cancelled(step, codes)
 
 
-class Chooser:
-    """Draws the codes of each step from its logits, (B, Q, V), the guided ones mixed first.
+class LogitsSampler:
+    """Samples the codes of each step from its logits (B, Q, V), after mixing the guided ones.
 
     Args:
         batch_size, steps: B, S.
         device: where the logits will be.
-        temperature, top_k, top_p, min_p, greedy, guidance, generator, n_codes: see `sample_tokens`.
-        has_null: whether null tokens are given; a scale of guidance other than 1 needs them.
+        options: see `SamplingOptions`.
+        has_null: whether null tokens are given; guidance other than 1 needs them.
+        generator, codebook_size: see `sample_tokens`.
+
+    Raises:
+        ValueError: a temperature that is not above 0, guidance without null tokens.
     """
 
     def __init__(
-        self, batch_size: int, steps: int, device: torch.device, *, temperature: Setting,
-        top_k: Number | None, top_p: Number | None, min_p: Number | None, greedy: bool, guidance: Setting,
-        has_null: bool, generator: Generators, n_codes: int | None,
+        self, batch_size: int, steps: int, device: torch.device, options: SamplingOptions, *, has_null: bool,
+        generator: Generators, codebook_size: int | None,
     ):
-        self.filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-        self.greedy, self.n_codes = greedy, n_codes
-        self.temperature = temperature  # a number, or (S, B)
-        if not greedy and (callable(temperature) or torch.is_tensor(temperature)):
+        self.filters = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
+        self.greedy, self.codebook_size = options.greedy, codebook_size
+        temperature = options.temperature
+        self.temperature: float | Tensor = 1.0  # or (S, B)
+        if callable(temperature) or isinstance(temperature, Tensor):
             self.temperature = per_step("temperature", temperature, steps, batch_size)
-            if not (self.temperature > 0).all():  # said now, not when a schedule comes there
+            if not (self.temperature > 0).all():  # found now, not when a schedule comes there
                 raise ValueError(f"temperature must be above 0, not {self.temperature.min().item():g}")
-        self.scales = per_step("guidance", guidance, steps, batch_size)  # (S, B)
+        else:
+            self.temperature = temperature
+        self.scales = per_step("guidance", options.guidance, steps, batch_size)  # (S, B)
         self.guided = (self.scales != 1).any(1).tolist()  # by step
         if any(self.guided) and not has_null:
             raise ValueError(
@@ -65,37 +72,39 @@ class Chooser:
                 "condition: give null_prefix= (null_condition= of a window), of a model that was trained "
                 "with them (cond_dropout)"
             )
-        self.numbers = None
-        if not greedy:
+        self.numbers: Tensor | None = None
+        if not self.greedy:
+            if generator is None and options.seed is not None:
+                generator = image_generators(options.seed, range(batch_size))
             self.numbers = uniform_numbers(batch_size, steps, generator).to(device)  # (B, S)
 
     def __call__(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
-        """Codes (B, Q) of Q steps, from logits (B, Q, V), or (2B, Q, V) with those of null tokens behind."""
-        logits = logits[..., : self.n_codes]
+        """Sample codes (B, Q) of Q steps from logits (B, Q, V), null ones last if (2B, Q, V)."""
+        logits = logits[..., : self.codebook_size]
         if len(logits) > len(self.scales[0]):
             given, null = logits.float().chunk(2)
             # Ho and Salimans 2022; lerp gives the very logits of the condition where the scale is 1
             logits = torch.lerp(null, given, self.scales[steps].T[..., None].to(logits.device))
-        if self.greedy:
+        if self.numbers is None:  # greedy
             return logits.argmax(-1)
         temperature = self.temperature
         if torch.is_tensor(temperature):
             temperature = temperature[steps].T  # (B, Q)
         logits = filter_logits(logits, temperature=temperature, **self.filters)
-        return draw(logits.flatten(0, 1), self.numbers[:, steps].flatten()).view(logits.shape[:2])
+        return sample_from(logits.flatten(0, 1), self.numbers[:, steps].flatten()).view(logits.shape[:2])
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """One generator per image, from (seed, number of the image) alone: image 7 is the same in any batch.
+    """Make one generator per image from (seed, number of the image): image 7 is the same in any batch.
 
-    No two of the first 2**32 images of a seed share a stream.
+    No two of the first 2**32 images of a seed share a stream of random numbers.
     """
     keys = hashlib.sha256(str(int(seed)).encode()).digest()
     return [torch.Generator().manual_seed(_shuffled(int(index), keys)) for index in indices]
 
 
 def _shuffled(index: int, keys: bytes) -> int:
-    """A permutation of the 32-bit numbers, chosen by the keys; torch's CPU generator heeds 32 bits only."""
+    """Permute the 32-bit numbers by the keys; torch's CPU generator uses 32 bits of a seed."""
     for i in range(0, 32, 8):
         index ^= int.from_bytes(keys[i : i + 4], "little")
         index = index * (int.from_bytes(keys[i + 4 : i + 8], "little") | 1) & 0xFFFFFFFF  # odd: invertible
@@ -104,9 +113,9 @@ def _shuffled(index: int, keys: bytes) -> int:
 
 
 def uniform_numbers(batch_size: int, steps: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or from a seed of the only one.
+    """Return numbers in [0, 1), (B, steps), on the CPU: row i from generator i, or from one generator.
 
-    They are drawn where each generator lives, so that they do not depend on the transformer's device.
+    They are made on each generator's device, so that they do not depend on the transformer's.
     """
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device

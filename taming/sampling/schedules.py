@@ -1,9 +1,8 @@
-"""Settings of a sampler that change from step to step: temperature and the scale of guidance.
+"""Schedules of temperature and guidance: values that change from step to step.
 
-Wherever a sampler takes such a setting, it may be a number, a tensor (B,) of one per image, or any callable
-from the step (an int, from 0) to one of these; those that are used most are here. A step is a code's place in
-the order of drawing: `sample_tokens` counts the codes that it draws, `sample_window` the positions of the
-grid in raster order, whether they are known or not.
+A `Schedule` is a number, a tensor (B,) of one per image, or any callable from the step (an int, from 0) to
+one of these; the common ones are here. `sample_tokens` counts the codes that it samples, `sample_window` the
+positions of the grid in raster order, whether they are known or not.
 
 S steps, B batch.
 """
@@ -15,14 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Setting = float | Tensor | Callable[[int], float | Tensor]
+Schedule = float | Tensor | Callable[[int], float | Tensor]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` at the first step to `end` at the last of `steps`, and `end` from there on.
+    """Linear from `start` at the first step to `end` at the last of `steps`, and `end` from there on.
 
-    As guidance: Chang et al. 2023 ("Muse", section 2.7), and Tian et al. 2024 ("VAR") over its scales.
+    Used for guidance by Chang et al. 2023 ("Muse", section 2.7) and, over its scales, Tian et al. 2024
+    ("VAR").
     """
 
     start: float
@@ -35,11 +35,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class PowerCosine:
-    """From `start` to `end` along half a cosine over progress ** `power`: late for a power above 1.
+    """Half a cosine from `start` to `end` over progress ** `power`; a power above 1 rises late.
 
-    As guidance, with `start` 1: Gao et al. 2023 ("MDT"), whose power is 4, for diffusion; Yu et al. 2024
-    ("RAR") for codes drawn one by one. There progress is step / steps, which just misses `end`; here the
-    last step reaches it.
+    Used for guidance, with `start` 1, by Gao et al. 2023 ("MDT", power 4) and Yu et al. 2024 ("RAR"). Their
+    progress is step / steps, which does not reach `end`; here the last step does.
     """
 
     start: float
@@ -54,12 +53,12 @@ class PowerCosine:
 
 @dataclass(frozen=True)
 class Interval:
-    """`inside` in the steps first..last, both of them, and `outside` in all others.
+    """`inside` in the steps first..last, both included, and `outside` in all others.
 
-    As guidance: Kynkaanniemi et al. 2024, for diffusion. Outside of it no second half is computed.
+    Used for guidance by Kynkaanniemi et al. 2024; where it is 1, no second half is computed.
     """
 
-    inside: Setting
+    inside: Schedule
     first: int
     last: int
     outside: float = 1.0
@@ -74,13 +73,13 @@ def _progress(step: int, steps: int) -> float:
     return min(step / max(steps - 1, 1), 1.0)
 
 
-def per_step(name: str, setting: Setting, steps: int, batch_size: int) -> Tensor:
-    """All values of a setting, (S, B), float32, on the CPU, where they can be looked at without waiting.
+def per_step(name: str, schedule: Schedule, steps: int, batch_size: int) -> Tensor:
+    """Return all values of a schedule, (S, B), float32, on the CPU, where checking them waits for no device.
 
     Raises:
         ValueError: a tensor that does not hold one value per image, or a value that is not finite.
     """
-    values = [setting(step) for step in range(steps)] if callable(setting) else [setting]
+    values = [schedule(step) for step in range(steps)] if callable(schedule) else [schedule]
     rows = [torch.as_tensor(value, dtype=torch.float32, device="cpu") for value in values]
     for row in rows:
         if row.shape not in ((), (batch_size,)):

@@ -1,11 +1,13 @@
-"""Codes of a picture of any size, drawn through a window that slides over a larger latent grid.
+"""Codes of an image of any size, sampled through a window that slides over a larger latent grid.
 
 Esser et al. 2021, section 3.3: the transformer sees only as many codes as it was trained on, those of a
 window around the next position. B batch, H W latent grid, N codes of a window, M condition tokens before
 them, h w condition grid, Q positions of a step, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,110 +15,242 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.sampling.decode import CachedTransformer
-from taming.sampling.filters import Number
-from taming.sampling.logits_sampler import Callback, Chooser, Generators, check_logits, report
-from taming.sampling.schedules import Setting
+from taming.sampling.logits_sampler import Callback, Generators, LogitsSampler, check_logits, report
+from taming.sampling.options import SamplingOptions, resolve
 
 Position = tuple[int, int]  # row, column
-Condition = Tensor | Sequence[Tensor]
+ConditionAt = Callable[[Position], Tensor]  # upper left corner of a window -> the tokens (B, M) that it sees
+Condition = Tensor | Sequence[Tensor] | ConditionAt
 
 
 @torch.no_grad()
 def sample_window(
-    transformer: CachedTransformer, condition: Condition, *, shape: tuple[int, int] | None = None,
-    window: int | Position = 16, condition_windows: Sequence[Position | None] | None = None,
-    stride: int = 1, start: Position | None = None, known: Tensor | None = None,
-    mask: Tensor | None = None, wavefront: bool = False,
-    temperature: Setting = 1.0, top_k: Number | None = None, top_p: Number | None = None,
-    min_p: Number | None = None, greedy: bool = False, guidance: Setting = 1.0,
-    null_condition: Condition | None = None, generator: Generators = None, callback: Callback | None = None,
-    n_codes: int | None = None,
+    transformer: CachedTransformer, condition: Condition, options: SamplingOptions | None = None, *,
+    shape: tuple[int, int] | None = None, window: int | Position = 16,
+    condition_windows: Sequence[Position | None] | None = None, start: Position | None = None,
+    known: Tensor | None = None, mask: Tensor | None = None, null_condition: Condition | None = None,
+    generator: Generators = None, callback: Callback | None = None, codebook_size: int | None = None,
+    **changes: Any,
 ) -> Tensor:
-    """Draw a grid of codes (B, H, W), each given the codes before it in a window that holds it.
+    """Sample a grid of codes (B, H, W), each given the codes before it in a window that holds it.
 
-    With `stride` 1 this is the rule of 2021: the position lies in the window's centre, or off it where the
-    window would leave the grid. As long as the window stays, its keys and values do too.
+    With stride 1 this is the rule of the paper: the position lies in the window's centre, or off it where the
+    window would leave the grid. While the window stays, its keys and values are kept.
 
     Args:
         transformer: the network, in eval mode.
         condition: a grid of codes (B, h, w), of which the transformer sees those of the window; or tokens
             that it sees in every window, (B, M), such as a class or a start token; or several of these, which
-            it sees one after the other.
+            it sees one after the other; or a callable from the window's upper left corner (row, column) to
+            the tokens (B, M) that it sees there; it is asked once for each window.
+        options: temperature, filters, guidance, stride, wavefront, ...; `changes` are applied on top.
+            Schedules are asked for the position in raster order, row * W + column.
         shape: (H, W); needed where no condition is a grid of that shape.
         window: side, or (height, width), of the window that the transformer was trained on, in codes.
         condition_windows: (height, width) of the window in the grid of each condition, where that is coarser
             or finer than the codes, else None.
-        stride: positions of a row that are drawn before the window moves; more is faster, and the last ones
-            lie off the centre.
-        start: the first position (row, column) to draw; those before it in raster order are known.
+        start: the first position (row, column) to sample; those before it in raster order are known.
         known: codes (B, H, W) that are given, where `start` or `mask` say so.
         mask: True where known codes stay, (H, W) or (B, H, W).
-        wavefront: draw in one batch all positions that do not see each other: the same codes in fewer steps,
-            each of them a whole forward. For stride 1.
-        temperature, top_k, top_p, min_p, greedy, guidance, n_codes: see `sample_tokens`. Schedules are asked
-            for the position in raster order, row * W + column.
         null_condition: null tokens in place of the condition, of its shapes or with a batch of 1.
         generator: one per image or a single one, see `sample_tokens`; a position's random number does not
             depend on the stride, the mask or the wavefront.
-        callback: called after each step with its number (from 0) and the grid so far (B, H, W); if it returns
-            False, sampling stops there.
+        callback: called after each step with its number (from 0) and the grid so far (B, H, W); sampling
+            stops if it returns False.
+        codebook_size: see `sample_tokens`.
 
     Raises:
         ValueError: a grid smaller than the window, a window longer than the transformer's block, a condition
-            or known codes of another size, nothing left to draw, guidance without null tokens, or logits that
-            are not numbers.
+            or known codes of another size, nothing left to sample, guidance without null tokens, a wavefront
+            with another stride than 1, or logits that are NaN.
         Cancelled: by the callback; it holds the grid so far.
     """
-    sides, given, nulls, inner, (height, width) = _checked(
-        transformer, condition, null_condition, shape, window, condition_windows, stride
-    )
-    if wavefront and stride != 1:
-        raise ValueError(f"wavefront draws with stride 1, not {stride}")
-    batch_size, device = len(given[0]), given[0].device
-    kept = _kept_positions((batch_size, height, width), start, known, mask).to(device)  # (B, H, W)
-    codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
+    options = resolve(options, changes)
+    view = _view(transformer, condition, null_condition, shape, window, condition_windows, options.stride)
+    if options.wavefront and options.stride != 1:
+        raise ValueError(f"a wavefront is for stride 1, not {options.stride}")
+    height, width = view.shape
+    kept = _kept_positions((view.batch_size, height, width), start, known, mask).to(view.device)  # (B, H, W)
+    codes = torch.zeros(view.batch_size, height, width, dtype=torch.int64, device=view.device)
     if known is not None:
-        codes = torch.where(kept, known.to(device), codes)
-    choose = Chooser(
-        batch_size, height * width, device, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        greedy=greedy, guidance=guidance, has_null=nulls is not None, generator=generator,
-        n_codes=n_codes,
+        codes = torch.where(kept, known.to(view.device), codes)
+    sample = LogitsSampler(
+        view.batch_size, height * width, view.device, options, has_null=view.null_at is not None,
+        generator=generator, codebook_size=codebook_size,
     )
-
-    def read(origin: Position, guided: bool) -> tuple[Tensor, int]:
-        """What the transformer reads at a window, (B, M + N) or (2B, M + N), and M."""
-        halves = [_sequence(parts, inner, codes, origin, sides) for parts in (given, nulls)[: 1 + guided]]
-        return torch.cat([tokens for tokens, _ in halves]), halves[0][1]
-
-    todo = (~kept.all(0)).tolist()  # a position is drawn unless it is known in all images
-    origins = _origins(height, width, sides, stride)
-    take_turns = _waves if wavefront else _one_by_one
-    turns = take_turns(transformer, read, choose.guided, todo, origins, sides)
-    for step, (logits, positions) in enumerate(turns):
+    todo = (~kept.all(0)).tolist()  # a position is sampled unless it is known in all images
+    origins = _origins(height, width, view.window, options.stride)
+    steps = _wavefront if options.wavefront else _one_by_one
+    for step, (logits, positions) in enumerate(steps(transformer, view, codes, sample.guided, todo, origins)):
         check_logits(logits, step, last=False)
-        i, j = torch.tensor(positions, device=device).T
-        drawn = choose(logits, [row * width + column for row, column in positions])
-        codes[:, i, j] = torch.where(kept[:, i, j], codes[:, i, j], drawn)
+        i, j = torch.tensor(positions, device=view.device).T
+        new = sample(logits, [row * width + column for row, column in positions])
+        codes[:, i, j] = torch.where(kept[:, i, j], codes[:, i, j], new)
         report(callback, step, codes)
     return codes
 
 
-Turn = tuple[Tensor, list[Position]]  # logits (B or 2B, Q, V), and the Q positions that they belong to
-Read = Callable[[Position, bool], tuple[Tensor, int]]
+@torch.no_grad()
+def window_nll(
+    transformer: CachedTransformer, condition: Condition, codes: Tensor, *, window: int | Position = 16,
+    condition_windows: Sequence[Position | None] | None = None,
+) -> Tensor:
+    """Return the negative log-likelihood (B, H, W), in nats, of each code under the rule of stride 1.
+
+    It tells what another stride costs: the codes of a longer one are less likely.
+
+    Args:
+        transformer, condition, window, condition_windows: see `sample_window`.
+        codes: the grid (B, H, W): sampled codes, or those of an image.
+
+    Raises:
+        ValueError: see `sample_window`.
+    """
+    shape = (codes.shape[1], codes.shape[2])
+    view = _view(transformer, condition, None, shape, window, condition_windows, stride=1)
+    origins, rows = _origins(*shape, view.window, 1), []
+    for i in range(shape[0]):
+        logits = _logits_at(transformer, view, codes, False, [(i, j) for j in range(shape[1])], origins)
+        rows.append(F.cross_entropy(logits.float().transpose(1, 2), codes[:, i], reduction="none"))
+    return torch.stack(rows, dim=1)
+
+
+# ---- what the transformer reads at a window
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the transformer reads at each place of the window."""
+
+    condition_at: ConditionAt
+    null_at: ConditionAt | None
+    window: Position
+    shape: Position  # (H, W)
+    batch_size: int
+    device: torch.device
+
+    def sequence(self, codes: Tensor, origin: Position, guided: bool) -> tuple[Tensor, int]:
+        """Return condition tokens and codes of a window, (B, M + N) or (2B, M + N), and M."""
+        (top, left), (height, width) = origin, self.window
+        inside = codes[:, top : top + height, left : left + width].flatten(1)  # (B, N)
+        readers = [self.condition_at, self.null_at][: 1 + guided]
+        conditions = [read(origin).expand(len(codes), -1) for read in readers if read is not None]
+        halves = [torch.cat((tokens, inside), dim=1) for tokens in conditions]
+        return torch.cat(halves), conditions[0].shape[1]
+
+
+def _view(
+    transformer: CachedTransformer, condition: Condition, null_condition: Condition | None,
+    shape: Position | None, window: int | Position, condition_windows: Sequence[Position | None] | None,
+    stride: int,
+) -> _View:
+    """Bring conditions to one form, and check that window, grid, conditions and block size agree."""
+    sides = (window, window) if isinstance(window, int) else window
+    if callable(condition):
+        height, width = _grid_shape(shape, sides, stride)
+        condition_at, null_at = functools.cache(condition), _as_callable(null_condition)
+        first = condition_at((0, 0))
+        length = first.shape[1]
+    else:
+        given = _as_list(condition)
+        inner = [pair or sides for pair in condition_windows or [None] * len(given)]
+        pairs = zip(given, inner, strict=True)
+        grids = [(part.shape[1], part.shape[2]) for part, own in pairs if part.ndim == 3 and own == sides]
+        height, width = _grid_shape(shape or (grids[0] if grids else None), sides, stride)
+        _check_grids(given, inner, (height, width), sides)
+        first, condition_at, null_at = given[0], _cut(given, inner, sides), None
+        length = sum(part.shape[1] if part.ndim == 2 else own[0] * own[1]
+                     for part, own in zip(given, inner, strict=True))
+        if null_condition is not None:
+            assert not callable(null_condition), "null tokens of grids are grids"
+            nulls = _as_list(null_condition)
+            ours, theirs = [tuple(part.shape) for part in given], [tuple(part.shape) for part in nulls]
+            if theirs not in (ours, [(1, *sizes[1:]) for sizes in ours]):
+                shapes = (", ".join(map(str, shapes)) for shapes in (theirs, ours))
+                raise ValueError("null_condition {} does not fit the condition {}".format(*shapes))
+            null_at = _cut(nulls, inner, sides)
+    needed = length + sides[0] * sides[1] - 1
+    if needed > transformer.block_size:
+        raise ValueError(
+            f"condition and codes of a window of {sides[0]}x{sides[1]} need a block size of {needed}; the "
+            f"transformer's is {transformer.block_size}: take the window that it was trained on"
+        )
+    return _View(condition_at, null_at, sides, (height, width), len(first), first.device)
+
+
+def _as_list(condition: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [condition] if isinstance(condition, Tensor) else list(condition)
+
+
+def _as_callable(condition: Condition | None) -> ConditionAt | None:
+    """Read the same tokens in every window, where they are no callable."""
+    if condition is None or callable(condition):
+        return condition
+    tokens = torch.cat(_as_list(condition), dim=1)
+    return lambda origin: tokens
+
+
+def _cut(parts: list[Tensor], inner: list[Position], window: Position) -> ConditionAt:
+    """Read tokens (B, M) as they are, and of grids (B, h, w) the part in the window, `inner` in that grid."""
+
+    def condition_at(origin: Position) -> Tensor:
+        seen = []
+        for part, own in zip(parts, inner, strict=True):
+            if part.ndim == 3:
+                top, left = (n * cells // side for n, side, cells in zip(origin, window, own, strict=True))
+                part = part[:, top : top + own[0], left : left + own[1]].flatten(1)
+            seen.append(part)
+        return torch.cat(seen, dim=1)
+
+    return condition_at
+
+
+def _grid_shape(shape: Position | None, window: Position, stride: int) -> Position:
+    """Check window and stride, and return (H, W)."""
+    if shape is None:
+        raise ValueError("shape=(H, W), in codes, is needed where the condition is not a grid")
+    (height, width), (wh, ww) = shape, window
+    if height < wh or width < ww:
+        raise ValueError(
+            f"a grid of {height}x{width} codes is smaller than the window of {wh}x{ww}: "
+            f"at least {max(height, wh)}x{max(width, ww)} are needed"
+        )
+    if not 1 <= stride <= ww:
+        raise ValueError(f"stride = {stride} is outside 1..{ww}, the window's width")
+    return height, width
+
+
+def _check_grids(parts: list[Tensor], inner: list[Position], shape: Position, window: Position) -> None:
+    """Raise ValueError for a condition grid that belongs to another shape."""
+    for part, own in zip(parts, inner, strict=True):
+        grid = tuple(part.shape[1:])
+        if part.ndim == 3 and any(n * side != whole * cells for n, side, whole, cells in zip(
+            grid, window, shape, own, strict=True
+        )):
+            raise ValueError(
+                f"the condition has {grid[0]}x{grid[1]} codes, but shape is {shape[0]}x{shape[1]}"
+                + (f", of which {window[0]}x{window[1]} see {own[0]}x{own[1]}" if own != window else "")
+            )
+
+
+# ---- the order of the positions
+
+
+Step = tuple[Tensor, list[Position]]  # logits (B or 2B, Q, V), and the Q positions that they belong to
 
 
 def _one_by_one(
-    transformer: CachedTransformer, read: Read, guided: list[bool], todo: list[list[bool]],
-    origins: list[list[Position]], window: Position,
-) -> Iterator[Turn]:
-    """Logits (B, 1, V) of one position after the other, over the cache while the window stays."""
-    wh, ww = window
+    transformer: CachedTransformer, view: _View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
+    origins: list[list[Position]],
+) -> Iterator[Step]:
+    """Yield logits (B, 1, V) of one position after the other, over the cache while the window stays."""
+    wh, ww = view.window
     caches: dict[bool, Any] = {}  # one for each number of halves
     current = None
     for i, row in enumerate(todo):
         for j in (j for j, wanted in enumerate(row) if wanted):
             both, (top, left) = guided[i * len(row) + j], origins[i][j]
-            sequence, length = read((top, left), both)
+            sequence, length = view.sequence(codes, (top, left), both)
             end = length + (i - top) * ww + j - left
             if both not in caches:
                 caches[both] = transformer.new_cache(len(sequence), length + wh * ww - 1)
@@ -126,75 +260,47 @@ def _one_by_one(
             yield transformer.extend(sequence[:, cache.length : end], cache)[:, None], [(i, j)]
 
 
-def _waves(
-    transformer: CachedTransformer, read: Read, guided: list[bool], todo: list[list[bool]],
-    origins: list[list[Position]], window: Position,
-) -> Iterator[Turn]:
-    """Logits (B, Q, V) of all Q positions whose windows are complete, by a forward over padded sequences."""
-    for positions in _levels(todo, origins, window):
+def _wavefront(
+    transformer: CachedTransformer, view: _View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
+    origins: list[list[Position]],
+) -> Iterator[Step]:
+    """Yield logits (B, Q, V) of all Q positions whose windows are complete, by one forward each time."""
+    for positions in _dependency_levels(todo, origins, view.window):
         both = any(guided[i * len(todo[0]) + j] for i, j in positions)
-        yield _logits_at(transformer, read, both, positions, origins, window), positions
+        yield _logits_at(transformer, view, codes, both, positions, origins), positions
 
 
 def _logits_at(
-    transformer: CachedTransformer, read: Read, both: bool, positions: list[Position],
-    origins: list[list[Position]], window: Position,
+    transformer: CachedTransformer, view: _View, codes: Tensor, both: bool, positions: list[Position],
+    origins: list[list[Position]],
 ) -> Tensor:
-    """Logits (B or 2B, Q, V) of Q positions, each in its own window, by one forward."""
+    """Return logits (B or 2B, Q, V) of Q positions, each in its own window, by one forward."""
     parts, ends = [], []
     for i, j in positions:
         top, left = origins[i][j]
-        sequence, length = read((top, left), both)
+        sequence, length = view.sequence(codes, (top, left), both)
         parts.append(sequence)
-        ends.append(length + (i - top) * window[1] + j - left)
+        ends.append(length + (i - top) * view.window[1] + j - left)
     tokens = torch.stack(parts, dim=1)[:, :, : max(ends)]  # (B, Q, T); none sees those after it
     logits = transformer(tokens.flatten(0, 1))[0].view(*tokens.shape, -1)
     return logits[:, range(len(ends)), [end - 1 for end in ends]]
 
 
-@torch.no_grad()
-def window_nll(
-    transformer: CachedTransformer, condition: Condition, codes: Tensor, *, window: int | Position = 16,
-    condition_windows: Sequence[Position | None] | None = None,
-) -> Tensor:
-    """Negative log-likelihood (B, H, W), in nats, of each code of a grid under the rule of stride 1.
-
-    It tells what another way of drawing costs: the codes of a longer stride, for instance, are less likely.
-
-    Args:
-        transformer, condition, window, condition_windows: see `sample_window`.
-        codes: the grid (B, H, W): what was drawn, or what an image was encoded to.
-
-    Raises:
-        ValueError: see `sample_window`.
-    """
-    shape = tuple(codes.shape[1:])
-    sides, given, _, inner, (height, width) = _checked(
-        transformer, condition, None, shape, window, condition_windows, stride=1
-    )
-    origins, rows = _origins(height, width, sides, 1), []
-    for i in range(height):
-        logits = _logits_at(
-            transformer, lambda origin, _: _sequence(given, inner, codes, origin, sides), False,
-            [(i, j) for j in range(width)], origins, sides,
-        )
-        rows.append(F.cross_entropy(logits.float().transpose(1, 2), codes[:, i], reduction="none"))
-    return torch.stack(rows, dim=1)
-
-
 def _origins(height: int, width: int, window: Position, stride: int) -> list[list[Position]]:
-    """The window's upper left corner for every position; it moves every `stride` columns."""
+    """Return the window's upper left corner for every position; it moves every `stride` columns."""
     wh, ww = window
     tops = [min(max(i - wh // 2, 0), height - wh) for i in range(height)]
     lefts = []
     for j in range(width):
-        first = j - j % stride  # what is drawn before the window moves must lie in it
+        first = j - j % stride  # all positions before the window moves must lie in it
         lefts.append(min(max(first - min(ww // 2, ww - stride), 0), width - ww))
     return [[(top, left) for left in lefts] for top in tops]
 
 
-def _levels(todo: list[list[bool]], origins: list[list[Position]], window: Position) -> list[list[Position]]:
-    """Positions to draw, grouped: each group sees only groups before it."""
+def _dependency_levels(
+    todo: list[list[bool]], origins: list[list[Position]], window: Position
+) -> list[list[Position]]:
+    """Group the positions to sample: each group depends only on groups before it."""
     level = [[0] * len(row) for row in todo]  # steps after which a position is there; 0: known
     groups: list[list[Position]] = []
     for i, row in enumerate(todo):
@@ -208,94 +314,10 @@ def _levels(todo: list[list[bool]], origins: list[list[Position]], window: Posit
     return groups
 
 
-def _as_list(condition: Condition) -> list[Tensor]:
-    return [condition] if torch.is_tensor(condition) else list(condition)
-
-
-def _checked(
-    transformer: CachedTransformer, condition: Condition, null_condition: Condition | None,
-    shape: Position | None, window: int | Position,
-    condition_windows: Sequence[Position | None] | None, stride: int,
-) -> tuple[Position, list[Tensor], list[Tensor] | None, list[Position], Position]:
-    """Sides of the window, conditions, null conditions, the window in each condition's own grid, (H, W)."""
-    sides = (window, window) if isinstance(window, int) else window
-    given = _as_list(condition)
-    nulls = None if null_condition is None else _as_list(null_condition)
-    inner = [pair or sides for pair in condition_windows or [None] * len(given)]
-    shape = _grid_shape(given, inner, shape, sides, stride)
-    _check_conditions(given, nulls, inner, shape, sides, transformer.block_size)
-    return sides, given, nulls, inner, shape
-
-
-def _cut(part: Tensor, origin: Position, window: Position, own: Position) -> Tensor:
-    """What of a grid (B, h, w) lies in the window, whose size in that grid is `own`: (B, N); tokens stay."""
-    if part.ndim == 2:
-        return part
-    top, left = (first * cells // side for first, side, cells in zip(origin, window, own, strict=True))
-    return part[:, top : top + own[0], left : left + own[1]].flatten(1)
-
-
-def _sequence(
-    parts: list[Tensor], inner: list[Position], codes: Tensor, origin: Position, window: Position
-) -> tuple[Tensor, int]:
-    """Condition tokens and codes of a window, (B, M + N), and M."""
-    seen = [_cut(part, origin, window, own) for part, own in zip(parts, inner, strict=True)]
-    tokens = [part.expand(len(codes), -1) for part in seen] + [_cut(codes, origin, window, window)]
-    return torch.cat(tokens, dim=1), sum(part.shape[1] for part in seen)
-
-
-def _grid_shape(
-    given: list[Tensor], inner: list[Position], shape: Position | None, window: Position, stride: int
-) -> Position:
-    """Check window and stride, and return (H, W)."""
-    pairs = zip(given, inner, strict=True)
-    whole = [tuple(part.shape[1:]) for part, own in pairs if part.ndim == 3 and own == window]
-    if not whole and shape is None:
-        raise ValueError("shape=(H, W), in codes, is needed where the condition is no grid")
-    height, width = shape or whole[0]
-    wh, ww = window
-    if height < wh or width < ww:
-        raise ValueError(
-            f"a grid of {height}x{width} codes is smaller than the window of {wh}x{ww}: "
-            f"at least {max(height, wh)}x{max(width, ww)} are needed"
-        )
-    if not 1 <= stride <= ww:
-        raise ValueError(f"stride = {stride} is outside 1..{ww}, the window's width")
-    return height, width
-
-
-def _check_conditions(
-    given: list[Tensor], nulls: list[Tensor] | None, inner: list[Position], shape: Position, window: Position,
-    block_size: int,
-) -> None:
-    """Grids that belong to others than this shape, null tokens of another shape, too long a sequence."""
-    needed = window[0] * window[1] - 1
-    for part, own in zip(given, inner, strict=True):
-        needed += part.shape[1] if part.ndim == 2 else own[0] * own[1]
-        grid = tuple(part.shape[1:])
-        if part.ndim == 3 and any(n * side != whole * cells for n, side, whole, cells in zip(
-            grid, window, shape, own, strict=True
-        )):
-            raise ValueError(
-                f"the condition has {grid[0]}x{grid[1]} codes, but shape is {shape[0]}x{shape[1]}"
-                + (f", of which {window[0]}x{window[1]} see {own[0]}x{own[1]}" if own != window else "")
-            )
-    if nulls is not None:
-        ours, theirs = [tuple(part.shape) for part in given], [tuple(part.shape) for part in nulls]
-        if theirs not in (ours, [(1, *sizes[1:]) for sizes in ours]):
-            shapes = (", ".join(map(str, shapes)) for shapes in (theirs, ours))
-            raise ValueError("null_condition {} does not fit the condition {}".format(*shapes))
-    if needed > block_size:
-        raise ValueError(
-            f"condition and codes of a window of {window[0]}x{window[1]} need a block size of {needed}; the "
-            f"transformer's is {block_size}: take the window that it was trained on"
-        )
-
-
 def _kept_positions(
     shape: tuple[int, int, int], start: Position | None, known: Tensor | None, mask: Tensor | None
 ) -> Tensor:
-    """Which codes stay, (B, H, W)."""
+    """Return which codes stay, (B, H, W)."""
     batch_size, height, width = shape
     if known is not None and tuple(known.shape) != shape:
         raise ValueError(f"known codes {tuple(known.shape)} do not fit the grid {shape}")
@@ -313,5 +335,5 @@ def _kept_positions(
             raise ValueError(f"start = {start} lies outside the grid of {height}x{width} codes")
         kept.view(batch_size, -1)[:, : start[0] * width + start[1]] = True
     if kept.all():
-        raise ValueError("the mask keeps every code: there is nothing to draw")
+        raise ValueError("the mask keeps every code: there is nothing to sample")
     return kept

@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.helper_types import Annotation, usable_box
 from taming.data.sampler import seeded
 from taming.images import from_uint8, to_pil
-from taming.inference.conditions import takes_labels
 from taming.inference.dataset import unwrapped
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.misc.coord import CoordStage, whole_picture
-from taming.modules.util import Labelator, SOSProvider
+from taming.modules.conditioners.base import Conditioner
 from taming.web.painting import Size, check_shape, fitted, labels_of, paint_labels
 
 POINT = 0.06  # side of the box that stands for an object of which only the centre is known, as a share
-CLASS, LABELS, PICTURE, BOXES, TOKENS = "class", "labels", "picture", "boxes", "tokens"
-COORDINATES, NOTHING = "coordinates", "nothing"  # these two need no input
+CLASS, LABELS, PICTURE, BOXES, TOKENS = "class", "label_map", "image", "boxes", "tokens"
+COORDINATES, NOTHING = "coordinates", "none"  # these two need no input
 
 Box = tuple[int, float, float, float, float]  # category, left, top, right, bottom in shares of the sides
 
@@ -48,7 +46,7 @@ class Condition:
 
     key: str
     kind: str
-    stage: nn.Module
+    stage: Any
     names: tuple[str, ...] = ()
     trained: Size | None = None
     channels: int = 3
@@ -59,11 +57,11 @@ class Condition:
         """The key as people would write it."""
         return self.key.replace("_", " ")
 
-    def size(self, size: Size, resolution: int) -> Size:
+    def size(self, size: Size, resolution: Size) -> Size:
         """(H, W) of the condition of a picture of that size."""
         if self.trained is None:
             return size
-        return size[0] * self.trained[0] // resolution, size[1] * self.trained[1] // resolution
+        return size[0] * self.trained[0] // resolution[0], size[1] * self.trained[1] // resolution[1]
 
 
 def conditions_of(
@@ -78,22 +76,17 @@ def conditions_of(
     return [_condition(key, stage, (shapes or {}).get(key, size), own) for key, stage, size in stages]
 
 
-def _condition(key: str, stage: nn.Module, trained: Size | None, dataset: Any) -> Condition:
-    if isinstance(stage, SOSProvider):
-        return Condition(key, NOTHING, stage)
-    if isinstance(stage, CoordStage):
-        return Condition(key, COORDINATES, stage)
-    if isinstance(stage, Labelator):
-        names = _names(getattr(dataset, "class_names", ()), stage.n_classes)
-        return Condition(key, CLASS, stage, names)
-    if takes_labels(stage):
+def _condition(key: str, stage: Conditioner, trained: Size | None, dataset: Any) -> Condition:
+    if stage.kind == CLASS:
+        return Condition(key, CLASS, stage, _names(getattr(dataset, "class_names", ()), stage.vocab_size))
+    if stage.kind == LABELS:
         return Condition(key, LABELS, stage, _names(getattr(dataset, "labels", ()), stage.n_labels), trained)
-    encoder = getattr(stage, "encoder", None)
-    channels = encoder.conv_in.in_channels if encoder is not None else 0
-    if channels in (1, 3):
-        return Condition(key, PICTURE, stage, trained=trained, channels=channels)
+    if stage.kind == PICTURE and stage.channels in (1, 3):
+        return Condition(key, PICTURE, stage, trained=trained, channels=stage.channels)
+    if stage.kind in (COORDINATES, NOTHING):
+        return Condition(key, stage.kind, stage)
     builder = getattr(dataset, "conditional_builders", {}).get(key)
-    if isinstance(builder, ObjectsCenterPointsConditionalBuilder):
+    if builder is not None and builder.kind == BOXES:
         names = tuple(dataset.label_for_plot(i) for i in range(builder.no_object_classes))
         return Condition(key, BOXES, stage, names, builder=builder)
     return Condition(key, TOKENS, stage)
@@ -110,7 +103,7 @@ def _names(given: Any, count: int) -> tuple[str, ...]:
 
 
 def to_tensor(
-    condition: Condition, value: Any, size: Size, *, resolution: int, seed: int,
+    condition: Condition, value: Any, size: Size, *, resolution: Size, seed: int,
     item: Callable[[int], Tensor],
 ) -> Tensor:
     """A value as the condition's stage takes it, for a batch of one.
@@ -124,27 +117,26 @@ def to_tensor(
     Raises:
         ValueError: what is missing or wrong, by the condition's name.
     """
-    name, kind = condition.title, condition.kind
-    if kind == NOTHING:
-        return torch.zeros(1, 1)
-    if kind == COORDINATES:
-        return whole_picture(*size)
+    name, kind, stage = condition.title, condition.kind, condition.stage
+    wanted = condition.size(size, resolution)
+    if (default := stage.default(wanted)) is not None:
+        return default
     if value is None:
         what = {LABELS: "paint it", CLASS: "choose one", TOKENS: "choose an item of the data set"}
         raise ValueError(f"{name} is missing: {what.get(kind, 'upload one, or take one of the data set')}")
-    if kind == CLASS:
-        return torch.tensor([int(value)])
     if kind == TOKENS:
         return item(int(value))
     if kind == BOXES:
         with seeded(seed):  # the builder shuffles
-            return condition.builder.build(annotations(condition, value))[None]
-    wanted = condition.size(size, resolution)
-    check_shape(name, value, wanted)
+            value = condition.builder.build(annotations(condition, value))
+    if kind in (LABELS, PICTURE):
+        check_shape(name, value, wanted)
     if kind == LABELS:
-        return condition.stage.one_hot(labels_of(value, len(condition.names), wanted)[None])
-    pixels = np.array(fitted(value, wanted).convert("L" if condition.channels == 1 else "RGB"))
-    return from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)[None]
+        value = labels_of(value, len(condition.names), wanted)
+    if kind == PICTURE:
+        pixels = np.array(fitted(value, wanted).convert("L" if condition.channels == 1 else "RGB"))
+        value = from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)
+    return stage.from_user(value, wanted)
 
 
 def annotations(condition: Condition, boxes: Sequence[Box]) -> list[Annotation]:

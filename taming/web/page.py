@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from taming.sampling import Cancelled
+from taming.sampling import Cancelled, SamplingOptions
 from taming.web.panels import Panel, condition_panel, original_panel
 from taming.web.progress import Jobs, side_by_side
 from taming.web.request import MAX_PICTURES, Request
@@ -210,10 +210,10 @@ def _choose(session: Session) -> Callable:
         except (ValueError, FileNotFoundError) as error:
             yield None, _problem(error), *[gr.skip()] * 10, wait
             return
-        side, vocabulary = loaded.resolution, loaded.model.n_codes
+        (height, width), vocabulary = loaded.resolution, loaded.model.codebook_size
         guided = loaded.model.null_token is not None
         yield (
-            name, _about(loaded), side, side,
+            name, _about(loaded), height, width,
             gr.update(visible=loaded.dataset is not None),
             gr.skip(), gr.skip(),
             gr.update(
@@ -231,10 +231,10 @@ def _choose(session: Session) -> Callable:
 
 def _about(loaded: Loaded) -> str:
     """One line about a run."""
-    side, given = loaded.resolution, ", ".join(condition.title for condition in loaded.conditions)
+    (height, width), given = loaded.resolution, ", ".join(condition.title for condition in loaded.conditions)
     what = "without a condition" if loaded.model.be_unconditional else f"given {given}"
     data = f"{len(loaded.dataset)} items to choose from" if loaded.dataset is not None else loaded.no_data
-    text = f"step {loaded.step}, trained at {side}x{side} pixels {what}; {data}"
+    text = f"step {loaded.step}, trained at {height}x{width} pixels {what}; {data}"
     return f"<span>{html.escape(text)}</span>"
 
 
@@ -261,7 +261,8 @@ def _draw(
         settings["seed"] = int(settings["seed"] or 0)
         settings["top_k"] = settings["top_k"] or None  # an emptied input, or 0
         return Request(
-            loaded.run.name, (height, width), conditions, picture, mask, pictures, **settings
+            loaded.run.name, (height, width), conditions, picture, mask, pictures,
+            SamplingOptions(**settings),
         )
 
     def shown(status: Any = None, live: Any = None, *rest: Any) -> tuple:

@@ -117,7 +117,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(_enlarged(picture, condition.size(sides, resolution)))
 
     editor = gr.ImageEditor(
-        canvas(0, resolution, resolution), type="pil", format="png", sources=(), transforms=(),
+        canvas(0, *resolution), type="pil", format="png", sources=(), transforms=(),
         layers=False, interactive=True,
         brush=gr.Brush(default_size=40, colors=colors, default_color=colors[-1], color_mode="fixed"),
         label=condition.title, buttons=[], height=480, elem_id="painting",

@@ -22,6 +22,7 @@ from taming.checkpoint import load_model
 from taming.images import save_png, to_pil
 from taming.inference.dataset import batch_of
 from taming.inference.decoding import PRECISIONS, decode
+from taming.inference.provenance import options_note
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
@@ -48,9 +49,9 @@ class Loaded:
     no_data: str = ""
 
     @property
-    def resolution(self) -> int:
-        """The training size, in pixels."""
-        return self.model.first_stage_model.resolution
+    def resolution(self) -> Size:
+        """The training size, (H, W) in pixels."""
+        return self.model.first_stage_model.image_size
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ class Session:
         if loaded.dataset is None or model.downsample_cond_size > -1:
             return {}
         x, values = self._read_item(loaded, 0)
-        (height, width), side = x.shape[2:], loaded.resolution
+        (height, width), (top, side) = x.shape[2:], loaded.resolution
         return {
-            key: (value.shape[2] * side // height, value.shape[3] * side // width)
+            key: (value.shape[2] * top // height, value.shape[3] * side // width)
             for key, value in values.items() if value.ndim == 4
         }
 
@@ -187,11 +188,9 @@ class Session:
 
         def work() -> None:
             try:
-                codes = model.draw_codes(
-                    parts, size=request.size, stride=request.stride, known=known, mask=keep,
-                    temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
-                    min_p=request.min_p, guidance=request.guidance, callback=watch,
-                    generator=image_generators(request.seed, range(request.pictures)),
+                codes = model.sample_codes(
+                    parts, request.options, size=request.size, known=known, mask=keep, callback=watch,
+                    generator=image_generators(request.options.seed or 0, range(request.pictures)),
                 )
                 told.put(Progress("decoding"))
                 told.put(decode(model, codes))
@@ -211,7 +210,7 @@ class Session:
         yield [self._save(image, number, loaded, request) for number, image in enumerate(news)]
 
     def _condition(self, loaded: Loaded, request: Request) -> list[Tensor]:
-        """What `draw_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
+        """What `sample_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
         def item(number: int) -> Tensor:
             return self._read_item(loaded, number)[1][condition.key]
 
@@ -222,7 +221,8 @@ class Session:
                 values.append(None)
                 continue
             values.append(to_tensor(
-                condition, value, request.size, resolution=loaded.resolution, seed=request.seed, item=item
+                condition, value, request.size, resolution=loaded.resolution, seed=request.options.seed or 0,
+                item=item
             ).to(loaded.model.device))
         if not any(value is not None for value in values):
             raise ValueError("every condition is left out: leave at least one in")
@@ -251,16 +251,14 @@ class Session:
     def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Drawn:
         settings = {
             "run": loaded.run.name, "step": str(loaded.step), "size": "{}x{}".format(*request.size),
-            "seed": str(request.seed), "number": str(number),
+            "number": str(number), **options_note(request.options),
         }
         for condition in loaded.conditions:
             if condition.key in request.conditions:
                 value = request.conditions[condition.key]
                 settings[condition.key] = described(condition, value)
-        names = ("temperature", "top_k", "top_p", "min_p", "guidance", "stride")
-        settings |= {name: str(getattr(request, name)) for name in names}
         if request.original is not None:
             share = brushed(request.mask, request.size).float().mean().item()
             settings["completion"] = f"{share:.0%} of an original was brushed over"
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}_{request.seed}_{number}_{secrets.token_hex(8)}.png"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}_{request.options.seed}_{number}_{secrets.token_hex(8)}.png"
         return Drawn(save_png(image, self.outdir / name, text=settings), settings)

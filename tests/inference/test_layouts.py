@@ -8,7 +8,7 @@ from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxCondi
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.helper_types import Annotation
 from taming.data.pose import PoseTokens
-from taming.inference.layouts import LayoutReader, seen_in
+from taming.inference.layouts import seen_in
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_window
 
@@ -61,11 +61,10 @@ def test_the_same_layout_everywhere_is_plain_tokens(guidance):
         parameter.data.mul_(10.0)
     layouts = torch.randint(10, (2, 5))
     null = torch.full_like(layouts, 19)
-    places = torch.arange(5 * 7).view(1, 5, 7).expand(2, -1, -1)
     how = {"window": 4, "guidance": guidance, "shape": (5, 7), "stride": 2}
-    reader = LayoutReader(gpt, lambda place: layouts, (2, 5), 16, 19)
-    ours = sample_window(reader, places, null_condition=places, generator=image_generators(0, [0, 1]), **how)
-    plain = sample_window(gpt, layouts, null_condition=null, generator=image_generators(0, [0, 1]), **how)
+    how["null_condition"] = null
+    ours = sample_window(gpt, lambda origin: layouts, generator=image_generators(0, [0, 1]), **how)
+    plain = sample_window(gpt, layouts, generator=image_generators(0, [0, 1]), **how)
     assert torch.equal(ours, plain)
 
 
@@ -73,10 +72,9 @@ def test_each_window_is_asked_for():
     gpt = GPT(vocab_size=20, block_size=40, n_layer=1, n_head=2, n_embd=16).eval()
     asked = []
 
-    def layouts_at(place):
-        asked.append(place)
+    def layouts_at(origin):
+        asked.append(origin)
         return torch.zeros(1, 2, dtype=torch.int64)
 
-    reader = LayoutReader(gpt, layouts_at, (1, 2), 4, None)
-    sample_window(reader, torch.arange(6).view(1, 2, 3), window=2, stride=1)
-    assert asked == [0, 1, 0, 1]  # row by row; a window stays while its positions are drawn
+    sample_window(gpt, layouts_at, shape=(2, 3), window=2, stride=1)
+    assert asked == [(0, 0), (0, 1)]

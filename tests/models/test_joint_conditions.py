@@ -100,18 +100,18 @@ def test_a_coarser_grid_slides_with_the_window():
     parts = model.encode_conditions(c)
     assert parts[1].shape == (2, 2, 4)
     seen = inputs_of(model)
-    codes = model.draw_codes(
+    codes = model.sample_codes(
         parts, size=(16, 32), wavefront=True, generator=image_generators(0, range(2))
     )
     prefixes = {tuple(row[1:5].tolist()) for tokens in seen for row in tokens}
     windows = {tuple(part[:, left : left + 2].flatten().tolist()) for part in parts[1] for left in range(3)}
     assert prefixes == windows
-    in_turn = model.draw_codes(parts, size=(16, 32), generator=image_generators(0, range(2)))
+    in_turn = model.sample_codes(parts, size=(16, 32), generator=image_generators(0, range(2)))
     assert torch.equal(codes, in_turn)
     guided = model.generate(parts, size=(16, 32), guidance=2.0, stride=2)
     assert guided.shape == (2, 3, 16, 32)
     with pytest.raises(ValueError, match="2x4 codes, but shape is 4x4, of which 4x4 see 2x2"):
-        model.draw_codes(parts, known=torch.zeros(2, 4, 4).long(), mask=torch.eye(4))
+        model.sample_codes(parts, known=torch.zeros(2, 4, 4).long(), mask=torch.eye(4))
 
 
 def test_guidance_leaves_alone_what_training_never_dropped():
@@ -120,7 +120,7 @@ def test_guidance_leaves_alone_what_training_never_dropped():
     seen = inputs_of(model)
     for size in (None, (16, 32)):
         wide = [parts[0], parts[1].repeat(1, 1, 2 if size else 1)]
-        model.draw_codes(wide, size=size, guidance=2.0, wavefront=True)
+        model.sample_codes(wide, size=size, guidance=2.0, wavefront=True)
     for tokens in seen:
         given, null = tokens.chunk(2)
         assert torch.equal(given[:, 0], null[:, 0]) and (given[:, 0] < 7).all()
@@ -132,11 +132,11 @@ def test_known_codes_stay():
     parts = model.encode_conditions(model.get_xc(batch(2))[1])
     known, mask = torch.randint(24, (2, 4, 4)), torch.zeros(4, 4, dtype=torch.bool)
     mask[:2] = True
-    codes = model.draw_codes(parts, known=known, mask=mask)
+    codes = model.sample_codes(parts, known=known, mask=mask)
     assert torch.equal(codes[:, :2], known[:, :2]) and not torch.equal(codes[:, 2:], known[:, 2:])
-    plain = model.draw_codes(parts, generator=image_generators(1, range(2)))
+    plain = model.sample_codes(parts, generator=image_generators(1, range(2)))
     nothing_known = torch.zeros_like(mask)
-    drawn = model.draw_codes(
+    drawn = model.sample_codes(
         parts, known=known, mask=nothing_known, generator=image_generators(1, range(2))
     )
     assert torch.equal(drawn, plain)

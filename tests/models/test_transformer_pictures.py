@@ -113,7 +113,7 @@ def test_larger_pictures_come_through_the_window():
     c = torch.tensor([[1], [2]])
     images = model.generate(c, size=(16, 40), stride=2, generator=image_generators(0, range(2)))
     codes = sample_window(
-        model.transformer, c, shape=(4, 10), window=(4, 4), stride=2, n_codes=24,
+        model.transformer, c, shape=(4, 10), window=(4, 4), stride=2, codebook_size=24,
         generator=image_generators(0, range(2)),
     )
     close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))
@@ -146,7 +146,7 @@ def test_pictures_may_be_guided():
     for size, shape in (((16, 16), (4, 4)), ((20, 24), (5, 6))):
         images = model.generate(c, size=size, guidance=3.0, generator=image_generators(0, range(2)))
         codes = sample_window(
-            model.transformer, c, shape=shape, window=4, n_codes=24, guidance=3.0, null_condition=null,
+            model.transformer, c, shape=shape, window=4, codebook_size=24, guidance=3.0, null_condition=null,
             generator=image_generators(0, range(2)),
         )
         close(images, model.first_stage_model.decode_code(codes).clamp(-1, 1))
@@ -165,11 +165,11 @@ def test_pictures_may_be_guided():
 def test_a_class_is_written():
     model = make(CLASSES, cond_stage_key="class_label").eval()
     x, c = torch.zeros(2, 3, 64, 64), torch.tensor([3, 29])
-    numbers = model.draw_conditions(c, x)["class_label"]
+    numbers = model.show_conditions(c, x)["class_label"]
     assert numbers.shape == (2, 1, 64, 64) and torch.equal(numbers, text_pictures(["3", "29"], (64, 64)))
     assert not torch.equal(numbers[0], numbers[1])
     names = [f"name of {number}" for number in range(30)]
-    named = model.draw_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
+    named = model.show_conditions(c, x, [SimpleNamespace(class_names=names)])["class_label"]
     assert torch.equal(named, text_pictures(["3 name of 3", "29 name of 29"], (64, 64)))
     others = [SimpleNamespace(class_names=["a"])]
-    assert torch.equal(model.draw_conditions(c, x, others)["class_label"], numbers)
+    assert torch.equal(model.show_conditions(c, x, others)["class_label"], numbers)

@@ -83,10 +83,31 @@ def test_codes_of_a_square_grid_may_be_flat():
 
 
 @pytest.mark.parametrize(("size", "crop"), [((18, 23), "16x20"), ((16, 3), "16x4")])
-def test_other_sizes_are_refused_with_a_crop(size, crop):
+def test_other_sizes_are_not_allowed_and_the_message_names_a_crop(size, crop):
     message = f"{size[0]}x{size[1]} pixels are no multiple of f = 4: crop to {crop}"
     with pytest.raises(ValueError, match=message):
-        make().encode(torch.zeros(1, 3, *size))
+        make().encode_codes(torch.zeros(1, 3, *size))
+    with pytest.raises(ValueError, match=message):
+        make().get_images({"image": torch.zeros(1, *size, 3)})
+
+
+@torch.no_grad()
+def test_direct_calls_round_other_sizes_down_as_in_2021():
+    model = make().eval()
+    quant, _, _ = model.encode(torch.rand(1, 3, 18, 23))
+    assert quant.shape[2:] == (4, 5)
+    assert model(torch.rand(1, 3, 18, 23))[0].shape == (1, 3, 16, 20)
+
+
+@torch.no_grad()
+def test_codes_and_images_are_inverse_and_have_the_contracts_shapes():
+    model = make().eval()
+    x = torch.rand(2, 3, 16, 24)
+    codes = model.encode_codes(x)
+    assert codes.shape == (2, *model.code_shape(16, 24)) == (2, 4, 6) and codes.dtype == torch.int64
+    close(model.decode_codes(codes), model.decode(model.encode(x)[0]))
+    assert model.quantize.indices_to_codes(codes).shape == (2, model.quantize.code_dim, 4, 6)
+    assert (model.pixel_range, model.image_size, model.codebook_size) == ((-1.0, 1.0), (16, 16), 32)
 
 
 @torch.no_grad()
@@ -98,12 +119,12 @@ def test_remapped_model_round_trip(tmp_path):
     quant, _, (_, _, indices) = model.encode(x)
     assert torch.equal(31 - indices.flatten(), plain.encode(x)[2][2])
     close(model.decode_code(indices), model.decode(quant))
-    assert (model.n_tokens, model.val_codes.n_codes) == (32, 32)
+    assert (model.codebook_size, model.val_codes.codebook_size) == (32, 32)
 
 
 def test_numbers_that_stage_two_asks_for():
     model = make()
-    assert (model.factor, model.resolution, model.n_tokens, model.token_count(16, 24)) == (4, 16, 32, 24)
+    assert (model.factor, model.resolution, model.codebook_size, model.num_codes(16, 24)) == (4, 16, 32, 24)
 
 
 def test_what_cannot_work_is_refused_when_built():

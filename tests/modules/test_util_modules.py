@@ -123,8 +123,8 @@ def test_sos_provider_repeats_its_token():
 
 
 def test_sizes_for_checks_at_build_time():
-    assert (Labelator(10).n_tokens, Labelator(10).token_count(256, 512)) == (10, 1)
-    assert (SOSProvider(5).n_tokens, SOSProvider(5).token_count(256, 512)) == (6, 1)
+    assert (Labelator(10).vocab_size, Labelator(10).num_tokens(256, 512)) == (10, 1)
+    assert (SOSProvider(5).vocab_size, SOSProvider(5).num_tokens(256, 512)) == (6, 1)
     assert not Labelator(10).state_dict() and not SOSProvider(5).state_dict()
 
 

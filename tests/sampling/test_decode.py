@@ -5,7 +5,7 @@ import torch
 
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.sampling import Cancelled, filter_logits, image_generators, sample_tokens
-from taming.sampling.filters import draw
+from taming.sampling.filters import sample_from
 
 V, BLOCK = 23, 16
 
@@ -34,7 +34,7 @@ def sample_naively(model, prefix, steps, numbers=None, **filters):
         if numbers is None:
             drawn = logits.argmax(-1)
         else:
-            drawn = draw(filter_logits(logits, **filters), numbers[:, step])
+            drawn = sample_from(filter_logits(logits, **filters), numbers[:, step])
         tokens = torch.cat((tokens, drawn[:, None]), dim=1)
     return tokens[:, prefix.shape[1] :]
 
@@ -113,8 +113,8 @@ def test_without_a_generator_the_global_numbers_count(gpt):
 def test_only_codes_of_the_first_stage_are_drawn(gpt):
     prefix = torch.randint(V, (8, 1))
     assert sample_tokens(gpt, prefix, 12).max() >= 5
-    assert sample_tokens(gpt, prefix, 12, n_codes=5).max() < 5
-    assert sample_tokens(gpt, prefix, 12, n_codes=5, greedy=True).max() < 5
+    assert sample_tokens(gpt, prefix, 12, codebook_size=5).max() < 5
+    assert sample_tokens(gpt, prefix, 12, codebook_size=5, greedy=True).max() < 5
 
 
 def test_callback_sees_every_step(gpt):
@@ -153,7 +153,7 @@ def test_settings_may_change_from_step_to_step_and_image_to_image(gpt):
     for step in range(steps):
         with torch.no_grad():
             logits = gpt(tokens)[0][:, -1] / temperatures[step, :, None]
-        drawn = draw(filter_logits(logits, min_p=min_p), numbers[:, step])
+        drawn = sample_from(filter_logits(logits, min_p=min_p), numbers[:, step])
         tokens = torch.cat((tokens, drawn[:, None]), dim=1)
     got = sample_tokens(
         gpt, prefix, steps, temperature=lambda step: temperatures[step], min_p=min_p,
@@ -177,7 +177,7 @@ def test_no_steps_give_no_codes(gpt):
     ("length", "arguments", "message"),
     [
         (0, {}, "prefix is empty"),
-        (5, {"steps": 13}, "5 tokens given and 13 to draw need a block size of 17; the transformer's is 16"),
+        (5, {"steps": 13}, "5 tokens given and 13 to sample need a block size of 17"),
         (1, {"top_k": 24}, r"top_k = 24 is outside 1\.\.23"),
         (1, {"temperature": 0}, "temperature must be above 0"),
         (1, {"temperature": lambda step: 3 - step}, "temperature must be above 0, not 0"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from taming.sampling.filters import draw, filter_logits
+from taming.sampling.filters import filter_logits, sample_from
 
 
 def kept(logits, **arguments):
@@ -119,13 +119,13 @@ def test_bad_arguments_are_named(arguments, message):
 def test_draw_is_the_inverse_of_the_cumulative_distribution():
     logits = torch.tensor([0.2, 0.0, 0.3, 0.5, 0.0]).log().expand(6, 5)
     uniform = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51, 1.0 - 2**-53], dtype=torch.float64)
-    assert draw(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]  # never 1 or 4, which are impossible
-    assert draw(torch.tensor([[0.0, 1.0]]).log(), torch.zeros(1)).tolist() == [1]
+    assert sample_from(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]  # never 1 or 4, which are impossible
+    assert sample_from(torch.tensor([[0.0, 1.0]]).log(), torch.zeros(1)).tolist() == [1]
 
 
 def test_frequencies_of_draws_are_the_probabilities():
     logits, n = torch.tensor([1.0, 0.0, -1.0, 2.0, -torch.inf, 0.5]), 20_000
-    drawn = draw(logits.expand(n, -1), torch.rand(n, dtype=torch.float64))
+    drawn = sample_from(logits.expand(n, -1), torch.rand(n, dtype=torch.float64))
     counts = drawn.bincount(minlength=6).double()
     expected = logits.double().softmax(-1) * n
     assert counts[4] == 0
@@ -135,4 +135,4 @@ def test_frequencies_of_draws_are_the_probabilities():
 
 
 def test_logits_that_are_no_numbers_draw_a_code_that_exists():
-    assert draw(torch.full((1, 5), torch.nan), torch.tensor([0.9]))[0] in range(5)
+    assert sample_from(torch.full((1, 5), torch.nan), torch.tensor([0.9]))[0] in range(5)

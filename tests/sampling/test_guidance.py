@@ -13,7 +13,7 @@ from taming.sampling import (
     sample_tokens,
     sample_window,
 )
-from taming.sampling.filters import draw
+from taming.sampling.filters import sample_from
 
 V, NULL, BLOCK, WINDOW = 13, 12, 40, 4
 
@@ -64,7 +64,7 @@ def guided_naively(model, prefix, null, steps, scales, numbers):
     for step in range(steps):
         given, free = (model(torch.cat((first, codes), 1))[0][:, -1] for first in (prefix, null))
         scale = scales[step][:, None]
-        drawn = draw(torch.where(scale == 1, given, free + scale * (given - free)), numbers[:, step])
+        drawn = sample_from(torch.where(scale == 1, given, free + scale * (given - free)), numbers[:, step])
         codes = torch.cat((codes, drawn[:, None]), dim=1)
     return codes
 
@@ -127,7 +127,7 @@ def test_a_window_is_guided_by_the_same_formula(gpt, guidance):
             )
             scale = guidance(6 * i + j) if callable(guidance) else guidance
             logits = given if scale == 1 else free + scale * (given - free)
-            codes[:, i, j] = draw(logits, numbers[:, i, j])
+            codes[:, i, j] = sample_from(logits, numbers[:, i, j])
     sampling = dict(window=WINDOW, guidance=guidance, null_condition=null)
     for wavefront in (False, True):
         generators = image_generators(3, range(2))

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_tokens, sample_window, window_nll
-from taming.sampling.filters import draw, filter_logits
-from taming.sampling.window import _levels, _origins
+from taming.sampling.filters import filter_logits, sample_from
+from taming.sampling.window import _dependency_levels, _origins
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sliding_window_greedy.safetensors"
 V, WINDOW = 13, 4
@@ -44,7 +44,9 @@ def draw_naively(model, c, numbers=None, window=WINDOW):
             before = codes[:, rows, columns].flatten(1)[:, : local[0] * window + local[1]]
             with torch.no_grad():
                 logits = model(torch.cat((c[:, rows, columns].flatten(1), before), dim=1))[0][:, -1]
-            drawn = logits.argmax(-1) if numbers is None else draw(filter_logits(logits), numbers[:, i, j])
+            drawn = logits.argmax(-1)
+            if numbers is not None:
+                drawn = sample_from(filter_logits(logits), numbers[:, i, j])
             codes[:, i, j] = drawn
     return codes
 
@@ -121,7 +123,7 @@ def test_a_longer_stride_computes_fewer_tokens_and_a_wavefront_fewer_steps(gpt):
 def test_no_order_of_the_rule_of_2021_takes_fewer_than_304_steps_for_16x64():
     """(i, 0) sees (i - 1, 0..15): each row begins 16 steps after the one above."""
     origins = _origins(16, 64, (16, 16), 1)
-    waves = _levels([[True] * 64 for _ in range(16)], origins, (16, 16))
+    waves = _dependency_levels([[True] * 64 for _ in range(16)], origins, (16, 16))
     assert len(waves) == 15 * 16 + 64 == 304
     assert sorted(place for wave in waves for place in wave) == [(i, j) for i in range(16) for j in range(64)]
     # a chain of that length: along each row to column 15, down to the next, and the last row to its end
@@ -169,7 +171,7 @@ def test_a_class_or_start_token_needs_no_grid(gpt):
 
 
 def test_only_the_first_stages_codes_are_drawn(gpt):
-    codes = sample_window(gpt, condition(5, 9), window=WINDOW, n_codes=3)
+    codes = sample_window(gpt, condition(5, 9), window=WINDOW, codebook_size=3)
     assert codes.max() == 2
 
 
@@ -179,12 +181,12 @@ def test_only_the_first_stages_codes_are_drawn(gpt):
     (dict(shape=(5, 5)), "the condition has 5x6 codes, but shape is 5x5"),
     (dict(window=5), "need a block size of 49; the transformer's is 32"),
     (dict(stride=5), "stride = 5 is outside 1..4"),
-    (dict(stride=2, wavefront=True), "wavefront draws with stride 1, not 2"),
+    (dict(stride=2, wavefront=True), "a wavefront is for stride 1, not 2"),
     (dict(start=(1, 0)), "give known="),
     (dict(known=torch.zeros(1, 5, 6)), "neither start= nor mask="),
     (dict(known=torch.zeros(1, 5, 5), start=(1, 0)), "known codes .1, 5, 5. do not fit"),
     (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(4, 6)), "mask .4, 6. does not fit"),
-    (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(5, 6)), "nothing to draw"),
+    (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(5, 6)), "nothing to sample"),
     (dict(known=torch.zeros(1, 5, 6), start=(5, 0)), "outside the grid of 5x6"),
 ])
 def test_what_cannot_be_drawn_is_said(gpt, arguments, message):

@@ -43,10 +43,10 @@ def test_settings_are_in_the_picture(tmp_path):
 def test_errors_are_one_line(tmp_path, capsys):
     run = export(tmp_path / "run", LABELS)
     for arguments, message in (
-        (["--size", "17x64"], "--size 17x64: 17x64 pixels (height x width) cannot be drawn: both"),
+        (["--size", "17x64"], "--size 17x64: 17x64 pixels (height x width) cannot be generated: both"),
         (["--size", "8x64"], "the nearest is 16x64"),
         (["--class", "x"], "--classes x: give class numbers"),
-        (["--stride", "9"], "stride = 9 is outside 1..8"),
+        (["--stride", "9"], "stride is 9: give 1 to 8"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err
@@ -163,10 +163,10 @@ def test_files_that_will_not_do(tmp_path, capsys):
         (["--segmentation", tmp_path / "text.png"], "cannot read image"),
         (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
         (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
-        (["--segmentation", small], "the image: 8x32 pixels (height x width) cannot be drawn"),
-        (["--segmentation", labels, "--complete", picture], "segmentation has 16x32 pixels (height x width)"),
+        (["--segmentation", small], "the image: 8x32 pixels (height x width) cannot be generated"),
+        (["--segmentation", labels, "--complete", picture], "segmentation: the label map has 16x32 pixels"),
         (["--complete", tmp_path / "text.png"], "cannot read image"),
-        (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to draw"),
+        (["--class", 1, "--complete", picture, "--mask", black], "leaves nothing to generate"),
         (["--class", 1, "--known", 0.5], "name it with --complete"),
         (["--complete", picture, "--mask", black, "--known", 0.9], "give one of them"),
         (["--class", "1,2"], "give one class number"),
@@ -178,7 +178,7 @@ def test_files_that_will_not_do(tmp_path, capsys):
     run = export(tmp_path / "labelled", LABELS)
     for arguments, message in (
         (["--segmentation", labels], "not conditioned on label maps"), (["--guidance", 2], "no null token"),
-        (["-k", 17], "has 16 codes: give 1 to 16"),
+        (["-k", 17], "top_k is 17: give 1 to 16"),
     ):
         assert draw(run, tmp_path / "a.png", *arguments) == 1
         assert message in capsys.readouterr().err

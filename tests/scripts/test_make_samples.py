@@ -8,13 +8,14 @@ from PIL import Image
 
 from taming.checkpoint import save_exported
 from taming.cli import command, sample_dataset
-from taming.cli.options import load_dataset, load_transformer
+from taming.cli.options import load_dataset, sampling_options
 from taming.cli.parser import build_parser
 from taming.cli.sample_dataset import generate
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.images import save_png
 from taming.inference.distributed import TokenBar
+from taming.inference.loading import load_transformer
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -114,7 +115,7 @@ def test_larger_than_trained(tmp_path):
 
 def test_completion_keeps_the_upper_codes(tmp_path):
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--known", "0.5"])
-    model, config, _ = load_transformer(options)
+    model, config, _ = load_transformer(options.run, sampling_options(options), device=options.device)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     dataset = load_dataset(config, options)[0]
@@ -203,7 +204,7 @@ def test_other_data_as_in_2021(tmp_path, capsys):
     for arguments, message in (
         (["--ignore_base_data"], "no section `data`"), (["--split", "test"], "the data has validation"),
         (["--known", "1.5"], "--known 1.5 is outside [0, 1)"), (["--scale", "0.5"], "the nearest is 32x32"),
-        (["--guidance", "2"], "has no null token"), (["-k", "17"], "has 16 codes: give 1 to 16"),
+        (["--guidance", "2"], "has no null token"), (["-k", "17"], "top_k is 17: give 1 to 16"),
     ):
         assert draw(run, tmp_path / "no", *arguments) == 1
         assert message in capsys.readouterr().err
@@ -220,7 +221,7 @@ def paint(file, size, white):
 def test_a_mask_says_what_is_drawn(tmp_path):
     mask = paint(tmp_path / "mask.png", (64, 64), (15, 32, 17, 33))  # touches the first two codes of row 2
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--mask", str(mask)])
-    model, config, _ = load_transformer(options)
+    model, config, _ = load_transformer(options.run, sampling_options(options), device=options.device)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     bar = TokenBar(4)
@@ -238,8 +239,8 @@ def test_masks_that_will_not_do(tmp_path, capsys):
     black = paint(tmp_path / "black.png", (32, 32), (0, 0, 0, 0))
     wide = paint(tmp_path / "wide.png", (32, 64), (0, 0, 9, 9))
     for arguments, message in (
-        (["--mask", black], "leaves nothing to draw: paint white"),
-        (["--mask", wide], "has 32x64 pixels (height x width), but the pictures 32x32"),
+        (["--mask", black], "leaves nothing to generate: paint white"),
+        (["--mask", wide], "has 32x64 pixels (height x width), but the images 32x32"),
         (["--mask", tmp_path / "no.png"], "cannot read image"),
         (["--mask", black, "--known", 0.5], "give one of them"),
     ):
@@ -283,7 +284,7 @@ def test_a_condition_of_another_resolution(tmp_path):
 def test_conditions_that_do_not_fit(tmp_path, capsys):
     run = export(tmp_path / "run", "lr_image", stage("VQModel", 3), cond_size=8)
     assert draw(run, tmp_path / "out", "-n", 1, "data.params.validation.params.lr_factor=2") == 1
-    message = "the condition lr_image has 16x16 pixels (height x width), but must have 8x8 for pictures of"
+    message = "the condition lr_image has 16x16 pixels (height x width), but must have 8x8 beside images of"
     assert message in capsys.readouterr().err
 
 

@@ -7,11 +7,12 @@ from safetensors.torch import load_file, save_file
 
 from taming.checkpoint import load_model, save_exported
 from taming.cli import command, sample
-from taming.cli.options import load_transformer
+from taming.cli.options import sampling_options
 from taming.cli.parser import build_parser
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.inference.decoding import PRECISIONS, decode
+from taming.inference.loading import load_transformer
 from taming.modules.transformer.cpu_inference import PackedLinear
 
 main = command("sample")
@@ -138,7 +139,7 @@ def test_with_coordinates(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["-k", "17"], "has 16 codes: give 1 to 16, or leave it out for all"),
+    (["-k", "17"], "top_k is 17: give 1 to 16, or leave it out for all"),
     (["--classes", "3"], "class id 3 is outside 0..2"),
     (["--classes", "a,1"], "--classes a,1: give class numbers"),
     (["--device", "nonsense"], "no device nonsense here"),
@@ -214,7 +215,7 @@ def test_a_class_beside_other_conditions(tmp_path, capsys):
     assert not near(paths[0], tmp_path / "guided" / "sample_000000.png")
     run = export(tmp_path / "without", conditions, keys)
     assert draw(run, tmp_path / "no")[0] == 1
-    assert "segmentation is missing: give a class; give a label map" in capsys.readouterr().err
+    assert "segmentation is missing: give a class number, 0 to 2; give a label map" in capsys.readouterr().err
 
 
 def test_what_broke_off_is_drawn_again(labelled, tmp_path):
@@ -230,7 +231,7 @@ def test_what_broke_off_is_drawn_again(labelled, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_reduced_precision_is_that_of_the_transformer(labelled, tmp_path, precision):
     options = parse(["-r", labelled, "--precision", precision, "--device", "cpu"])
-    model, _, note = load_transformer(options)
+    model, _, note = load_transformer(options.run, sampling_options(options), device=options.device)
     assert {p.dtype for p in model.transformer.parameters()} == {PRECISIONS[precision]}
     assert {p.dtype for p in model.first_stage_model.parameters()} == {torch.float32}
     assert note["precision"] == precision

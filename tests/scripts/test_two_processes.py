@@ -50,7 +50,7 @@ def test_torchrun(tmp_path):
     assert len(one) == 8 and one == two
     assert result.stdout.count("there already") == 1  # one process speaks
     result = torchrun("sample_fast", *words, "-o", str(tmp_path / "no"), "-k", "17")
-    assert result.returncode != 0 and "error: --top_k 17: the model of" in result.stderr
+    assert result.returncode != 0 and "error: top_k is 17" in result.stderr
 
 
 @pytest.mark.parametrize(("name", "export", "words", "count"), [

@@ -1,5 +1,6 @@
 """What the page does, without a page: the same pictures as the model itself, progress, cancelling, errors."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -11,8 +12,8 @@ from taming.checkpoint import load_model, save_exported
 from taming.config import instantiate_from_config
 from taming.data.sampler import SeededDataset
 from taming.images import to_pil
-from taming.modules.misc.coord import whole_picture
-from taming.sampling import Cancelled, image_generators
+from taming.modules.misc.coord import CoordStage
+from taming.sampling import Cancelled, SamplingOptions, image_generators
 from taming.web.conditions import draw_layout
 from taming.web.painting import paint_labels
 from taming.web.progress import Job, Progress, Watch, side_by_side, so_far
@@ -39,9 +40,14 @@ def session(tmp_path_factory):
     return Session([folder], tmp_path_factory.mktemp("drawn"), device="cpu", data_of=data_of)
 
 
+OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
+
+
 def drawn(session, *arguments, **settings):
     """The finished pictures, their settings, and what was told before."""
-    *told, last = session.draw(Request(*arguments, **settings), Job())
+    how = {name: settings.pop(name) for name in [*settings] if name in OPTIONS}
+    options = SamplingOptions(seed=0).replace(**how)
+    *told, last = session.draw(Request(*arguments, **settings, options=options), Job())
     assert all(isinstance(news, Progress) for news in told)
     return [Image.open(one.path) for one in last], [one.settings for one in last], told
 
@@ -75,7 +81,7 @@ def test_pictures_are_those_of_the_model(session):
 def test_larger_ones_too(session):
     model = load_model(session.places[0] / "coord")[0]
     (picture,), notes, _ = drawn(session, "coord", (SIDE, 64), stride=2)
-    c = model.encode_conditions(whole_picture(SIDE, 64), (SIDE, 64))
+    c = model.encode_conditions(CoordStage(8, 1).default((SIDE, 64)), (SIDE, 64))
     image = model.generate(c, size=(SIDE, 64), stride=2, generator=image_generators(0, [0]))
     assert picture.size == (64, SIDE) and same(picture, image) and notes[0]["size"] == "32x64"
 
@@ -129,7 +135,7 @@ def test_completion_keeps_what_is_not_brushed(session):
     assert keep[:2].all() and not keep[2:].any()
     *_, found = session.draw(Request("image", SIZE, original=original, mask=[layer], pictures=2), Job())
     parts = model.encode_conditions(torch.zeros(2, 1))
-    codes = model.draw_codes(parts, known=known.expand(2, -1, -1), mask=keep,
+    codes = model.sample_codes(parts, known=known.expand(2, -1, -1), mask=keep,
                              generator=image_generators(0, range(2)))
     assert (codes[:, :2] == known[:, :2]).all()
     images = model.first_stage_model.decode_code(codes).clamp(-1, 1)
@@ -221,19 +227,19 @@ SKETCH = paint_labels(np.zeros((64, 64), int), 10)
 
 
 @pytest.mark.parametrize("arguments, settings, message", [
-    (("class_label", (24, 32)), {}, "at least 32, as in training; the nearest is 32x32"),
-    (("class_label", (32, 60)), {}, "must be multiples of f = 8 and at least 32"),
+    (("class_label", (24, 32)), {}, "at least 32x32, as in training; the nearest is 32x32"),
+    (("class_label", (32, 60)), {}, "must be multiples of f = 8, at least 32x32"),
     (("class_label", (32, 60)), {}, "the nearest is 32x64"),
     (("class_label", (2048, 2048)), {}, "4.19 million pixels; at most 4 million"),
     (("class_label", SIZE), {"pictures": 17}, "17 pictures: give 1 to 16"),
-    (("class_label", SIZE), {"top_k": 17}, "top-k is 17: there are 16 codes, give 1 to 16"),
-    (("class_label", SIZE), {"top_k": -1}, "top-k is -1"),
-    (("class_label", SIZE), {"top_p": 0.0}, "top-p is 0: give a share above 0, up to 1"),
-    (("class_label", SIZE), {"min_p": 1.5}, "min-p is 1.5"),
-    (("class_label", SIZE), {"temperature": 0.0}, "the temperature is 0: it must be above 0"),
-    (("class_label", SIZE), {"guidance": 2.0}, "no token for no condition: set it to 1"),
-    (("class_label", SIZE), {"seed": -1}, "the seed is -1"),
-    (("class_label", SIZE), {"stride": 5}, "the stride is 5: give 1 to 4, the width of the window"),
+    (("class_label", SIZE), {"top_k": 17}, "top_k is 17: give 1 to 16"),
+    (("class_label", SIZE), {"top_k": -1}, "top_k is -1"),
+    (("class_label", SIZE), {"top_p": 0.0}, "top_p is 0: give above 0, up to 1"),
+    (("class_label", SIZE), {"min_p": 1.5}, "min_p is 1.5"),
+    (("class_label", SIZE), {"temperature": 0.0}, "temperature is 0: give a number above 0"),
+    (("class_label", SIZE), {"guidance": 2.0}, "the model has no null token"),
+    (("class_label", SIZE), {"seed": -1}, "seed is -1"),
+    (("class_label", SIZE), {"stride": 5}, "stride is 5: give 1 to 4, the width of the window"),
     (("class_label", SIZE), {"original": SKETCH}, "nothing of the original is brushed over"),
     (("class_label", SIZE), {"original": SKETCH.resize((80, 64))}, "the original is 64x80 (height x width)"),
     (("segmentation", (32, 64), {"segmentation": SKETCH}), {}, "segmentation is 64x64 (height x width)"),

@@ -57,6 +57,8 @@ class ObjectsCenterPointsConditionalBuilder:
         ValueError: a vocabulary that is too small for the categories and flags, or for a grid of places.
     """
 
+    kind = "boxes"  # what users give
+
     def __init__(
         self, no_object_classes: int, no_max_objects: int, no_tokens: int, encode_crop: bool,
         use_group_parameter: bool, use_additional_parameters: bool,

@@ -1,22 +1,19 @@
-"""Label maps as a condition without a network: the commonest label of each cell of the latent grid.
+"""Label maps as a condition without a network: the most common label of each cell of the latent grid.
 
 B batch, L labels, H W pixels, h w latent grid (H and W over the downsampling factor).
 """
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from taming.colormap import label_colors
-from taming.images import from_uint8
-from taming.modules.conditioners.label_maps import one_hot_maps
-from taming.modules.util import AbstractEncoder
+from taming.modules.conditioners.base import Encoded
+from taming.modules.conditioners.label_map import LabelMapConditioner
 
 
-class LabelGrid(AbstractEncoder):
-    """A segmentation as tokens: each cell of `down_factor` x `down_factor` pixels is its commonest label.
+class LabelGrid(LabelMapConditioner, nn.Module):
+    """A segmentation as tokens: each cell of `down_factor` x `down_factor` pixels is its most common label.
 
-    It needs no training, where a `VQSegmentationModel` keeps more of the shapes within a cell.
+    It needs no training; a `VQSegmentationModel` keeps more of the shapes within a cell.
 
     Args:
         n_labels: number of labels, and so of token ids.
@@ -28,19 +25,15 @@ class LabelGrid(AbstractEncoder):
         self.n_labels, self.factor = n_labels, down_factor
 
     @property
-    def n_tokens(self) -> int:
-        """Highest token id + 1."""
+    def vocab_size(self) -> int:
+        """Highest token + 1."""
         return self.n_labels
 
-    def token_count(self, height: int, width: int) -> int:
-        """One token per cell: h * w."""
-        return (height // self.factor) * (width // self.factor)
-
-    def encode(self, c: Tensor) -> tuple[Tensor, None, tuple[None, None, Tensor]]:
-        """One-hot maps (B, L, H, W) to (shares of the labels (B, L, h, w), None, (_, _, tokens (B, h, w))).
+    def encode(self, c: Tensor) -> Encoded:
+        """Turn one-hot maps (B, L, H, W) into (shares (B, L, h, w), None, (None, None, tokens (B, h, w))).
 
         Raises:
-            ValueError: another number of labels, or a side that is no multiple of `down_factor`.
+            ValueError: another number of labels, or a side that is not a multiple of `down_factor`.
         """
         if c.ndim != 4 or c.shape[1] != self.n_labels:
             wanted = f"(B, {self.n_labels}, H, W)"
@@ -56,14 +49,5 @@ class LabelGrid(AbstractEncoder):
         return shares, None, (None, None, shares.argmax(1))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, h, w) to one-hot maps (B, L, H, W), constant over each cell."""
+        """Turn tokens (B, h, w) into one-hot maps (B, L, H, W), constant over each cell."""
         return F.interpolate(self.one_hot(tokens), scale_factor=float(self.factor), mode="nearest")
-
-    def one_hot(self, ids: Tensor) -> Tensor:
-        """Label ids (B, H, W) to maps (B, L, H, W); see `one_hot_maps`."""
-        return one_hot_maps(ids, self.n_labels)
-
-    def to_rgb(self, x: Tensor) -> Tensor:
-        """Label maps (B, L, H, W) in the colours of `label_colors`: (B, 3, H, W) in [-1, 1]."""
-        colors = from_uint8(torch.tensor(label_colors(self.n_labels))).T  # (3, L)
-        return F.conv2d(x.float(), colors[:, :, None, None].to(x.device))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from taming.modules.priors.base import AutoregressivePrior
 from taming.modules.transformer.cpu_inference import (
     PACK_FROM,
     attend_in_blocks,
@@ -140,7 +141,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln2(x))
 
 
-class GPT(nn.Module):
+class GPT(AutoregressivePrior):
     """Predictor of the next code in a sequence of at most `block_size` tokens.
 
     Args:
@@ -169,7 +170,7 @@ class GPT(nn.Module):
             vocab_size, block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, embd_pdrop=embd_pdrop,
             resid_pdrop=resid_pdrop, attn_pdrop=attn_pdrop, n_unmasked=n_unmasked,
         )
-        self.block_size = block_size
+        self.vocab_size, self.block_size = vocab_size, block_size
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd))
         self.drop = nn.Dropout(embd_pdrop)

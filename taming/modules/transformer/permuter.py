@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class AbstractPermuter(nn.Module):
     """Reorder dimension 1 of a batch of sequences; subclasses set the order."""
 
+    is_raster = False  # whether it is raster order, for any size
+
     forward_shuffle_idx: Tensor
     backward_shuffle_idx: Tensor
 
@@ -44,6 +46,8 @@ class AbstractPermuter(nn.Module):
 
 class Identity(AbstractPermuter):
     """Raster order, for any size."""
+
+    is_raster = True
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
         """Return x as it is."""

@@ -1,8 +1,7 @@
 """Vector quantization: replace each latent vector by a codebook entry (van den Oord et al. 2017).
 
-B batch, C = e_dim channels, h w latent grid, K = n_e codes. Every quantizer here has the same interface:
-`quantizer(z) -> (z_q, loss, (_, _, indices))`, `get_codebook_entry(indices, shape)`, `n_e`, and `re_embed`,
-the number of different indices. The first two entries of the triple are None, but for `VectorQuantizer`.
+The quantizers of 2021 under their names, arguments and keys, on the contract of
+`taming.modules.quantizers.base`. B batch, C = e_dim channels, h w latent grid, K = n_e codes.
 """
 
 import math
@@ -14,26 +13,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index (N,) of the code (K, C) with the smallest Euclidean distance to each vector (N, C), in float32.
-
-    Under bfloat16 1 to 7 % of the indices would change, so autocast is switched off here.
-    """
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        z, codebook = z.float(), codebook.float()
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2; the first term is the same for every code and left out
-        return torch.addmm(codebook.square().sum(1), z, codebook.t(), alpha=-2.0).argmin(1)
+from taming.modules.quantizers.base import (
+    Quantizer,
+    QuantizerInfo,
+    all_reduce_sum,
+    count_codes,
+    is_distributed,
+    nearest_code,
+)
 
 
-class Codebook(nn.Module):
-    """What all quantizers share: the number of codes, and optionally a renumbering of those in use.
+class Codebook(Quantizer):
+    """A codebook, optionally with a renumbering of the codes in use.
 
     Args:
         n_e: number of codes K.
         remap: a .npy file with the codes that stay, in their new order; None keeps all.
         unknown_index: what an index outside them becomes: "random", "extra" (one more index) or a number.
     """
+
+    e_dim: int
 
     def __init__(self, n_e: int, remap: str | None, unknown_index: str | int):
         super().__init__()
@@ -44,6 +43,24 @@ class Codebook(nn.Module):
             if unknown_index == "extra":
                 self.unknown_index = self.re_embed
                 self.re_embed += 1
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different indices: those in use, where they are renumbered."""
+        return self.re_embed
+
+    @property
+    def code_dim(self) -> int:
+        """Channels C of a code."""
+        return self.e_dim
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
+        """Return the codes (..., C) of indices of any shape; as a map (B, C, h, w) for shape (B, h, w, C)."""
+        raise NotImplementedError
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Return the codes (B, C, ...) of indices (B, ...)."""
+        return self.get_codebook_entry(indices).movedim(-1, 1)
 
     def remap_to_used(self, indices: Tensor) -> Tensor:
         """Old numbers to new ones; any shape."""
@@ -97,10 +114,10 @@ class VectorQuantizer2(Codebook):
 
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
-    ) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+    ) -> tuple[Tensor, Tensor, QuantizerInfo]:
         """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)), z_q in the codebook's dtype.
 
-        The flags are those of Gumbel quantizers; they ask for logits, which this one has not.
+        The flags are those of Gumbel quantizers; they ask for logits, which there are none of here.
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("VectorQuantizer2 has no logits: drop temp, rescale_logits, return_logits")
@@ -117,7 +134,7 @@ class VectorQuantizer2(Codebook):
             indices = self.remap_to_used(indices)
         if self.sane_index_shape:
             indices = indices.view(z.shape[:3])
-        return rearrange(z_q, "b h w c -> b c h w"), loss, (None, None, indices)
+        return rearrange(z_q, "b h w c -> b c h w"), loss, QuantizerInfo(None, None, indices)
 
     def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
         commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
@@ -127,14 +144,14 @@ class VectorQuantizer2(Codebook):
     def _after_batch(self, z: Tensor, indices: Tensor) -> None:
         """What a training batch of latents (N, C) and their codes (N,) changes besides the gradients."""
         if self.revive_after is not None:
-            self._revive(z, _sum_over_processes(torch.bincount(indices, minlength=self.n_e)))
+            self._revive(z, all_reduce_sum(count_codes(indices, self.n_e)))
 
     def _revive(self, z: Tensor, counts: Tensor) -> None:
         """Count the batches in which each code went unused in all processes, and move those that are dead."""
         self.idle_batches.copy_(torch.where(counts > 0, 0, self.idle_batches + 1))
         dead = self.idle_batches >= self.revive_after
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
-        if _is_distributed():
+        if is_distributed():
             dist.broadcast(latents, src=0)
         self._move(dead, latents)
         self.idle_batches.masked_fill_(dead, 0)
@@ -158,12 +175,12 @@ class VectorQuantizer(VectorQuantizer2):
     def __init__(self, n_e: int, e_dim: int, beta: float):
         super().__init__(n_e, e_dim, beta)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, QuantizerInfo]:
         z_q, loss, (_, _, indices) = super().forward(z)
         one_hot = F.one_hot(indices, self.n_e).to(z.dtype)
         usage = one_hot.float().mean(0)
         perplexity = torch.exp(-torch.sum(usage * torch.log(usage + 1e-10)))
-        return z_q, loss, (perplexity, one_hot, indices[:, None])
+        return z_q, loss, QuantizerInfo(perplexity, one_hot, indices[:, None])
 
 
 class EmbeddingEMA(nn.Module):
@@ -192,7 +209,7 @@ class EmbeddingEMA(nn.Module):
 
 
 class EMAVectorQuantizer(VectorQuantizer2):
-    """Nearest-neighbour codebook, learnt by running means (van den Oord et al. 2017, appendix A.1).
+    """Nearest-neighbour codebook, learned by running means (van den Oord et al. 2017, appendix A.1).
 
     Only the commitment is a loss: L = beta |z - sg[z_q]|^2. All processes learn from the sums over them all.
 
@@ -219,10 +236,10 @@ class EMAVectorQuantizer(VectorQuantizer2):
 
     @torch.no_grad()
     def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        counts = torch.bincount(indices, minlength=self.n_e).float()
+        counts = count_codes(indices, self.n_e).float()
         sums = torch.zeros_like(self.embedding.embed_avg)
         sums.index_add_(0, indices, z.to(sums))
-        counts, sums = _sum_over_processes(counts), _sum_over_processes(sums)
+        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
         self.embedding.update(counts, sums)
         if self.revive_after is not None:
             self._revive(z, counts)
@@ -235,16 +252,17 @@ class EMAVectorQuantizer(VectorQuantizer2):
 
 
 class GumbelQuantize(Codebook):
-    """Codes drawn by the Gumbel trick (Jang et al. 2017), as in the discrete VAE of Ramesh et al. 2021.
+    """Codes sampled by the Gumbel trick (Jang et al. 2017), as in the discrete VAE of Ramesh et al. 2021.
 
-    A 1x1 convolution gives each latent K logits. In training a code is drawn, with the gradient of the
-    softmax at `temperature`; in evaluation the likeliest is taken, so that an image always has the same codes
-    (the 2021 code drew there too). The loss is `kl_weight` x KL(distribution || uniform), in nats a latent.
+    A 1x1 convolution gives each latent K logits. In training a code is sampled, with the gradient of the
+    softmax at `temperature`; in evaluation the most likely one is taken, so that an image always has the
+    same codes (in 2021 they were sampled there too). The loss is `kl_weight` x KL(distribution || uniform),
+    in nats a latent.
 
     Args:
         num_hiddens: channels of the latents.
         embedding_dim, n_embed: channels C and number K of the codes.
-        straight_through: draw one code in training; False mixes all of them by their probabilities.
+        straight_through: sample one code in training; False mixes all of them by their probabilities.
         kl_weight, temp_init: of the loss; of the softmax.
         use_vqinterface: return (z_q, loss, (None, None, indices)); False gives the bare indices third.
         remap, unknown_index: see `Codebook`; only the codes that stay are ever chosen.
@@ -282,20 +300,9 @@ class GumbelQuantize(Codebook):
                 z_q = rearrange(F.embedding(indices, codes), "b h w c -> b c h w")
             log_p = F.log_softmax(logits.float(), dim=1)
             loss = self.kl_weight * (log_p.exp() * (log_p + math.log(self.n_e))).sum(1).mean()
-        found = (None, None, indices) if self.use_vqinterface else indices
+        found = QuantizerInfo(None, None, indices) if self.use_vqinterface else indices
         return (z_q, loss, found, logits) if return_logits else (z_q, loss, found)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
         return self._entry(self.embed.weight, indices, shape)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
-    if _is_distributed():
-        dist.all_reduce(x)
-    return x

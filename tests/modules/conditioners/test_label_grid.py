@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from taming.modules.conditioners.label_grid import LabelGrid
-from taming.modules.conditioners.label_maps import one_hot_maps
 
 IDS = torch.tensor([[[0, 0, 2, 1], [0, 1, 2, 1], [3, 3, 1, 1], [3, 0, 0, 1]]])
 
 
-def test_a_cell_is_its_commonest_label():
+def test_a_cell_is_its_most_common_label():
     stage = LabelGrid(4, 2)
     shares, _, (_, _, tokens) = stage.encode(stage.one_hot(IDS))
     assert tokens.tolist() == [[[0, 1], [3, 1]]]  # two of each in one cell: the lower id
     assert shares[0, :, 0, 0].tolist() == [0.75, 0.25, 0.0, 0.0]
-    assert (stage.n_tokens, stage.token_count(4, 6), stage.factor) == (4, 6, 2)
+    assert (stage.vocab_size, stage.num_tokens(4, 6), stage.factor) == (4, 6, 2)
 
 
 def test_tokens_come_back_as_maps_of_their_cells():
@@ -34,5 +33,5 @@ def test_tokens_come_back_as_maps_of_their_cells():
 def test_other_maps_are_refused(maps, message):
     with pytest.raises(ValueError, match=message):
         LabelGrid(4, 2).encode(maps)
-    with pytest.raises(ValueError, match="from 0 to 4, but n_labels is 4"):
-        one_hot_maps(torch.tensor([[[0, 4]]]), 4)
+    with pytest.raises(ValueError, match="label id 4 is outside 0..3"):
+        LabelGrid(4, 1).one_hot(torch.tensor([[[0, 4]]]))

@@ -1,0 +1,67 @@
+"""The contract of a first stage: images to codes and back.
+
+B batch, C channels, H W pixels, h w latent grid.
+"""
+
+import math
+
+from torch import Tensor
+
+
+class Tokenizer:
+    """Turns images into a small grid of codebook indices and back.
+
+    The code cache, the priors, the evaluation and the page know no more of a first stage than this.
+
+    Attributes:
+        resolution: training size in pixels, a side or (height, width).
+        factor: pixels per code along each side.
+        pixel_range: lowest and highest value of a pixel.
+    """
+
+    resolution: int | tuple[int, int]
+    factor: int
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Training size, (H, W) in pixels."""
+        side = self.resolution
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """Turn images (B, C, H, W) in `pixel_range` into codes (B, h, w), int64.
+
+        Raises:
+            ValueError: a side that is not a multiple of `factor`, or another number of channels.
+        """
+        raise NotImplementedError
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Turn codes (B, h, w) into images (B, C, H, W), about in `pixel_range`."""
+        raise NotImplementedError
+
+    def code_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of an image of `height` x `width` pixels.
+
+        Raises:
+            ValueError: a side that is not a multiple of `factor`.
+        """
+        self.check_size(height, width)
+        return height // self.factor, width // self.factor
+
+    def num_codes(self, height: int, width: int) -> int:
+        """Return the number of codes of an image of that size."""
+        return math.prod(self.code_shape(height, width))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, with a size that works, unless both sides are multiples of `factor`."""
+        f = self.factor
+        if height % f or width % f:
+            crop = f"{max(f, height // f * f)}x{max(f, width // f * f)}"
+            raise ValueError(f"images of {height}x{width} pixels are no multiple of f = {f}: crop to {crop}")

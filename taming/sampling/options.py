@@ -1,0 +1,130 @@
+"""How codes are sampled: one set of options for commands, page, models and samplers."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from taming.sampling.filters import Number
+from taming.sampling.schedules import Schedule
+from taming.util import number
+
+PRECISIONS = ("32", "bf16", "16")
+
+
+def _option(default: Any, help: str, read: Callable[[str], Any] | None = None, **more: Any) -> Any:
+    """A field with what a command line needs: help, how a word becomes a value, and more (short, choices)."""
+    return dataclasses.field(default=default, metadata={"help": help, "type": read, **more})
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of `sample_tokens`, `sample_window`, `Net2NetTransformer.generate`, the commands and the page.
+
+    A field's metadata holds what a command line shows and checks: `help`, `type`, `short`, `choices`.
+
+    Attributes:
+        temperature: logits are divided by it, above 0; a number, one per image (B,), or a schedule of these
+            (see `taming.sampling.schedules`).
+        top_k: sample among the k most likely codes; None keeps all. Also one per image (B,).
+        top_p: sample among the most likely codes of total probability p (nucleus), in (0, 1]; also (B,).
+        min_p: sample among codes with at least that share of the most likely one's probability; also (B,).
+        greedy: take the most likely code each time; nothing is random then.
+        guidance: scale s of classifier-free guidance (Ho and Salimans 2022), given as `temperature` is: the
+            logits are null + s * (given - null). 1 costs nothing; other values need null tokens.
+        stride: codes that are sampled before the window moves, on images larger than in training.
+        wavefront: compute all positions that do not depend on each other in one batch; for stride 1.
+        seed: image number i of a seed is the same in any batch; None uses torch's global random numbers.
+        precision: of the transformer's weights when a command or the page loads it.
+    """
+
+    temperature: Schedule = _option(
+        1.0, "divides the logits; below 1 gives more likely images", number(float, 0, above=True), short="-t"
+    )
+    top_k: Number | None = _option(
+        None, "sample among the k most likely codes; default: all", number(int, 1), short="-k"
+    )
+    top_p: Number | None = _option(
+        None, "sample among the most likely codes of total probability p, 0 to 1; default: all",
+        number(float, 0, 1, above=True), short="-p",
+    )
+    min_p: Number | None = _option(
+        None, "sample among codes with at least this share, 0 to 1, of the most likely one's probability; "
+        "default: all", number(float, 0, 1),
+    )
+    greedy: bool = _option(False, "take the most likely code each time; nothing is random then")
+    guidance: Schedule = _option(
+        1.0, "scale of classifier-free guidance: above 1, images follow their condition more; needs a model "
+        "trained with a null_token", number(float, 0),
+    )
+    stride: int = _option(
+        1, "codes sampled before the window moves, on images larger than in training; more is faster",
+        number(int, 1),
+    )
+    wavefront: bool = _option(
+        False, "compute all codes that do not depend on each other at once; the same images, for stride 1"
+    )
+    seed: int | None = _option(None, "another seed gives other images", number(int, 0))
+    precision: str = _option(
+        "32", "bits of the transformer's weights; bf16 takes half the memory and time; 16 is for older GPUs",
+        choices=PRECISIONS,
+    )
+
+    def replace(self, **changes: Any) -> Self:
+        """Copy with other values.
+
+        Raises:
+            TypeError: an option that does not exist.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                raise TypeError(
+                    f"there is no sampling option {name!r}"
+                    + (f" (did you mean {near[0]}?)" if near else f"; there are: {', '.join(names)}")
+                )
+        return dataclasses.replace(self, **changes)
+
+    def check(
+        self, *, codebook_size: int | None = None, window_width: int | None = None, has_null: bool = True
+    ) -> None:
+        """Raise ValueError for a number that is out of range, so that nothing is loaded or computed in vain.
+
+        Tensors and schedules are checked by the samplers, where the batch size is known.
+
+        Args:
+            codebook_size: number of codes of the first stage.
+            window_width: width of the training grid, in codes.
+            has_null: whether the model has a null token.
+        """
+        ranges = {
+            "temperature": (0.0, None, "a number above 0; 1 changes nothing", True),
+            "top_k": (1, codebook_size, f"1 to {codebook_size}, or leave it out for all codes", False),
+            "top_p": (0.0, 1.0, "above 0, up to 1, or leave it out for all codes", True),
+            "min_p": (0.0, 1.0, "0 to 1", False),
+            "guidance": (0.0, None, "0 or more; 1 is none", False),
+            "stride": (1, window_width, f"1 to {window_width}, the width of the window in codes", False),
+            "seed": (0, None, "a whole number, 0 or more", False),
+        }
+        for name, (low, high, remedy, above) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float):
+                continue
+            if not low <= value or (above and value == low) or (high is not None and value > high):
+                raise ValueError(f"{name} is {value:g}: give {remedy}")
+        if not has_null and (callable(self.guidance) or self.guidance != 1.0):
+            raise ValueError(
+                f"guidance is {self.guidance}, but the model has no null token to be guided away from: train "
+                "it with cond_dropout and null_token, or leave guidance at 1"
+            )
+        if self.wavefront and self.stride != 1:
+            raise ValueError(f"stride is {self.stride}: a wavefront is for stride 1; leave out one of them")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}: give one of {', '.join(PRECISIONS)}")
+
+
+def resolve(options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:
+    """Apply keyword arguments on top of options, or of the defaults."""
+    return (options or SamplingOptions()).replace(**changes)
