@@ -22,7 +22,7 @@ from taming.checkpoint import load_model
 from taming.images import save_png, to_pil
 from taming.inference.dataset import batch_of
 from taming.inference.decoding import PRECISIONS, decode
-from taming.inference.provenance import options_note
+from taming.inference.provenance import options_metadata
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
@@ -251,7 +251,7 @@ class Session:
     def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Drawn:
         settings = {
             "run": loaded.run.name, "step": str(loaded.step), "size": "{}x{}".format(*request.size),
-            "number": str(number), **options_note(request.options),
+            "number": str(number), **options_metadata(request.options),
         }
         for condition in loaded.conditions:
             if condition.key in request.conditions:
