@@ -33,7 +33,7 @@ from taming.inference.distributed import (
     wait_for,
 )
 from taming.inference.loading import load_transformer
-from taming.inference.provenance import is_generated, save_image
+from taming.inference.provenance import is_generated, run_directory, save_image
 from taming.sampling import image_generators
 from taming.util import number
 
@@ -87,12 +87,12 @@ def run(options: argparse.Namespace) -> None:
 
 def default_folder(file: Path, metadata: dict[str, str], classes: str | None) -> Path:
     """Return RUN/samples/<settings>/<step> of the run of a checkpoint, as in 2021."""
-    run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     named = {name: metadata[name] for name in ("seed", "top_k", "top_p", "temperature")}
     defaults = {"min_p": "None", "guidance": "1.0", "precision": "32"}
     named |= {name: metadata[name] for name, default in defaults.items() if metadata[name] != default}
     named |= {"classes": classes.replace(",", "-")[:80]} if classes else {}
-    return run / "samples" / "_".join(f"{key}_{value}" for key, value in named.items()) / metadata["step"]
+    settings = "_".join(f"{key}_{value}" for key, value in named.items())
+    return run_directory(file) / "samples" / settings / metadata["step"]
 
 
 def write_sheet(paths: list[Path], n_classes: int, file: Path) -> Path:

@@ -31,6 +31,12 @@ def model_metadata(model: nn.Module, config: DictConfig) -> dict[str, str]:
     return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
 
 
+def run_directory(checkpoint: Path) -> Path:
+    """Return the run directory or exported folder that holds a checkpoint file."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def options_metadata(options: SamplingOptions) -> dict[str, str]:
     """Say how images are sampled, with an entry for each option."""
     return {field.name: str(getattr(options, field.name)) for field in dataclasses.fields(options)}
