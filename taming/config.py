@@ -4,11 +4,13 @@ A configuration may come from a stranger, so `target` is not free to name any Py
 is the table SAFE_TARGETS, which only trusted code can extend (`allow_targets`), never a YAML file.
 """
 
+import copy
 import importlib
 import inspect
 import logging
 import os
 import pkgutil
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -109,8 +111,25 @@ def load_config(paths: str | Path | Iterable[str | Path], dotlist: Sequence[str]
     config = OmegaConf.create({})
     for path in paths:
         config = _merge(config, _load_yaml(Path(path).expanduser()), str(path))
+    return override_config(config, dotlist)
+
+
+def override_config(config: DictConfig, dotlist: Sequence[str]) -> DictConfig:
+    """Return the configuration with `key.sub=value` items set in their order; values are YAML.
+
+    A key may lead into an element of a list of mappings: `stages.0.params.size=3`.
+
+    Raises:
+        ConfigError: an item is malformed, or sets one element of a list of values, or a key of a list.
+    """
     for item in dotlist:
-        config = _merge(config, _load_item(item), repr(item))
+        addition = _load_item(item)
+        key, _, _ = item.partition("=")
+        if _leads_into_list(config, key, item):
+            config = copy.deepcopy(config)
+            OmegaConf.update(config, key, OmegaConf.select(addition, key), merge=True, force_add=True)
+        else:
+            config = _merge(config, addition, repr(item))
     return config
 
 
@@ -267,6 +286,27 @@ def _load_item(item: str) -> DictConfig:
         return OmegaConf.from_dotlist([item])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the value of {item!r} is not valid YAML: {error}") from error
+
+
+def _leads_into_list(config: DictConfig, key: str, item: str) -> bool:
+    """Tell whether a dotted key leads to an element of a list, or below; raise where that cannot be set."""
+    node: Any = OmegaConf.to_container(config)
+    parts = key.split(".")
+    found = False
+    for depth, part in enumerate(parts):
+        if isinstance(node, list):
+            found, place = True, ".".join(parts[:depth])
+            if not part.isdecimal() or int(part) >= len(node):
+                raise ConfigError(f"{item!r}: {place} is a list of {len(node)}: name an element, {place}.0")
+            if depth == len(parts) - 1 and not isinstance(node[int(part)], dict):
+                values = list(node)
+                values[int(part)] = item.partition("=")[2]
+                whole = shlex.quote(f"{place}=[{','.join(map(str, values))}]")
+                raise ConfigError(f"{item!r} sets one element of a list: give the whole list, {whole}")
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return found
 
 
 def _merge(config: DictConfig, addition: DictConfig, source: str) -> DictConfig:

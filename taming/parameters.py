@@ -128,10 +128,13 @@ def mismatch(value: Any, annotation: Any) -> str | None:
     return None if _fits(value, annotation) else _describe(annotation)
 
 
-def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """Phrase the names closest to a misspelt one as a question in brackets, or return an empty text."""
+def did_you_mean(name: str, candidates: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """Phrase the names closest to a misspelt one as a question in brackets, or return an empty text.
+
+    `shown` gives what to print for a name.
+    """
     matches = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(prefix + match for match in matches)}?)" if matches else ""
+    return f" (did you mean {' or '.join(map(shown, matches))}?)" if matches else ""
 
 
 def _type_hints(function: Any) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import hashlib
 import importlib.util
 import math
 import os
+import stat
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
@@ -69,6 +70,62 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_file(path: str | os.PathLike, what: str = "file", *, max_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading bytes; this never waits, as opening a pipe does.
+
+    Args:
+        path: the file; links are followed.
+        what: what the file is, for messages.
+        max_bytes: largest size that is allowed.
+
+    Raises:
+        OSError: the file does not exist or cannot be opened.
+        ValueError: `path` is a folder, pipe, socket or device, or the file is larger than `max_bytes`.
+    """
+    name = os.fspath(path)
+    _check_regular(os.stat(path), name, what)  # before it is opened: opening a device can have effects
+    flags = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda path, mode: os.open(path, mode | flags))
+    try:
+        status = os.fstat(file.fileno())
+        _check_regular(status, name, what)
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise ValueError(f"{what} {name} has {status.st_size} bytes, more than {max_bytes} are not read")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, name: str, what: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
+        raise ValueError(f"{what} {name} is a {kind}, but must be a file")
+
+
+def read_bytes(path: str | os.PathLike, what: str = "file", *, max_bytes: int) -> bytes:
+    """Read a regular file of at most `max_bytes`, whatever size the system claims; errors as open_file."""
+    with open_file(path, what, max_bytes=max_bytes) as file:
+        data = file.read(os.fstat(file.fileno()).st_size + 1)
+        data += file.read(max_bytes + 1 - len(data)) if data else b""  # of a file that grows, or in /proc
+    if len(data) > max_bytes:
+        raise ValueError(f"{what} {os.fspath(path)} has more than {max_bytes} bytes, which are not read")
+    return data
+
+
+def read_text(path: str | os.PathLike, what: str = "file", *, max_bytes: int) -> str:
+    """Read a regular UTF-8 text file of at most `max_bytes`.
+
+    Raises:
+        OSError, ValueError: as open_file; also if the text is not UTF-8.
+    """
+    try:
+        return read_bytes(path, what, max_bytes=max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {os.fspath(path)} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
 def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:

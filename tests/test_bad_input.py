@@ -27,7 +27,7 @@ def test_mistake_with_the_first_stage(tmp_path, capsys, words, message):
 
 
 @pytest.mark.parametrize(("first_stage", "message"), [
-    ("nowhere/*", "nothing at nowhere/*. Train that stage first, or name its run directory"),
+    ("nowhere/*", "no checkpoint at nowhere/*. Train that stage first, or name its run directory"),
     ("nowhere/*_landscapes_vqgan*",
      "stage first (python main.py --base configs/landscapes/landscapes_vqgan.yaml -t), or name"),
     ("???", "first_stage_config names no checkpoint"),

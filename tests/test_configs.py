@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from taming.config import get_obj_from_str, instantiate_from_config, load_config
-from taming.training.command import STAGES
+from taming.training.stages import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -21,7 +21,7 @@ FREE = (".folder", ".n_classes", ".classes_from", ".data_path")
 
 
 def complete(path: Path, *overrides: str) -> OmegaConf:
-    """The config of a model, with its stages as `train.fill_stages` would find them in their checkpoints."""
+    """The config of a model, with its stages as `fill_stages` would find them in their checkpoints."""
     config = load_config(path, overrides)
     if path.name == "custom_class_transformer.yaml":
         config.model.params.cond_stage_config.params.n_classes = 7

@@ -116,5 +116,6 @@ def test_arguments_of_the_trainer():
 
 
 def test_closest_names():
-    assert did_you_mean("max_epoch", ["max_epochs", "devices"], "--") == " (did you mean --max_epochs?)"
+    found = did_you_mean("max_epoch", ["max_epochs", "devices"], "--{}".format)
+    assert found == " (did you mean --max_epochs?)"
     assert did_you_mean("quite_another", ["max_epochs"]) == ""

@@ -19,7 +19,10 @@ from taming.util import (
     download,
     get_ckpt_path,
     md5_hash,
+    open_file,
     pick_device,
+    read_bytes,
+    read_text,
     retrieve,
 )
 from tests.tiny import FullDisk
@@ -197,3 +200,38 @@ def test_atomic_write_names_a_full_disk(tmp_path, write):
         raise RuntimeError("os error 28")  # anything else passes
     with pytest.raises(OSError, match="No space"), atomic_write(path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+
+
+# ---- files within a budget
+
+
+def test_files_are_read_up_to_their_limit(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes("\ufeffä\n".encode())
+    assert read_bytes(path, max_bytes=6) == path.read_bytes() and read_text(path, max_bytes=6) == "ä\n"
+    with open_file(path) as file:
+        assert file.read(3) == b"\xef\xbb\xbf"
+    with pytest.raises(ValueError, match=f"^notes {path} has 6 bytes, more than 5 are not read"):
+        read_text(path, "notes", max_bytes=5)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=f"^notes {path} is not UTF-8 text .*: save it as UTF-8"):
+        read_text(path, "notes", max_bytes=5)
+    with pytest.raises(FileNotFoundError):
+        open_file(tmp_path / "none")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs a file of unknown size")
+def test_a_file_of_unknown_size_is_read_up_to_its_limit():
+    text = read_bytes("/proc/version", max_bytes=10_000)
+    assert text == open("/proc/version", "rb").read() and os.path.getsize("/proc/version") == 0
+    with pytest.raises(ValueError, match="/proc/version has more than 5 bytes"):
+        read_bytes("/proc/version", max_bytes=5)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_only_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), ("link", "pipe"), (".", "folder"), ("/dev/zero", "device")):
+        with pytest.raises(ValueError, match=f"is a {kind}, but must be a file"):
+            open_file(tmp_path / name)

@@ -174,7 +174,7 @@ class Record(Callback):
             torch.save({name: p.grad.clone() for name, p in parameters if p.grad is not None}, file)
 
     def on_train_end(self, trainer, pl_module):
-        codes = {"codes": pl_module.val_codes.histogram} if hasattr(pl_module, "val_codes") else {}
+        codes = {key: value for key, value in trainer.callback_metrics.items() if "codebook" in key}
         state = {**pl_module.state_dict(), **codes}
         torch.save(state, self.folder / f"weights_{trainer.world_size}_{trainer.global_rank}.pt")
         group = weakref.ref(dist.group.WORLD) if dist.is_initialized() else lambda: None

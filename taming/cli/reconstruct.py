@@ -27,7 +27,7 @@ from taming.inference.loading import load_tokenizer
 from taming.inference.provenance import check_replaceable, save_image
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.tokenizer import Tokenizer
-from taming.util import number
+from taming.util import number, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
 COLUMNS = ("file", "width", "height", *MEASURED, "usage_percent", "perplexity")  # the last two: over all
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
     outdir = check_folder(options.outdir, options.images)
     names = output_names(options.images)
     check_outputs(outdir, names)
+    device = pick_device(options.device)
     model = load_tokenizer(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
         for paths, images in batches:
-            reconstructions, measured = reconstruct(model, images.to(model.device), usage)
+            reconstructions, measured = reconstruct(model, images.to(device), usage)
             for name, *pair, numbers in zip(paths, images, reconstructions, measured, strict=True):
                 save_image(pair[1], outdir / names[name])
                 rows.append({"file": name, "width": images.shape[3], "height": images.shape[2]} | numbers)

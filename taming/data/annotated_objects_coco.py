@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 COCO_PATH_STRUCTURE = {
     split: {
+        "top_level": "",
         "instances_annotations": f"annotations/instances_{name}.json",
         "stuff_annotations": f"annotations/stuff_{name}.json",
         "files": name,
@@ -24,8 +25,8 @@ COCO_PATH_STRUCTURE = {
 class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
     """Images of COCO with their objects; items and arguments as AnnotatedObjectsDataset says.
 
-    Crowds count as groups. (In 2021 their flag was read, but never reached the tokens: for the tokens of
-    models from then, set `use_group_parameter: false`.) The catch-all category "other" is left out.
+    Crowds count as groups. (In 2021 their flag was read, but not used for tokens: for the tokens of models of
+    2021, set `use_group_parameter: false`.) The category "other" is left out.
 
     Args:
         use_things: objects, of `annotations/instances_*2017.json`.
@@ -38,22 +39,19 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
         self.use_things = use_things
         self.use_stuff = use_stuff
         super().__init__(**kwargs)
-        files = [path for name, path in self.paths_of_data.items() if name.endswith("_annotations")]
+        files = [path for name, path in self.paths.items() if name.endswith("_annotations")]
         contents = [read_annotation_file(path) for path in files]
-        all_categories: dict[str, Category] = {}
         for path, content in zip(files, contents, strict=True):
-            all_categories |= load_categories(content["categories"], path)
+            self.categories |= load_categories(content["categories"], path)
             self.image_descriptions |= load_image_descriptions(content["images"], path)
-        self.categories = {k: category for k, category in all_categories.items() if category.name != "other"}
+        known = {str(category["id"]) for content in contents for category in content["categories"]}
         self.filter_categories()
         self.setup_category_id_and_number()
-        annotations: dict[str, list[Annotation]] = {}
-        for path, content in zip(files, contents, strict=True):
-            load_annotations(
-                content["annotations"], path, self.image_descriptions, self.category_number,
-                self.category_mapping, set(all_categories), annotations,
-            )
-        self.set_annotations(annotations)
+        self.set_annotations(load_annotations(
+            [content["annotations"] for content in contents], self.image_descriptions,
+            self.get_category_number, self.split, sources=files, category_mapping=self.category_mapping,
+            known=known,
+        ))
 
     def get_path_structure(self) -> dict[str, str]:
         if self.split not in COCO_PATH_STRUCTURE:
@@ -64,20 +62,17 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
         return {name: path for name, path in structure.items() if not unused.get(name)}
 
     def get_image_path(self, image_id: str) -> Path:
-        return self.paths_of_data["files"] / self.image_descriptions[image_id].file_name
+        return self.paths["files"] / self.image_descriptions[image_id].file_name
 
     def get_image_description(self, image_id: str) -> dict[str, Any]:
         return self.image_descriptions[image_id]._asdict()
-
-    def description_keys(self) -> Sequence[str]:
-        return ImageDescription._fields
 
 
 def read_annotation_file(path: Path) -> dict[str, Any]:
     """Read one annotation file: lists of "images", "categories" and "annotations".
 
     Raises:
-        ValueError: it is no JSON, or lacks one of the lists.
+        ValueError: it is not JSON, or lacks one of the lists.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,10 +84,12 @@ def read_annotation_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_image_descriptions(entries: Iterable[Mapping], path: Path) -> dict[str, ImageDescription]:
-    """Read the list "images" of an annotation file, by image id."""
+def load_image_descriptions(
+    description_json: Iterable[Mapping], path: str | Path = "of COCO"
+) -> dict[str, ImageDescription]:
+    """Read the list "images" of an annotation file, by image id; `path` stands in messages."""
     found = {}
-    for entry in entries:
+    for entry in description_json:
         try:
             size = int(entry["width"]), int(entry["height"])
             if min(size) < 1:
@@ -104,61 +101,79 @@ def load_image_descriptions(entries: Iterable[Mapping], path: Path) -> dict[str,
     return found
 
 
-def load_categories(entries: Iterable[Mapping], path: Path) -> dict[str, Category]:
-    """Read the list "categories" of an annotation file, by category id."""
+def load_categories(category_json: Iterable[Mapping], path: str | Path = "of COCO") -> dict[str, Category]:
+    """Read the list "categories" of an annotation file, by category id, without "other"."""
     found = {}
-    for entry in entries:
+    for entry in category_json:
         try:
             key = str(entry["id"])
             found[key] = Category(key, entry.get("supercategory"), entry["name"])
         except (AttributeError, KeyError, TypeError) as error:
             raise _broken(path, "categories", entry, error) from error
-    return found
+    return {key: category for key, category in found.items() if category.name != "other"}
 
 
 def load_annotations(
-    entries: Iterable[Mapping], path: Path, descriptions: Mapping[str, ImageDescription],
-    category_number: Mapping[str, int], category_mapping: Mapping[str, str], known: set[str],
-    into: dict[str, list[Annotation]],
-) -> None:
-    """Add the list "annotations" of an annotation file to what is known of its images, by image id.
+    annotations_json: Sequence[Iterable[Mapping]],
+    image_descriptions: Mapping[str, ImageDescription],
+    category_no_for_id: Callable[[str], int],
+    split: str,
+    *,
+    sources: Sequence[str | Path] | None = None,
+    category_mapping: Mapping[str, str] | None = None,
+    known: Collection[str] | None = None,
+) -> dict[str, list[Annotation]]:
+    """Read the lists "annotations" of annotation files, by image id.
 
-    Boxes are cut to their picture. Those that are empty, absent or outside of it, and those of categories
+    Boxes are clipped to their image. Those that are empty, missing or outside it, and those of categories
     that no file describes, are left out, counted and reported.
+
+    Args:
+        annotations_json: the lists.
+        image_descriptions: by image id.
+        category_no_for_id: returns the number of a category, or raises KeyError if it is not used.
+        split: stands in messages.
+        sources: the files of the lists, for messages.
+        category_mapping: category ids that are read as others.
+        known: the ids of all categories that the files describe.
 
     Raises:
         ValueError: an annotation lacks something, or is of an image that the file does not describe.
     """
-    skipped = Skipped()
-    for entry in entries:
-        try:
-            image_id, category_id = str(entry["image_id"]), str(entry["category_id"])
-            category_id = category_mapping.get(category_id, category_id)
-            box = entry.get("bbox")
-            x, y, w, h = map(float, (0, 0, 0, 0) if box in (None, []) else box)  # none: an empty one
-            if image_id not in descriptions:
-                raise ValueError(f"image_id {image_id} is not among its images")
-        except (KeyError, TypeError, ValueError) as error:
-            raise _broken(path, "annotations", entry, error) from error
-        width, height = descriptions[image_id].original_size
-        number = category_number.get(category_id)
-        name = f"annotation {entry.get('id')}"
-        if number is None:
-            if category_id not in known:
-                skipped.add("objects of unknown categories", f"{name} ({category_id})")
-            continue
-        bbox, reason = usable_box((x / width, y / height, w / width, h / height))
-        if bbox is None:
-            skipped.add(reason, f"{name} {box}")
-            continue
-        into.setdefault(image_id, []).append(Annotation(
-            area=bbox[2] * bbox[3], image_id=image_id, bbox=bbox, category_no=number,
-            category_id=category_id, id=entry.get("id"), is_group_of=bool(entry.get("iscrowd")),
-        ))
-    skipped.report(path)
+    found: dict[str, list[Annotation]] = {}
+    for entries, path in zip(annotations_json, sources or [split] * len(annotations_json), strict=True):
+        skipped = Skipped()
+        for entry in entries:
+            try:
+                image_id, category_id = str(entry["image_id"]), str(entry["category_id"])
+                category_id = (category_mapping or {}).get(category_id, category_id)
+                box = entry.get("bbox")
+                x, y, w, h = map(float, (0, 0, 0, 0) if box in (None, []) else box)  # none: an empty one
+                if image_id not in image_descriptions:
+                    raise ValueError(f"image_id {image_id} is not among its images")
+            except (KeyError, TypeError, ValueError) as error:
+                raise _broken(path, "annotations", entry, error) from error
+            name = f"annotation {entry.get('id')}"
+            try:
+                number = category_no_for_id(category_id)
+            except KeyError:
+                if known is not None and category_id not in known:
+                    skipped.add("objects of unknown categories", f"{name} ({category_id})")
+                continue
+            width, height = image_descriptions[image_id].original_size
+            bbox, reason = usable_box((x / width, y / height, w / width, h / height))
+            if bbox is None:
+                skipped.add(reason, f"{name} {box}")
+                continue
+            found.setdefault(image_id, []).append(Annotation(
+                area=bbox[2] * bbox[3], image_id=image_id, bbox=bbox, category_no=number,
+                category_id=category_id, id=entry.get("id"), is_group_of=bool(entry.get("iscrowd")),
+            ))
+        skipped.report(path)
+    return found
 
 
-def _broken(path: Path, part: str, entry: Any, error: Exception) -> ValueError:
+def _broken(path: str | Path, part: str, entry: Any, error: Exception) -> ValueError:
     shown = {key: value for key, value in entry.items() if key != "segmentation"} \
         if isinstance(entry, dict) else entry
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)

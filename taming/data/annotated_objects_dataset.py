@@ -1,6 +1,6 @@
 """Images with annotated objects, and their layouts as tokens: what COCO and Open Images have in common.
 
-H W pixels, M tokens of a layout. A box is (x0, y0, width, height) in shares of the picture's sides, 0..1.
+H W pixels, M tokens of a layout. A box is (x0, y0, width, height) in fractions of the image's sides, 0..1.
 """
 
 import logging
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 from torchvision.transforms.v2 import InterpolationMode, Resize
 
-from taming.data.base import ImagePaths
-from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
+from taming.data.base import FaultTolerantDataset
+from taming.data.conditional_builder.objects_bbox import BUILDERS
 from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.conditional_builder.utils import load_allow_list, load_mapping
 from taming.data.files.errors import BadImage
@@ -36,42 +36,46 @@ from taming.data.image_transforms import (
     Random2dCropReturnCoordinates,
     RandomCrop1dReturnCoordinates,
     RandomHorizontalFlipReturn,
+    ResizeToCover,
 )
+from taming.data.transforms.joint import check_size
+from taming.data.utils import custom_collate
 from taming.images import from_uint8
+from taming.parameters import PositiveInt, Probability
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = {
-    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
-    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
-}
 CROP_METHODS = ("none", "center", "random-1d", "random-2d")
+CROPS = (CenterCropReturnCoordinates, Random2dCropReturnCoordinates, RandomCrop1dReturnCoordinates)
 OWN_KEYS = ("image", "image_path", "file_path_", "crop_bbox", "flipped", "annotations", *BUILDERS)
 LAST_CATEGORY = "/m/01s55n"  # suitcases joined the published Open Images models last; numbers must not change
 
 
-class AnnotatedObjectsDataset(ImagePaths):
+class AnnotatedObjectsDataset(FaultTolerantDataset):
     """Images with their objects. Items hold those of `keys`, or everything where that is empty:
 
     "image" (H, W, 3), float32 in [-1, 1]; "objects_bbox" and "objects_center_points", the layout as int64
-    (M,); "annotations", a list of Annotation for the whole picture; "crop_bbox", the part that is shown;
+    (M,); "annotations", a list of Annotation for the whole image; "crop_bbox", the part that is shown;
     "flipped", whether it is mirrored; "image_path" and "file_path_"; and what the data set says about an
-    image ("file_name", ...). Without "image" no picture is read, cropped or flipped.
+    image ("file_name", ...). Without "image" no image is read, cropped or mirrored.
 
-    Unreadable images are skipped as ImagePaths does. Random numbers come from the global generators of torch
-    (crops, flips) and python (the order of objects in a layout).
+    Random numbers come from the global generators of torch (crops, flips) and python (the order of objects in
+    a layout). A subclass sets `categories`, calls `filter_categories` and `setup_category_id_and_number`,
+    sets `annotations` and `image_ids`, and calls `clean_up_annotations_and_image_descriptions`; `paths` holds
+    its files by name.
 
     Args:
         data_path: folder of the data set, as it was published.
         split: "train", "validation" or, for Open Images, "test".
         keys: what items hold.
-        target_image_size: side in pixels.
-        min_object_area: smaller boxes are left out; a share of the picture, 0..1.
+        target_image_size: pixels of a side, or [height, width].
+        min_object_area: smaller boxes are left out; a fraction of the image, 0..1.
         min_objects_per_image, max_objects_per_image: images with fewer or more objects (of the areas and
             categories that are left) are left out.
-        crop_method: "none" (squeeze to a square), "center", "random-1d" (a square of the smaller side, moved
-            along the longer) or "random-2d" (a square of at least target_image_size, anywhere).
-        random_flip: mirror every second picture, drawn at random.
+        crop_method: "none" (resize without keeping proportions), "center", "random-1d" (a crop as large as
+            possible, at a random position) or "random-2d" (a crop of at least target_image_size, at a random
+            position and scale).
+        random_flip: mirror images at random, half of them.
         no_tokens: vocabulary of the layouts.
         use_group_parameter, encode_crop: see ObjectsCenterPointsConditionalBuilder.
         category_allow_list_target: names of the categories to keep: a text file, one name a line; or
@@ -79,49 +83,47 @@ class AnnotatedObjectsDataset(ImagePaths):
         category_mapping_target: category ids to be read as other ones: a text file, one `from,to` a line; or
             `taming.data.open_images_helper.open_images_unify_categories_for_coco`.
         no_object_classes: categories that the tokens have room for; as many as there are by default.
-        max_bad_fraction: share of unreadable images that is tolerated.
+        max_bad_fraction: see FaultTolerantDataset.
 
     Raises:
         FileNotFoundError: a file or folder of the data set is missing.
         ValueError: a broken annotation file, an unknown key or crop method, or no image left.
     """
 
+    collate_fn = staticmethod(custom_collate)
+
     def __init__(
-        self, data_path: str | os.PathLike, split: SplitType, keys: Sequence[str], target_image_size: int,
-        min_object_area: float, min_objects_per_image: int, max_objects_per_image: int,
-        crop_method: CropMethodType, random_flip: bool, no_tokens: int, use_group_parameter: bool,
-        encode_crop: bool, category_allow_list_target: str = "", category_mapping_target: str = "",
-        no_object_classes: int | None = None, *, max_bad_fraction: float = 0.01,
+        self, data_path: str | os.PathLike, split: SplitType, keys: Sequence[str],
+        target_image_size: int | Sequence[int], min_object_area: float, min_objects_per_image: int,
+        max_objects_per_image: int, crop_method: CropMethodType | None, random_flip: bool,
+        no_tokens: PositiveInt, use_group_parameter: bool, encode_crop: bool,
+        category_allow_list_target: str = "", category_mapping_target: str = "",
+        no_object_classes: int | None = None, *, max_bad_fraction: Probability = 0.01,
     ) -> None:
-        # ImagePaths.__init__ follows in set_annotations: a subclass reads the paths first.
-        self.data_path = data_path
-        self.split = split
-        self.keys = list(keys)
+        super().__init__(max_bad_fraction=max_bad_fraction)
+        self.data_path, self.split, self.keys = data_path, split, list(keys)
         self.target_image_size = target_image_size
         self.min_object_area = min_object_area
         self.min_objects_per_image = min_objects_per_image
         self.max_objects_per_image = max_objects_per_image
-        self.crop_method = "none" if crop_method is None else crop_method
+        self.crop_method: CropMethodType = "none" if crop_method is None else crop_method
         self.random_flip = random_flip
-        self.no_tokens = no_tokens
-        self.use_group_parameter = use_group_parameter
-        self.use_additional_parameters = False
+        self.no_tokens, self.no_object_classes = no_tokens, no_object_classes
+        self.use_group_parameter, self.use_additional_parameters = use_group_parameter, False
         self.encode_crop = encode_crop
-        self.no_object_classes = no_object_classes
-        self._tolerated = max_bad_fraction
         self.annotations: dict[str, list[Annotation]] = {}
         self.image_descriptions: dict[str, ImageDescription] = {}
         self.categories: dict[str, Category] = {}
         self.category_ids: list[str] = []
         self.category_number: dict[str, int] = {}
         self.image_ids: list[str] = []
-        self._builders: dict[str, ObjectsCenterPointsConditionalBuilder] | None = None
+        self._conditional_builders: dict[str, ObjectsCenterPointsConditionalBuilder] | None = None
         self.transform_functions = self.setup_transform(target_image_size, self.crop_method, random_flip)
-        self.paths_of_data = self.build_paths(data_path)
+        self.paths = self.build_paths(data_path)
         self.category_allow_list = load_allow_list(category_allow_list_target)
         self.category_mapping = load_mapping(category_mapping_target)
 
-    # ---- what a subclass says
+    # ---- what a subclass implements
 
     def get_path_structure(self) -> dict[str, str]:
         """Return the files and folders of this split, relative to data_path, by name; "files": the images."""
@@ -132,21 +134,17 @@ class AnnotatedObjectsDataset(ImagePaths):
         raise NotImplementedError
 
     def get_image_description(self, image_id: str) -> dict[str, Any]:
-        """Return what the data set says about an image, under the keys that items hold it."""
-        raise NotImplementedError
-
-    def description_keys(self) -> Sequence[str]:
-        """Return the keys of get_image_description."""
+        """Return what the data set says about an image, under the keys of items."""
         raise NotImplementedError
 
     def most_frequent_categories(self, wanted: MostFrequent) -> set[str]:
-        """Return the names that an allow-list by frequency stands for."""
+        """Return the names of the categories of an allow-list by frequency."""
         raise ValueError(f"{type(self).__name__} counts no boxes: give category_allow_list_target a file")
 
     # ---- building
 
     def build_paths(self, top_level: str | os.PathLike) -> dict[str, Path]:
-        """Return where the files of this split are, all of which must exist."""
+        """Return the files of this split by name; all must exist."""
         top_level = Path(top_level)
         paths = {name: top_level / below for name, below in self.get_path_structure().items()}
         missing = [str(path) for path in paths.values() if not path.exists()]
@@ -159,27 +157,25 @@ class AnnotatedObjectsDataset(ImagePaths):
 
     @staticmethod
     def setup_transform(
-        target_image_size: int, crop_method: CropMethodType, random_flip: bool
+        target_image_size: int | Sequence[int], crop_method: CropMethodType, random_flip: bool
     ) -> list[Callable[[Tensor], Any]]:
-        """Return the steps from an image (3, h, w) to a square one; crops and flips say what they did."""
-        if not isinstance(target_image_size, int) or target_image_size < 1:
+        """Return the steps from an image (3, h, w) to one of the target size; see `image_transform`."""
+        size = check_size("target_image_size", target_image_size)
+        if size is None:
             raise ValueError(f"target_image_size must be a number of pixels, got {target_image_size!r}")
         if crop_method not in CROP_METHODS:
             raise ValueError(f"crop_method must be one of {', '.join(CROP_METHODS)}, got {crop_method!r}")
-        size = target_image_size
-        square, smaller_side = (
-            Resize(sides, InterpolationMode.BICUBIC, antialias=True) for sides in ([size, size], [size])
-        )
-        steps = {
-            "none": [square],
-            "center": [smaller_side, CenterCropReturnCoordinates(size)],
-            "random-1d": [smaller_side, RandomCrop1dReturnCoordinates(size)],
-            "random-2d": [Random2dCropReturnCoordinates(size), square],
+        exact = Resize(list(size), InterpolationMode.BICUBIC, antialias=True)
+        steps: list[Callable[[Tensor], Any]] = {
+            "none": [exact],
+            "center": [ResizeToCover(size), CenterCropReturnCoordinates(size)],
+            "random-1d": [ResizeToCover(size), RandomCrop1dReturnCoordinates(size)],
+            "random-2d": [Random2dCropReturnCoordinates(size), exact],
         }[crop_method]
         return steps + ([RandomHorizontalFlipReturn()] if random_flip else [])
 
     def filter_categories(self) -> None:
-        """Leave out the categories that are not allowed, and those that are read as others."""
+        """Leave out the categories that are not allowed, and those that are mapped to others."""
         allowed = self.category_allow_list
         if isinstance(allowed, MostFrequent):
             self.category_allow_list = allowed = self.most_frequent_categories(allowed)
@@ -210,7 +206,7 @@ class AnnotatedObjectsDataset(ImagePaths):
         all_annotations: Mapping[str, Sequence[Annotation]], min_object_area: float,
         min_objects_per_image: int, max_objects_per_image: int,
     ) -> dict[str, list[Annotation]]:
-        """Leave out small objects, then images with too few or too many."""
+        """Leave out small objects, then images with too few or too many objects."""
         large = {
             key: [a for a in annotations if a.area > min_object_area]
             for key, annotations in all_annotations.items()
@@ -219,10 +215,10 @@ class AnnotatedObjectsDataset(ImagePaths):
 
     def set_annotations(self, annotations: Mapping[str, Sequence[Annotation]]) -> None:
         """Choose the images by their objects, and check that there are any, and that layouts fit them."""
-        chosen = self.filter_object_number(
+        self.annotations = self.filter_object_number(
             annotations, self.min_object_area, self.min_objects_per_image, self.max_objects_per_image
         )
-        if not chosen:
+        if not self.annotations:
             sizes = [len(objects) for objects in annotations.values()]
             raise ValueError(
                 f"no image is left of {len(sizes)} annotated ones in {self.data_path} ({self.split}): they "
@@ -232,40 +228,18 @@ class AnnotatedObjectsDataset(ImagePaths):
                 "min_object_area or the categories"
             )
         logger.info("%s (%s): %d of %d annotated images have a suitable number of objects",
-                    self.data_path, self.split, len(chosen), len(annotations))
-        by_path = self._existing_images(chosen)
-        self._id_of_path = by_path
-        self.image_ids = list(by_path.values())
-        self.annotations = {key: list(chosen[key]) for key in self.image_ids}
+                    self.data_path, self.split, len(self.annotations), len(annotations))
+        self.image_ids = list(self.annotations)
+        self.clean_up_annotations_and_image_descriptions()
+
+    def clean_up_annotations_and_image_descriptions(self) -> None:
+        """Keep the images of `image_ids` that exist, and check what items and layouts are asked for."""
+        self.image_ids = self._existing_images(self.image_ids)
+        self.annotations = {key: list(self.annotations[key]) for key in self.image_ids}
         self.image_descriptions = {
             key: self.image_descriptions[key] for key in self.image_ids if key in self.image_descriptions
         }
-        self._check()
-        super().__init__(list(by_path), max_bad_fraction=self._tolerated)
-
-    def _existing_images(self, image_ids: Iterable[str]) -> dict[str, str]:
-        """Return the images that exist, {path: id}; the others are counted and reported."""
-        folders: dict[Path, set[str]] = {}  # one listing is faster than a million questions
-        missing, by_path = [], {}
-        for image_id in image_ids:
-            path = self.get_image_path(image_id)
-            if path.parent not in folders:
-                folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if path.name in folders[path.parent]:
-                by_path[str(path)] = image_id
-            else:
-                missing.append(str(path))
-        if missing:
-            shown = "\n  ".join(missing[:5])
-            total = len(missing) + len(by_path)
-            message = f"{len(missing)} of {total} annotated images do not exist. The first:\n  {shown}"
-            if not by_path:
-                raise ValueError(f"no image is left in {self.data_path}: {message}")
-            logger.warning("%s", message)
-        return by_path
-
-    def _check(self) -> None:
-        known = (*OWN_KEYS, *self.description_keys())
+        known = (*OWN_KEYS, *self.get_image_description(self.image_ids[0]))
         unknown = [key for key in self.keys if key not in known]
         if unknown:
             raise ValueError(f"unknown keys {', '.join(unknown)}: items can hold {', '.join(known)}")
@@ -274,62 +248,84 @@ class AnnotatedObjectsDataset(ImagePaths):
                 f"no_object_classes={self.no_classes} is less than the {len(self.categories)} categories of "
                 f"{self.data_path}: raise it, or allow fewer categories"
             )
-        if not self.keys or any(key in BUILDERS for key in self.keys):
+        if self._wants(*BUILDERS):
             assert self.conditional_builders  # building them checks the vocabulary
+
+    def _existing_images(self, image_ids: Iterable[str]) -> list[str]:
+        """Return the ids of images that exist; the others are counted and reported."""
+        folders: dict[Path, set[str]] = {}  # one listing is faster than a million questions
+        missing, existing = [], []
+        for image_id in image_ids:
+            path = self.get_image_path(image_id)
+            if path.parent not in folders:
+                folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if path.name in folders[path.parent]:
+                existing.append(image_id)
+            else:
+                missing.append(str(path))
+        if missing:
+            shown = "\n  ".join(missing[:5])
+            total = len(missing) + len(existing)
+            message = f"{len(missing)} of {total} annotated images do not exist. The first:\n  {shown}"
+            if not existing:
+                raise ValueError(f"no image is left in {self.data_path}: {message}")
+            logger.warning("%s", message)
+        return existing
 
     # ---- items
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = super().__getitem__(index)  # of the next image, where one cannot be read
-        image_id = self._id_of_path[item["file_path_"]]
-        item |= self.get_image_description(image_id)
-        item |= {"annotations": self.annotations[image_id], "image_path": item["file_path_"]}
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        image_id = self.get_image_id(index)
+        path, annotations = str(self.get_image_path(image_id)), self.get_annotation(image_id)
+        crop_bbox, flipped = FULL_CROP, False
+        item: dict[str, Any] = {"image_path": path, "file_path_": path, "annotations": annotations}
+        if self._wants("image"):
+            crop_bbox, flipped, image = self.image_transform(self._read(path, image_id))
+            item["image"] = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
+        item |= {"crop_bbox": crop_bbox, "flipped": flipped} | self.get_image_description(image_id)
         for key, builder in self.conditional_builders.items() if self._wants(*BUILDERS) else ():
             if self._wants(key):
-                item[key] = builder.build(item["annotations"], item["crop_bbox"], item["flipped"])
+                item[key] = builder.build(annotations, crop_bbox, flipped)
         return {key: item[key] for key in self.keys} if self.keys else item
 
-    def load(self, path: str | os.PathLike) -> dict[str, Any]:
-        """Read, crop and flip one file into "image", "crop_bbox" and "flipped"."""
-        if not self._wants("image"):
-            return {"crop_bbox": FULL_CROP, "flipped": False}
+    @staticmethod
+    def load_image_from_disk(path: str | os.PathLike) -> PIL.Image.Image:
+        """Read an image file of any mode as an RGB Pillow image; see taming.data.files.images.read_image."""
+        return PIL.Image.fromarray(read_image(path))
+
+    def _read(self, path: str, image_id: str) -> Tensor:
+        """Read an image (3, h, w), uint8, that has the proportions of its description.
+
+        Raises:
+            BadImage: it cannot be read, or has others.
+        """
         pixels = torch.tensor(read_image(path)).permute(2, 0, 1)  # (3, h, w) uint8
-        description = self.image_descriptions.get(self._id_of_path.get(os.fspath(path), ""))
-        if description:
+        if description := self.image_descriptions.get(image_id):
             (height, width), (width_said, height_said) = pixels.shape[1:], description.original_size
             if abs(math.log(width * height_said / (height * width_said))) > 0.05:  # a resized copy is fine
                 raise BadImage(
-                    f"{os.fspath(path)} is {width}x{height} pixels (width x height), but its annotations are "
+                    f"{path} is {width}x{height} pixels (width x height), but its annotations are "
                     f"for {width_said}x{height_said}: boxes would not fit it"
                 )
-        crop_bbox, flipped, image = self.image_transform(pixels)
-        image = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
-        return {"image": image, "crop_bbox": crop_bbox, "flipped": flipped}
+        return pixels
 
     def image_transform(self, x: Tensor) -> tuple[BoundingBox, bool, Tensor]:
         """Turn pixels (3, h, w) uint8 into (the part shown, whether mirrored, (3, H, W) in [-1, 1])."""
         crop_bbox, flipped = FULL_CROP, False
         for step in self.transform_functions:
-            if isinstance(step, RandomHorizontalFlipReturn):
-                flipped, x = step(x)
-            elif isinstance(step, Resize):
-                x = step(x)
-            else:
+            if isinstance(step, CROPS):
                 crop_bbox, x = step(x)
+            elif isinstance(step, RandomHorizontalFlipReturn):
+                flipped, x = step(x)
+            else:
+                x = step(x)
         return crop_bbox, flipped, from_uint8(x)
 
     def _wants(self, *keys: str) -> bool:
         return not self.keys or any(key in self.keys for key in keys)
-
-    @staticmethod
-    def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch of items; annotations, of which each image has another number, stay lists."""
-        columns = {key: [item[key] for item in batch] for key in batch[0]}
-        return {
-            key: values if key == "annotations" or any(value is None for value in values)
-            else default_collate(values)
-            for key, values in columns.items()
-        }
 
     # ---- layouts and names
 
@@ -341,13 +337,13 @@ class AnnotatedObjectsDataset(ImagePaths):
     @property
     def conditional_builders(self) -> dict[str, ObjectsCenterPointsConditionalBuilder]:
         """The builders of layouts by the key that items hold them under."""
-        if self._builders is None:
+        if self._conditional_builders is None:
             arguments = (
                 self.no_classes, self.max_objects_per_image, self.no_tokens, self.encode_crop,
                 self.use_group_parameter, self.use_additional_parameters,
             )
-            self._builders = {key: builder(*arguments) for key, builder in BUILDERS.items()}
-        return self._builders
+            self._conditional_builders = {key: builder(*arguments) for key, builder in BUILDERS.items()}
+        return self._conditional_builders
 
     def plot_conditionals(self, key: str, tokens: Tensor, figure_size: tuple[int, int]) -> Tensor:
         """Draw layouts (B, M) of the kind `key` as (B, 3, height, width) in [-1, 1], with category names."""

@@ -4,7 +4,7 @@ import csv
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,25 @@ from taming.data.helper_types import Annotation, Category, MostFrequent, Skipped
 
 logger = logging.getLogger(__name__)
 
-CLASS_FILES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
-ANNOTATION_FILES = {  # the newest first
-    "train": ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv"),
-    "validation": ("validation-annotations-bbox.csv",),
-    "test": ("test-annotations-bbox.csv",),
+OPEN_IMAGES_STRUCTURE = {
+    split: {
+        "top_level": "",
+        "class_descriptions": "class-descriptions-boxable.csv",
+        "annotations": f"{annotations}-annotations-bbox.csv",
+        "file_list": file_list,
+        "files": split,
+    }
+    for split, annotations, file_list in (
+        ("train", "oidv6-train", "train-images-boxable.csv"),
+        ("validation", "validation", "validation-images.csv"),
+        ("test", "test", "test-images.csv"),
+    )
 }
-CORNERS = ("XMin", "XMax", "YMin", "YMax")  # shares of the sides, 0..1
+OTHER_NAMES = {  # of files in other releases
+    "class-descriptions-boxable.csv": "oidv7-class-descriptions-boxable.csv",
+    "oidv6-train-annotations-bbox.csv": "train-annotations-bbox.csv",
+}
+CORNERS = ("XMin", "XMax", "YMin", "YMax")  # fractions of the sides, 0..1
 FLAGS = {  # column: field of Annotation; 1 yes, 0 no, -1 unknown
     "IsGroupOf": "is_group_of", "IsOccluded": "is_occluded", "IsDepiction": "is_depiction",
     "IsInside": "is_inside", "IsTruncated": "is_truncated",
@@ -41,37 +53,31 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
     def __init__(self, use_additional_parameters: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.use_additional_parameters = use_additional_parameters
-        self.categories = load_categories(self.paths_of_data["class_descriptions"])
+        self.categories = load_categories(self.paths["class_descriptions"])
         known = set(self.categories)
         self.filter_categories()
         self.setup_category_id_and_number()
         self.set_annotations(load_annotations(
-            self.paths_of_data["annotations"], self.min_object_area, self.category_mapping,
+            self.paths["annotations"], self.min_object_area, self.category_mapping,
             self.category_number, known,
         ))
 
     def get_path_structure(self) -> dict[str, str]:
-        if self.split not in ANNOTATION_FILES:
-            known = ", ".join(ANNOTATION_FILES)
+        if self.split not in OPEN_IMAGES_STRUCTURE:
+            known = ", ".join(OPEN_IMAGES_STRUCTURE)
             raise ValueError(f"split must be one of {known} for Open Images, got {self.split!r}")
-        return {
-            "class_descriptions": self._existing(CLASS_FILES),
-            "annotations": self._existing(ANNOTATION_FILES[self.split]),
-            "files": self.split,
-        }
+        structure = OPEN_IMAGES_STRUCTURE[self.split]
+        return {name: self._existing(file) for name, file in structure.items() if name != "file_list"}
 
     def get_image_path(self, image_id: str) -> Path:
-        return self.paths_of_data["files"] / f"{image_id:0>16}.jpg"
+        return self.paths["files"] / f"{image_id:0>16}.jpg"
 
     def get_image_description(self, image_id: str) -> dict[str, Any]:
         path = self.get_image_path(image_id)
         return {"file_path": str(path), "file_name": path.name}
 
-    def description_keys(self) -> Sequence[str]:
-        return "file_path", "file_name"
-
     def most_frequent_categories(self, wanted: MostFrequent) -> set[str]:
-        path = Path(self.data_path) / self._existing(ANNOTATION_FILES["train"])
+        path = Path(self.data_path) / self._existing(OPEN_IMAGES_STRUCTURE["train"]["annotations"])
         if not path.is_file():
             raise FileNotFoundError(
                 f"the {wanted.count} most frequent categories are counted in the training annotations, but "
@@ -85,9 +91,10 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         names = {category.name for category in self.categories.values()}
         return {self.categories[key].name for key in ranked} | (set(wanted.plus) & names)
 
-    def _existing(self, names: Sequence[str]) -> str:
-        """Return the first of these files that exists, or the first of all."""
-        return next((name for name in names if (Path(self.data_path) / name).exists()), names[0])
+    def _existing(self, name: str) -> str:
+        """Return the name of a file, or that of another release where only that exists."""
+        names = [name, *([OTHER_NAMES[name]] if name in OTHER_NAMES else [])]
+        return next((name for name in names if Path(self.data_path, name).exists()), name)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -114,27 +121,36 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[st
             raise ValueError(message) from error
 
 
-def load_categories(path: Path) -> dict[str, Category]:
+def load_image_ids(csv_path: Path) -> list[str]:
+    """Read the column `image_name` of a list of images."""
+    return [name for _, (name,) in read_rows(csv_path, ("image_name",))]
+
+
+def load_categories(csv_path: Path) -> dict[str, Category]:
     """Read the names of categories by id: lines `id,name`, with or without a header."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"class descriptions {path} are broken ({error}): download them again") from error
+        message = f"class descriptions {csv_path} are broken ({error}): download them again"
+        raise ValueError(message) from error
     short = next((row for row in rows if len(row) < 2), None)
     if short is not None or not rows:
-        raise ValueError(f"class descriptions {path} must hold lines `id,name`, got {short or 'nothing'}")
+        raise ValueError(f"class descriptions {csv_path} must hold lines `id,name`, got {short or 'nothing'}")
     return {row[0]: Category(id=row[0], super_category=None, name=row[1]) for row in rows}
 
 
 def load_annotations(
-    path: Path, min_object_area: float, category_mapping: Mapping[str, str],
-    category_number: Mapping[str, int], known: set[str],
+    descriptor_path: Path,
+    min_object_area: float,
+    category_mapping: Mapping[str, str],
+    category_no_for_id: Mapping[str, int],
+    known: Collection[str] | None = None,
 ) -> dict[str, list[Annotation]]:
     """Read the boxes of the categories that have a number, by image id.
 
-    Boxes are cut to their picture. Those that are empty or outside of it, and those of categories that are
-    not `known`, are left out, counted and reported; smaller ones than `min_object_area` are left out.
+    Boxes are clipped to their image. Those that are empty or outside it, and those of categories that are not
+    `known`, are left out, counted and reported; boxes smaller than `min_object_area` are left out.
 
     Raises:
         ValueError: a column is missing, or a line cannot be read.
@@ -142,12 +158,12 @@ def load_annotations(
     found: dict[str, list[Annotation]] = {}
     skipped = Skipped()
     columns = ("ImageID", "LabelName", *CORNERS, "Source", "Confidence", *FLAGS)
-    for number, (line, row) in enumerate(read_rows(path, columns)):
+    for number, (line, row) in enumerate(read_rows(descriptor_path, columns)):
         image_id, category_id, x0, x1, y0, y1, source, confidence, *flags = row
         category_id = category_mapping.get(category_id, category_id)
-        category_no = category_number.get(category_id)
+        category_no = category_no_for_id.get(category_id)
         if category_no is None:
-            if category_id not in known:
+            if known is not None and category_id not in known:
                 skipped.add("boxes of unknown categories", f"line {line} ({category_id})")
             continue
         try:
@@ -155,7 +171,7 @@ def load_annotations(
             bbox, reason = usable_box((left, top, float(x1) - left, float(y1) - top))
             trust = float(confidence)
         except ValueError as error:
-            message = f"annotation file {path} is broken in line {line}: {error}"
+            message = f"annotation file {descriptor_path} is broken in line {line}: {error}"
             raise ValueError(message) from error
         if bbox is None:
             skipped.add(reason, f"line {line}")
@@ -163,12 +179,12 @@ def load_annotations(
         area = bbox[2] * bbox[3]
         if area < min_object_area:
             continue
-        # The same text again and again: one copy of each saves gigabytes.
+        # One copy of each of these repeated texts saves gigabytes.
         image_id, category_id, source = map(sys.intern, (image_id, category_id, source))
         found.setdefault(image_id, []).append(Annotation(
             area=area, image_id=image_id, bbox=bbox, category_no=category_no, category_id=category_id,
             id=number, source=source, confidence=1.0 if trust == 1 else trust,
             **{name: flag == "1" for name, flag in zip(FLAGS.values(), flags, strict=True)},
         ))
-    skipped.report(path)
+    skipped.report(descriptor_path)
     return found

@@ -1,4 +1,4 @@
-"""The data of a run: its data sets, and loaders that give the same batches however the run is interrupted."""
+"""The data sets of a run, and loaders that yield the same batches however the run is interrupted."""
 
 import logging
 import os
@@ -11,7 +11,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
+from taming.data.items import ItemSpec, item_spec, make_batch, standard_item
 from taming.data.sampler import ResumableBatchSampler, ResumableDataLoader, SeededDataset, ShardedSampler
+from taming.parameters import NonNegativeInt, PositiveInt
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +28,10 @@ SPLITS_OF_STAGE = {  # what Lightning's stages read
 
 
 class WrappedDataset(Dataset):
-    """Anything with `__len__` and `__getitem__` as a torch data set."""
+    """Anything with `__len__` and `__getitem__` as a torch data set; other attributes are those of `data`."""
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
-        self.collate_fn = getattr(dataset, "collate_fn", None)
-        self.permutation = getattr(dataset, "permutation", None)  # see ResumableBatchSampler
 
     def __len__(self) -> int:
         return len(self.data)
@@ -39,16 +39,22 @@ class WrappedDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         return self.data[index]
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name.startswith("__"):  # not set yet, as while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
 
 class DataModuleFromConfig(pl.LightningDataModule):
-    """Data sets named by a configuration, loaded in an order that is a function of the seed alone.
+    """Data sets named by a configuration, loaded in an order that is a function of the seed.
 
     Every training item is a function of (seed, epoch, index) whatever the number of loader processes, and a
-    run that is resumed from a checkpoint, also amid an epoch, sees the batches that the uninterrupted run
-    would have seen. Evaluation reads its images in the same order with the same random numbers each time.
+    run that is resumed from a checkpoint, also in the middle of an epoch, sees the batches that the
+    uninterrupted run would have seen. Evaluation reads its images in the same order with the same random
+    numbers each time. Items of data sets without a `collate_fn` may have any form that `standard_item` takes.
 
     Sharding over processes is done here: build the Trainer with `use_distributed_sampler=False`. An
-    IterableDataset is loaded as it comes, without these promises.
+    IterableDataset is loaded in its own order, without these guarantees.
 
     Args:
         batch_size: images per process.
@@ -58,9 +64,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         num_workers: loader processes; by default one less than this process's share of the machine's cores,
             at most 8.
         seed: of orders, crops and flips.
-        shuffle_validation: read validation images in one fixed random order, so that the first batches, of
-            which pictures are logged, are a mixture.
-        drop_last: leave training images that do not fill a batch out of the epoch (other ones each time),
+        shuffle_validation: read validation images in one fixed random order, so that the first batches, which
+            are logged as images, are a mixture.
+        drop_last: leave training images that do not fill a batch out of the epoch (different ones each time),
             instead of running a smaller batch.
 
     Attributes:
@@ -69,15 +75,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: PositiveInt,
         train: Mapping[str, Any] | None = None,
         validation: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
         wrap: bool = False,
-        num_workers: int | None = None,
+        num_workers: NonNegativeInt | None = None,
         *,
         predict: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         shuffle_validation: bool = False,
         drop_last: bool = True,
     ) -> None:
@@ -88,15 +94,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
             raise ValueError(f"the seed of the data must not be negative, got {seed}")
         splits = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {split: config for split, config in splits.items() if config is not None}
+        _check_split_folders(self.dataset_configs)
         self.datasets: dict[str, Any] = {}
-        self.batch_size = batch_size
-        self.wrap = wrap
-        self.num_workers = num_workers
-        self.seed = seed
-        self.shuffle_validation = shuffle_validation
-        self.drop_last = drop_last
-        self._stream: ResumableBatchSampler | None = None  # of the training loader in use
-        self._offset = 0  # position in the stream minus the batches that the trainer has counted
+        self.batch_size, self.num_workers, self.wrap = batch_size, num_workers, wrap
+        self.seed, self.shuffle_validation, self.drop_last = seed, shuffle_validation, drop_last
+        self._sampler: ResumableBatchSampler | None = None  # of the training loader in use
+        self._offset = 0  # number of the next batch minus the batches that the trainer has counted
         self._restored: dict[str, int] = {}  # state of the run that is being resumed
 
     def setup(self, stage: str | None = None) -> None:
@@ -106,28 +109,39 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 dataset = instantiate_from_config(self.dataset_configs[split])
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
 
+    def item_spec(self, split: str = "train") -> ItemSpec:
+        """Describe the items of a split by its first one, which is read: shapes, and numbers of classes.
+
+        Raises:
+            ValueError: the item has a form that models do not take.
+        """
+        dataset = self._dataset(split)
+        name = f"item 0 of the {split} data"
+        is_stream = isinstance(dataset, IterableDataset)
+        item = next(iter(dataset)) if is_stream else SeededDataset(dataset, self.seed)[0]
+        return item_spec(dataset, standard_item(item, name), name)
+
     def train_dataloader(self) -> DataLoader:
         """Return the training loader: shuffled, sharded, continuing where the trainer's counters stand."""
         dataset = self._dataset("train")
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, self.batch_size, **self._loader_options(dataset))
         rank, world_size = self._shard()
-        stream = ResumableBatchSampler(
+        sampler = ResumableBatchSampler(
             dataset, self.batch_size,
             seed=self.seed, drop_last=self.drop_last, rank=rank, world_size=world_size,
         )
-        if not len(stream):
+        if not len(sampler):
             raise ValueError(
                 f"batch_size={self.batch_size} on {world_size} process(es) needs "
                 f"{self.batch_size * world_size} images, but the training set holds {len(dataset)}: "
                 f"lower batch_size to at most {max(1, len(dataset) // world_size)}, add images, "
                 f"or set drop_last: false"
             )
-        self._stream = stream
-        self._match_restored_order()
-        loader = ResumableDataLoader(
-            SeededDataset(dataset, self.seed), batch_sampler=stream, **self._loader_options(dataset)
-        )
+        self._sampler = sampler
+        self._match_restored_order(sampler)
+        seeded = SeededDataset(dataset, self.seed)
+        loader = ResumableDataLoader(seeded, batch_sampler=sampler, **self._loader_options(dataset))
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             loader.plan = self._plan
         return loader
@@ -145,55 +159,49 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._evaluation_loader("predict")
 
     def state_dict(self) -> dict[str, int]:
-        """Describe the training order and the place in it, for the checkpoint."""
-        if self._stream is None or self.trainer is None:
+        """Describe the training order and the position in it, for the checkpoint."""
+        if self._sampler is None or self.trainer is None:
             return {}
         counted = self._batches_counted()
-        return {"position": counted + self._offset, "counted": counted, **self._order_identity()}
+        identity = _order_identity(self._sampler)
+        return {"position": counted + self._offset, "counted": counted, **identity}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Keep the state of the run that is resumed until the training loader is made."""
         self._restored = dict(state_dict)
 
     def _plan(self) -> tuple[int, int]:
-        """Return the span of the stream that the trainer is about to ask for.
+        """Return the numbers of the first batch that the trainer will ask for, and of that after the last.
 
-        The place in the stream is the number of batches whose training step has finished. That number, unlike
-        the epoch counters, is right in a checkpoint of any moment: amid an epoch, after an exception, and
-        where a run was told to stop amid an epoch, which Lightning then counts as finished.
+        The position is the number of batches whose training step has finished. That number, unlike the epoch
+        counters, is right in a checkpoint of any moment: in the middle of an epoch, after an exception, and
+        where a run was stopped in the middle of an epoch, which Lightning then counts as finished.
         """
+        assert self.trainer is not None
         done_in_epoch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # With overfit_batches every epoch is the first few batches of the first.
         start = done_in_epoch if self.trainer.overfit_batches else self._batches_counted() + self._offset
         return start, start + max(0, int(self.trainer.num_training_batches) - done_in_epoch)
 
     def _batches_counted(self) -> int:
+        assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
-    def _order_identity(self) -> dict[str, int]:
-        """Return what a batch's content depends on besides its position."""
-        stream = self._stream
-        return {
-            "batches_per_epoch": len(stream), "samples": stream.samples, "batch_size": stream.batch_size,
-            "world_size": stream.world_size, "seed": stream.seed,
-        }
-
-    def _match_restored_order(self) -> None:
+    def _match_restored_order(self, sampler: ResumableBatchSampler) -> None:
         """Continue the restored order, or, where that is impossible, begin the next epoch of the new one."""
         restored, self._restored = self._restored, {}
         if not restored:
             if self.trainer is None or not self._batches_counted():
                 self._offset = 0
             return
-        identity = self._order_identity()
         changed = [
             f"{key} was {restored.get(key)} and is {value}"
-            for key, value in identity.items() if restored.get(key) != value
+            for key, value in _order_identity(sampler).items() if restored.get(key) != value
         ]
-        epoch, batch = divmod(restored["position"], restored["batches_per_epoch"])
         position = restored["position"]
         if changed:
-            position = (epoch + (batch > 0)) * len(self._stream)
+            epoch, batch = divmod(position, restored["batches_per_epoch"])
+            position = (epoch + (batch > 0)) * len(sampler)
             lost = f", {restored['batches_per_epoch'] - batch} batches early" if batch else ""
             logger.warning(
                 "the data order of the checkpoint cannot be continued (%s): a new epoch begins%s",
@@ -238,17 +246,38 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if workers is None:
             workers = default_num_workers(self.trainer.num_devices if self.trainer is not None else 1)
         return {
-            "collate_fn": getattr(dataset, "collate_fn", None),  # lists of annotations stay lists
+            "collate_fn": getattr(dataset, "collate_fn", None) or make_batch,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # Its own generator: making an iterator must not advance the one that the model draws from.
+            # Its own generator: making an iterator must not advance the one that the model uses.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
 
+def _order_identity(sampler: ResumableBatchSampler) -> dict[str, int]:
+    """Return what the content of a batch depends on besides its number."""
+    return {
+        "batches_per_epoch": len(sampler), "samples": sampler.samples, "batch_size": sampler.batch_size,
+        "world_size": sampler.world_size, "seed": sampler.seed,
+    }
+
+
+def _check_split_folders(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if two data sets take shares, `split: 0.1`, of different folders: a mistake."""
+    params = {name: config.get("params") or {} for name, config in configs.items()}
+    folders = {n: p.get("folder") for n, p in params.items() if isinstance(p.get("split"), float | int)}
+    if len(set(map(str, folders.values()))) > 1:
+        listed = " and ".join(f"{folder} ({name})" for name, folder in folders.items())
+        remedy = " ".join(f"data.params.{name}.params.split=null" for name in folders)
+        raise ValueError(
+            f"split shares one folder between training and validation, but these are {listed}: set {remedy} "
+            "to use each folder whole"
+        )
+
+
 def default_num_workers(processes: int = 1) -> int:
-    """Return how many loader processes suit each of `processes` training processes here: 0 to 8."""
-    affinity = getattr(os, "sched_getaffinity", None)  # the cores that we may use, where the system tells
+    """Return the number of loader processes for each of `processes` training processes here: 0 to 8."""
+    affinity = getattr(os, "sched_getaffinity", None)  # the cores of this process, if known
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(0, min(cores // max(1, processes) - 1, MAX_DEFAULT_WORKERS))

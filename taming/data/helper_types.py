@@ -1,16 +1,20 @@
-"""What object annotations are made of: boxes, categories, annotations, descriptions of images."""
+"""The types of object annotations: boxes, categories, annotations, descriptions of images."""
 
 import logging
 import math
 from typing import Any, Literal, NamedTuple
 
+import PIL.Image
+from torch import Tensor
+
 logger = logging.getLogger(__name__)
 
-BoundingBox = tuple[float, float, float, float]  # x0, y0, width, height; shares of the picture's sides, 0..1
+Image = Tensor | PIL.Image.Image
+BoundingBox = tuple[float, float, float, float]  # x0, y0, width, height; fractions of the image's sides, 0..1
 CropMethodType = Literal["none", "center", "random-1d", "random-2d"]
 SplitType = Literal["train", "validation", "test"]
 
-FULL_CROP: BoundingBox = (0.0, 0.0, 1.0, 1.0)  # the whole picture
+FULL_CROP: BoundingBox = (0.0, 0.0, 1.0, 1.0)  # the whole image
 
 
 class ImageDescription(NamedTuple):
@@ -29,7 +33,7 @@ class ImageDescription(NamedTuple):
 
 
 class Category(NamedTuple):
-    """A kind of object, under the id of its data set: "44" (COCO) or "/m/01g317" (Open Images)."""
+    """A category of objects; `id` is that of its data set: "44" (COCO) or "/m/01g317" (Open Images)."""
 
     id: str
     super_category: str | None
@@ -37,8 +41,8 @@ class Category(NamedTuple):
 
 
 class MostFrequent(NamedTuple):
-    """An allow-list that the training annotations decide: the `count` categories with the most boxes, equal
-    ones by their id, and those named in `plus`."""
+    """An allow-list by frequency: the `count` categories with the most boxes in the training annotations
+    (ties are resolved by id), and those named in `plus`."""
 
     count: int
     plus: tuple[str, ...] = ()
@@ -47,7 +51,7 @@ class MostFrequent(NamedTuple):
 class Annotation(NamedTuple):
     """One object in one image; a flag is None where the data set does not say.
 
-    `area` is that of the box, as a share of the picture's; `category_no` counts from 0 in the data set's own
+    `area` is that of the box, as a fraction of the image's; `category_no` counts from 0 in the data set's own
     order; `is_group_of` means that one box holds several objects (COCO's crowds).
     """
 
@@ -60,10 +64,10 @@ class Annotation(NamedTuple):
     source: str | None = None
     confidence: float | None = None
     is_group_of: bool | None = None
+    is_truncated: bool | None = None
     is_occluded: bool | None = None
     is_depiction: bool | None = None
     is_inside: bool | None = None
-    is_truncated: bool | None = None
     segmentation: dict[str, Any] | None = None
 
 
@@ -75,20 +79,20 @@ class Skipped:
         self.first: dict[str, list[str]] = {}
 
     def add(self, reason: str, what: str) -> None:
-        """Count one thing of a kind such as "empty boxes"."""
+        """Count one element of a reason such as "empty boxes"."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if self.counts[reason] <= 5:
             self.first.setdefault(reason, []).append(what)
 
     def report(self, source: Any) -> None:
-        """Log one warning a reason; `source` is the file."""
+        """Log one warning per reason; `source` is the file."""
         for reason, count in self.counts.items():
             logger.warning("%s: %d %s left out; the first: %s", source, count, reason,
                            ", ".join(self.first[reason]))
 
 
 def usable_box(bbox: BoundingBox) -> tuple[BoundingBox | None, str]:
-    """Return a box cut to its picture, or None, and why it is of no use."""
+    """Return a box clipped to its image, and ""; or None and why it cannot be used."""
     x, y, width, height = bbox
     if not all(map(math.isfinite, bbox)) or width <= 0 or height <= 0:
         return None, "empty boxes"
@@ -97,5 +101,5 @@ def usable_box(bbox: BoundingBox) -> tuple[BoundingBox | None, str]:
     x1, y1 = min(1.0, x + width), min(1.0, y + height)
     x, y = max(0.0, x), max(0.0, y)
     if x1 <= x or y1 <= y:
-        return None, "boxes outside their picture"
+        return None, "boxes outside their image"
     return (x, y, x1 - x, y1 - y), ""

@@ -1,42 +1,63 @@
-"""Crops and flips that say what they did, so that boxes can follow.
+"""Crops and flips of 2021 that also return what they did, so that boxes can follow.
 
-C channels, H W pixels. Images are tensors (C, H, W) of any type; a box is (x0, y0, width, height) in shares
-of the sides of the image that came in, 0..1. Random numbers are drawn from torch's global generator.
+C channels, H W pixels. Images are tensors (C, H, W) of any type; a box is (x0, y0, width, height) in
+fractions of the sides of the input image, 0..1. Random numbers come from torch's global generator.
 """
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from taming.data.helper_types import BoundingBox
 
 
-def convert_pil_to_tensor(image: Image.Image) -> Tensor:
-    """Turn a Pillow image into a tensor (C, H, W) of its 8-bit pixels, 0..255."""
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """Return the 8-bit pixels of a Pillow image, 0..255, as a tensor (C, H, W)."""
     pixels = np.array(image)
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
+convert_pil_to_tensor = pil_to_tensor  # 2021's second name for it
+
+
 def _crop(image: Tensor, top: int, left: int, height: int, width: int) -> tuple[BoundingBox, Tensor]:
     rows, columns = image.shape[-2:]
-    return (left / columns, top / rows, width / columns, height / rows), F.crop(
-        image, top, left, height, width
-    )
+    box = (left / columns, top / rows, width / columns, height / rows)
+    return box, F.crop(image, top, left, height, width)
 
 
-def _draw(free: int) -> int:
-    """Draw an integer in 0..free."""
-    return torch.randint(free + 1, ()).item()
+def _random_integer(highest: int) -> int:
+    """Sample an integer from 0 to `highest`."""
+    return int(torch.randint(highest + 1, ()))
 
 
-class _FixedSizeCrop(nn.Module):
-    """Crops rectangles of one size, in pixels: a side of a square, or (height, width)."""
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+class ResizeToCover(nn.Module):
+    """Resizes an image, without distortion, to the smallest size that covers `size` (height, width)."""
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = _pair(size)
+
+    def forward(self, img: Tensor) -> Tensor:
+        (height, width), (rows, columns) = self.size, img.shape[-2:]
+        by_height = height * columns >= width * rows
+        size = [height, height * columns // rows] if by_height else [width * rows // columns, width]
+        return F.resize(img, size, InterpolationMode.BICUBIC, antialias=True)
+
+
+class _FixedSizeCrop(nn.Module):
+    """Crops of one size, in pixels: the side of a square, or (height, width)."""
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.size = _pair(size)
 
     def free(self, image: Tensor) -> tuple[int, int]:
         """Return how many pixels the crop may move down and right."""
@@ -50,7 +71,13 @@ class _FixedSizeCrop(nn.Module):
 
 
 class CenterCropReturnCoordinates(_FixedSizeCrop):
-    """Crops the middle: image -> (box, crop)."""
+    """Crops the centre: image -> (box, crop)."""
+
+    @staticmethod
+    def get_bbox_of_center_crop(width: int, height: int) -> BoundingBox:
+        """Return the box of the largest square in the centre of an image of that many pixels."""
+        w, h = min(width, height) / width, min(width, height) / height
+        return 0.5 - w / 2, 0.5 - h / 2, w, h
 
     def forward(self, img: Tensor) -> tuple[BoundingBox, Tensor]:
         rows, columns = self.free(img)
@@ -58,33 +85,36 @@ class CenterCropReturnCoordinates(_FixedSizeCrop):
 
 
 class RandomCrop1dReturnCoordinates(_FixedSizeCrop):
-    """Crops anywhere: image -> (box, crop). Where the smaller side fits already, only the other varies."""
+    """Crops at a random position: image -> (box, crop)."""
 
     def forward(self, img: Tensor) -> tuple[BoundingBox, Tensor]:
         rows, columns = self.free(img)
-        return _crop(img, _draw(rows), _draw(columns), *self.size)
+        return _crop(img, _random_integer(rows), _random_integer(columns), *self.size)
 
 
 class Random2dCropReturnCoordinates(nn.Module):
-    """Crops a square anywhere, of a random side from `min_size` to all that fits: image -> (box, crop).
+    """Crops at a random position and scale, at least `min_size`: image -> (box, crop).
 
-    Of an image that is smaller than `min_size` pixels, the largest square is taken.
+    The crop has the proportions of `min_size`, a side or (height, width) in pixels. From an image that is
+    smaller, the largest such crop is taken.
     """
 
-    def __init__(self, min_size: int) -> None:
+    def __init__(self, min_size: int | tuple[int, int]) -> None:
         super().__init__()
-        self.min_size = min_size
+        self.min_size = _pair(min_size)
 
     def forward(self, img: Tensor) -> tuple[BoundingBox, Tensor]:
-        height, width = img.shape[-2:]
-        largest = min(height, width)
-        side = min(self.min_size, largest)
-        side += _draw(largest - side)
-        return _crop(img, _draw(height - side), _draw(width - side), side, side)
+        (rows, columns), (least, least_width) = img.shape[-2:], self.min_size
+        largest = max(1, min(rows, columns * least // least_width))
+        height = min(least, largest)
+        height += _random_integer(largest - height)
+        width = min(columns, max(1, round(height * least_width / least)))
+        top, left = _random_integer(rows - height), _random_integer(columns - width)
+        return _crop(img, top, left, height, width)
 
 
 class RandomHorizontalFlipReturn(nn.Module):
-    """Mirrors with probability p: image -> (whether it did, image)."""
+    """Mirrors with probability p: image -> (whether it was mirrored, image)."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

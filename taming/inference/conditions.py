@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.data.files.images import read_image
+from taming.data.files.label_files import read_mask
 from taming.inference.decoding import check_size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
@@ -118,14 +118,12 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
         return kept if kept.any() else None
     if known:
         raise ValueError(f"--known {known} and --mask {mask}: give one of them")
-    white = torch.tensor(read_image(mask)).float().mean(-1) > 127.5  # (H, W)
+    white = read_mask(mask)  # (H, W)
     if white.shape[0] * size[1] != white.shape[1] * size[0]:
         raise ValueError(
             f"--mask {mask} has {white.shape[0]}x{white.shape[1]} pixels (height x width), but the images "
             f"{size[0]}x{size[1]}: give one of that shape"
         )
-    if not white.any():
-        raise ValueError(f"--mask {mask} leaves nothing to generate: paint white what is to be made anew")
     return F.adaptive_max_pool2d(white[None].float(), (h, w))[0] == 0
 
 

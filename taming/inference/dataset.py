@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from taming.config import find_config, instantiate_from_config, load_config
+from taming.data.datamodule import WrappedDataset
 from taming.data.sampler import SeededDataset
 from taming.models.cond_transformer import Condition, Net2NetTransformer
 
@@ -52,13 +52,12 @@ def build_dataset(section: DictConfig, split: str, seed: int) -> SeededDataset:
 
 def unwrapped(dataset: SeededDataset) -> Any:
     """Return the data set itself, which `build_dataset` and the configuration's `wrap` put into others."""
-    return getattr(dataset.dataset, "data", dataset.dataset)
+    return dataset.dataset.data if isinstance(dataset.dataset, WrappedDataset) else dataset.dataset
 
 
 def batch_of(dataset: SeededDataset, numbers: Sequence[int]) -> dict[str, Any]:
     """Return a batch of the items with these numbers."""
-    collate = getattr(dataset.dataset, "collate_fn", None) or default_collate
-    return collate([dataset[i] for i in numbers])
+    return dataset.collate_fn(dataset.__getitems__(numbers))
 
 
 def condition_images(

@@ -1,12 +1,10 @@
 """Models for commands and the page, on the device of this process and in the precision asked for."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from taming.checkpoint import find_checkpoint, load_model
-from taming.config import allow_targets
 from taming.inference.decoding import PRECISIONS
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, options_metadata
@@ -16,7 +14,7 @@ from taming.sampling import SamplingOptions
 
 
 def load_transformer(
-    path: str | Path, options: SamplingOptions, *, device: str | None = None, allow: Iterable[str] = ()
+    path: str | Path, options: SamplingOptions, *, device: str | None = None
 ) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
     """Load a transformer to sample from; return it, its config, and metadata for its images.
 
@@ -28,13 +26,11 @@ def load_transformer(
         path: run directory, checkpoint or exported folder.
         options: what the model must be able to do.
         device: its name; by default each process's own.
-        allow: packages whose classes the config may name.
 
     Raises:
         FileNotFoundError: no checkpoint there.
         ValueError: it holds no transformer, or one that cannot do what the options ask for.
     """
-    allow_targets(*allow)
     file = find_checkpoint(path)
     model, config, step = load_model(file, device=own_device(device))
     if not isinstance(model, Net2NetTransformer):
@@ -45,12 +41,11 @@ def load_transformer(
     )
     metadata = model_metadata(model, config)  # of the weights before they are rounded
     model.transformer.to(PRECISIONS[options.precision])
-    metadata |= options_metadata(options) | {"checkpoint": file.name, "step": str(step)}
-    return model, config, metadata
+    return model, config, metadata | options_metadata(options) | {"checkpoint": file.name, "step": str(step)}
 
 
 def load_tokenizer(
-    path: str | Path, *, device: str | None = None, allow: Iterable[str] = ()
+    path: str | Path, *, device: str | None = None
 ) -> tuple[Tokenizer, DictConfig, Path]:
     """Load a first stage, of its own or inside a transformer; return it, its config, and its file.
 
@@ -58,7 +53,6 @@ def load_tokenizer(
         FileNotFoundError: no checkpoint there.
         ValueError: it holds no tokenizer.
     """
-    allow_targets(*allow)
     file = find_checkpoint(path)
     model, config, _ = load_model(file, device=own_device(device))
     tokenizer = model.first_stage_model if isinstance(model, Net2NetTransformer) else model

@@ -239,6 +239,6 @@ def show_conditions(
             return builder.plot_conditionals(key, tokens, size[::-1])
 
         image = stage.to_rgb(value, size, names=names, plot=plot if builder else None)
-        if image is not None:
+        if image is not None and image.ndim == 4:
             shown[key] = image.to(x)
     return shown

@@ -1,8 +1,10 @@
 """A condition stage for conditions that come as tokens already."""
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
-from taming.modules.conditioners.base import AbstractEncoder, Encoded
+from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size
 
 
 class DummyCondStage(AbstractEncoder):
@@ -23,3 +25,10 @@ class DummyCondStage(AbstractEncoder):
     def decode(self, c: Tensor) -> Tensor:
         """Return the tokens as they are."""
         return c
+
+    def to_rgb(  # type: ignore[override]  # the name of 2021
+        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        plot: Callable[[Tensor, Size], Tensor] | None = None,
+    ) -> Tensor:
+        """Plot tokens where the data set can; return them as they are otherwise."""
+        return c if plot is None or size is None else plot(c, size)

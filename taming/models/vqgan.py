@@ -247,11 +247,11 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         return {"inputs": x, "reconstructions": reconstructions}
 
     def to_rgb(
-        self, c: Tensor, size: tuple[int, int] | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: tuple[int, int] | None = None, *, names: Sequence[str] = (),
         plot: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """Show images as they are, and maps of more channels, one a label, in fixed colours."""
-        return c if c.shape[1] in (1, 3) else colorize(c)
+        return x if x.shape[1] in (1, 3) else colorize(x)
 
 
 class EMAVQ(VQModel):

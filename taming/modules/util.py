@@ -151,14 +151,14 @@ class Labelator(AbstractEncoder):
         return (c, None, [None, None, c]) if self.quantize_interface else c
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> Tensor | None:
         """Write number and name of each class on an image of that size."""
         if size is None:
             return None
         known = len(names) == self.n_classes
-        lines = [f"{number} {names[number]}" if known else str(number) for number in c.flatten().tolist()]
+        lines = [f"{number} {names[number]}" if known else str(number) for number in x.flatten().tolist()]
         return text_pictures(lines, size)
 
     def from_user(self, value: Any, size: Size) -> Tensor:
@@ -197,7 +197,7 @@ class SOSProvider(AbstractEncoder):
         return (c, None, [None, None, c]) if self.quantize_interface else c
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> None:
         """Return None: there is nothing to show."""

@@ -9,20 +9,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from taming.parameters import did_you_mean
 from taming.training.legacy_arguments import (
     OLD_ARGUMENTS,
     OLD_SWITCHES,
     TRAINER_PARAMETERS,
-    closest,
-    device_count,
-    resolve_trainer_arguments,
     translate_trainer_arguments,
 )
 from taming.util import number
-
-__all__ = [
-    "build_parser", "device_count", "parse", "resolve_trainer_arguments", "translate_trainer_arguments",
-]
 
 FLAGS = ("train", "debug", "no_test", "scale_lr", "dry_run", "ignore_base_data")  # alone they mean True
 SHORT = {
@@ -65,7 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="let configs name classes of this package, whose code will run; may be repeated")
     group = parser.add_argument_group("of pytorch_lightning.Trainer", "they win over lightning.trainer")
     group.add_argument("--gpus", type=_scalar, default=argparse.SUPPRESS, metavar="GPUS",
-                       help="`0,` the first; `0,1` these two; `2` any two; `-1` all; absent or `0`: the CPU")
+                       help="`0,` the first; `0,1` these two; `2` any two; `-1` all; `0` none, the CPU; "
+                       "default: one GPU if there is one")
     for name, parameter in TRAINER_PARAMETERS.items():
         group.add_argument(f"--{name}", type=_scalar, default=argparse.SUPPRESS, metavar="VALUE",
                            help=f"default: {parameter.default}")
@@ -178,7 +173,8 @@ def _split_option(word: str, known: set[str]) -> tuple[str, str | None]:
     if "." in option and equals:
         raise ValueError(f"unknown option {word!r}: overrides are written without dashes, {word[2:]}")
     if name not in known:
-        raise ValueError(f"unknown option '--{option}'{closest(name, known, '--')}; --help lists all")
+        near = did_you_mean(name, known, "--{}".format)
+        raise ValueError(f"unknown option '--{option}'{near}; --help lists all")
     return name, value if equals else None
 
 

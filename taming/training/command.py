@@ -5,50 +5,64 @@
 A step is a batch everywhere here (see `taming.models.base`).
 """
 
-import glob
 import logging
 import math
 import os
 import sys
 import time
+from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
 
-from taming.checkpoint import config_of, find_checkpoint, read_checkpoint, without_ckpt_paths
-from taming.config import allow_targets, instantiate_from_config, load_config
-from taming.models.base import NonFiniteLoss
-from taming.training.arguments import device_count, parse, resolve_trainer_arguments
+from taming.checkpoint import find_checkpoint, read_checkpoint, without_ckpt_paths
+from taming.config import allow_targets, instantiate_from_config, load_config, override_config
+from taming.parameters import NonNegativeFloat, Range, mismatch
+from taming.training.agreement import check_first_item
+from taming.training.arguments import parse
 from taming.training.callbacks import (
     AtomicCheckpointIO,
     ExactResume,
     Interrupted,
-    NotSaved,
     SeededBatches,
     SetupCallback,
     StopAfterBatches,
-    Unhealthy,
     plain,
 )
-from taming.training.console import message_of_ours, report, say, silence
+from taming.training.console import (
+    comes_from,
+    command_line,
+    filter_noise,
+    message_for_users,
+    rank_zero_print,
+    report,
+)
 from taming.training.loggers import build_loggers
+from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
+from taming.training.sections import complete_sections
+from taming.training.stages import fill_stages
 from taming.training.sync_batchnorm import SyncBatchNorms
+from taming.training.trainer_arguments import (
+    describe_devices,
+    device_count,
+    resolve_trainer_arguments,
+    with_devices,
+)
 from taming.util import count_params
 
-STAGES = ("first_stage_config", "cond_stage_config")
 USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
     "image_logger": "taming.training.callbacks.ImageLogger",
     "health": "taming.training.callbacks.Health",
     "progress": "taming.training.callbacks.Progress",
     "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
 }
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 DEFAULT_SEED = 23  # that of 2021
 
 
@@ -56,61 +70,48 @@ DEFAULT_SEED = 23  # that of 2021
 class Run:
     """One start of the command: what to train, where, and from which checkpoint."""
 
-    config: DictConfig  # model, data, lightning; what the checkpoints will carry
-    trainer_arguments: dict[str, Any]  # of pl.Trainer, but for what is done by hand here
+    config: DictConfig  # model, data, lightning; checkpoints carry it
+    options: Namespace  # of the command line, see `arguments.parse`
+    trainer_arguments: dict[str, Any]  # of pl.Trainer, but for those that are handled here
     batch_arguments: dict[str, Any]  # accumulate_grad_batches, gradient_clip_val, max_steps
     logdir: Path
     now: str
-    resume: Path | None
     seed: int
-    project: str | None  # of loggers that know projects
+    resume: Path | None = None  # checkpoint to go on from
+    has_learned: bool = False  # whether this start has trained at least one batch
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
-    Returns the exit status: 0; 1 for a user's error, which is one line; 130 after Ctrl-C. Other errors pass.
+    Returns the exit status: 0; 1 after an error that is told in one line; 130 after Ctrl-C. After the first
+    batch, errors that are not meant for users pass.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
-    silence()
-    debug = False
+    filter_noise()
+    options, dotlist, run = Namespace(allow=[], debug=False), [], None
     try:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
-        debug = options.debug
         allow_targets(*options.allow)
         run = prepare(options, overrides, dotlist, notes)
-        model, data = build(run, scale_lr=options.scale_lr)
-        if options.dry_run:
-            describe(run, model, data)
-            return 0
-    except (ValueError, FileNotFoundError) as error:
-        return report(error, debug)
-    except KeyboardInterrupt:
-        return 130
-    try:
-        status = train(run, model, data, fit=options.train, test=not options.no_test)
+        status = execute(run)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
+        if isinstance(stop, SystemExit) and run is None:
+            raise  # after --help
+        return getattr(stop, "status", 130)
     except Exception as error:
-        if debug or isinstance(error, NonFiniteLoss | NotSaved | Unhealthy) or message_of_ours(error):
-            return report(error, debug)
-        raise
+        is_bug = (run is not None and run.has_learned) or comes_from(error, options.allow)
+        if is_bug and not options.debug and not message_for_users(error):
+            raise
+        return report(error, options.debug, dotlist)
     leave_group()
     return status
 
 
-def leave_group() -> None:
-    """Part from the other processes, which Lightning does for nccl alone.
-
-    The threads of a gloo group that is left would let go of tensors while the interpreter shuts down, which
-    now and then aborts a process whose work was done.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def prepare(options, overrides: dict, dotlist: list[str], notes: list[str]) -> Run:
-    """Load the configuration, complete it, and decide on the run directory."""
-    now = time.strftime("%Y-%m-%dT%H-%M-%S")
+def prepare(options: Namespace, overrides: dict[str, Any], dotlist: list[str], notes: list[str]) -> Run:
+    """Load the configuration, complete it, and decide on devices and run directory."""
+    now = time.strftime(TIME_FORMAT)
     if "LOCAL_RANK" in os.environ:  # a process that the first one started: the same run
         now = os.environ.get("TAMING_START", now)
     os.environ["TAMING_START"] = now
@@ -118,34 +119,34 @@ def prepare(options, overrides: dict, dotlist: list[str], notes: list[str]) -> R
     config = load_config(files)
     if options.ignore_base_data:
         config.pop("data", None)
-    config = OmegaConf.merge(config, load_config([], dotlist))
-    for section in ("model", "data"):
-        if not OmegaConf.is_dict(config.get(section)) or "target" not in config[section]:
-            names = ", ".join(map(str, files))
-            raise ValueError(f"{names}: no section `{section}: {{target: ..., params: ...}}`")
-    lightning = config.setdefault("lightning", {})
-    arguments, more_notes = resolve_trainer_arguments(plain(lightning.get("trainer") or {}), overrides)
+    config = complete_sections(override_config(config, dotlist), ", ".join(map(str, files)))
+    given, more_notes = resolve_trainer_arguments(plain(config.lightning.trainer), overrides)
+    arguments = with_devices(given)
+    rank_zero_print(describe_devices(arguments))
     for note in notes + more_notes:
-        say(f"note: {note}")
-    seed = options.seed if options.seed is not None else lightning.get("seed", DEFAULT_SEED)
-    lightning.seed, lightning.trainer = seed, dict(arguments)
-    if "DataModuleFromConfig" in str(config.data.target):
-        config.data.setdefault("params", {}).setdefault("seed", seed)
-    config.model = without_ckpt_paths(config.model) if resume else fill_stages(config.model)
+        rank_zero_print(f"note: {note}")
+    config.lightning.trainer = given
+    config.lightning.seed = seed = choose_seed(options.seed, config.lightning.get("seed"))
+    if "DataModuleFromConfig" in config.data.target:
+        config.data.params.setdefault("seed", seed)
+    if resume is None:
+        fill_stages(config)
+    else:
+        config.model = without_ckpt_paths(config.model)
     by_hand = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps")
     batch_arguments = {key: arguments.pop(key) for key in by_hand if key in arguments}
-    return Run(config, arguments, batch_arguments, logdir, now, resume, seed, options.project)
+    return Run(config, options, arguments, batch_arguments, logdir, now, seed, resume)
 
 
-def locate(options, now: str) -> tuple[list[Path], Path, Path | None]:
-    """The YAML files, the run directory, and the checkpoint to go on from."""
-    files = [Path(base) for base in options.base]
+def locate(options: Namespace, now: str) -> tuple[list[Path], Path, Path | None]:
+    """Find the YAML files, the run directory, and the checkpoint to go on from."""
+    files = [Path(base).expanduser() for base in options.base]
     if not options.resume:
         if not files:
             raise ValueError("no configuration: name one with --base configs/....yaml, or resume with -r RUN")
         name = options.name or files[0].stem
-        return files, Path(options.logdir) / f"{now}_{name}{options.postfix}", None
-    resume = find_checkpoint(options.resume)
+        return files, Path(options.logdir).expanduser() / f"{now}_{name}{options.postfix}", None
+    resume = find_checkpoint(find_run(options.resume))
     if resume.suffix != ".ckpt":
         raise ValueError(f"{resume} holds weights only: resume from a run directory or a .ckpt file")
     logdir = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
@@ -155,67 +156,47 @@ def locate(options, now: str) -> tuple[list[Path], Path, Path | None]:
     return files, logdir, resume
 
 
-def fill_stages(model_config: DictConfig) -> DictConfig:
-    """Complete the stages of a transformer from their checkpoints, where the configuration only names these.
+def choose_seed(option: int | None, in_config: Any) -> int:
+    """The seed of the command line, else that of the configuration, else that of 2021."""
+    seed = option if option is not None else in_config if in_config is not None else DEFAULT_SEED
+    if wrong := mismatch(seed, Seed):
+        raise ValueError(f"lightning.seed: {seed!r} must be {wrong}")
+    return seed
 
-    A stage is a path, or `params.ckpt_path` with or without target and params; the path is a checkpoint, a
-    run directory, an exported folder, or a pattern such as `logs/*_custom_vqgan`, of which the newest match
-    counts.
+
+def execute(run: Run) -> int:
+    """Build everything, and then describe, train or test it, as asked for; return the exit status."""
+    options = run.options
+    with locked_run_dir(run.logdir) if run.resume and not options.dry_run else nullcontext():
+        model, data = build(run)
+        if options.dry_run:
+            build_trainer(run, model, data)
+            describe(run, model, data)
+            return 0
+        is_new = options.train and not run.resume
+        with new_run_dir(run.logdir, keep=lambda: run.has_learned) if is_new else nullcontext():
+            trainer = build_trainer(run, model, data)
+            if options.train:
+                fit(run, trainer, model, data)
+        if not options.no_test and "test" in getattr(data, "datasets", {}):
+            trainer.test(model, data, ckpt_path=None if options.train else run.resume, weights_only=True)
+        elif not options.train:
+            rank_zero_print("built; add -t to train")
+    return 0
+
+
+def leave_group() -> None:
+    """Leave the group of processes, which Lightning does for nccl alone.
+
+    The threads of a gloo group that still exists would release tensors while the interpreter shuts down,
+    which now and then aborts a process whose work was done.
     """
-    params = model_config.get("params", {})
-    for key in STAGES:
-        stage = params.get(key)
-        if OmegaConf.is_list(stage):  # several conditions
-            params[key] = [complete_stage(f"{key}.{i}", one) for i, one in enumerate(stage)]
-        elif stage is not None:
-            params[key] = complete_stage(key, stage)
-    return model_config
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def complete_stage(key: str, stage: DictConfig | str) -> DictConfig | dict | str:
-    """One stage, as it is where it names no checkpoint."""
-    if isinstance(stage, str) and stage.startswith("__"):
-        return stage
-    stage = OmegaConf.create({"params": {"ckpt_path": stage}}) if isinstance(stage, str) else stage
-    if OmegaConf.is_missing(stage.get("params") or {}, "ckpt_path"):
-        raise ValueError(
-            f"model.params.{key} names no checkpoint: add model.params.{key}.params.ckpt_path=logs/RUN, "
-            "the run directory of that stage"
-        )
-    path = (stage.get("params") or {}).get("ckpt_path")
-    return stage if path is None else fill_stage(key, plain(stage), str(path))
-
-
-def fill_stage(key: str, stage: dict, path: str) -> dict:
-    """A stage with the file of its checkpoint and, where they are not given, that one's target and params."""
-    matches = [path] if os.path.exists(path) else sorted(glob.glob(path), key=os.path.getmtime)
-    if not matches:
-        raise FileNotFoundError(
-            f"model.params.{key}.params.ckpt_path: nothing at {path}. Train that stage "
-            f"first{training_of(path)}, or name its run directory"
-        )
-    file = find_checkpoint(matches[-1])
-    say(f"{key}: {file}")
-    given = {**stage["params"], "ckpt_path": str(file)}
-    if "target" in stage and "ddconfig" in given:
-        return {**stage, "params": given}
-    trained = plain(config_of(read_checkpoint(file), file).model)
-    of_training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
-    kept = {name: value for name, value in trained.get("params", {}).items() if name not in of_training}
-    if "lossconfig" in kept:
-        kept["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
-    return {"target": stage.get("target", trained["target"]), "params": {**kept, **given}}
-
-
-def training_of(path: str) -> str:
-    """The command that trains what a pattern such as logs/*_custom_vqgan is of, in brackets, or nothing."""
-    name = Path(path).name.strip("*_")
-    files = sorted(Path("configs").rglob(f"{name}.yaml")) if name else []
-    return f" (python main.py --base {files[0]} -t)" if files else ""
-
-
-def build(run: Run, scale_lr: bool) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """The model with its learning rate, and the data with its data sets built; both fit together."""
+def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Build the model, with its learning rate, and the data sets; check that they fit together."""
     pl.seed_everything(run.seed, verbose=False)
     model = instantiate_from_config(run.config.model)
     data = instantiate_from_config(run.config.data)
@@ -224,116 +205,70 @@ def build(run: Run, scale_lr: bool) -> tuple[pl.LightningModule, pl.LightningDat
     check_first_item(model, data)
     algorithm = run.batch_arguments.get("gradient_clip_algorithm", "norm")
     if algorithm not in (None, "norm"):
-        raise ValueError(f"gradient_clip_algorithm: {algorithm} is unknown here: it is always norm")
-    model.accumulate_grad_batches = int(run.batch_arguments.get("accumulate_grad_batches") or 1)
-    model.gradient_clip_val = run.batch_arguments.get("gradient_clip_val")
+        raise ValueError(f"gradient_clip_algorithm: {algorithm} is not available, only norm")
+    model.accumulate_grad_batches = run.batch_arguments.get("accumulate_grad_batches") or 1
+    clip = run.batch_arguments.get("gradient_clip_val") or 0
+    model.gradient_clip_val = clip if clip > 0 else None
     base = run.config.model.get("base_learning_rate")
-    if base is None:
-        raise ValueError("model.base_learning_rate is missing: 4.5e-6 is the paper's, times the batch size")
+    if wrong := mismatch(base, NonNegativeFloat):
+        found = "is missing: it" if base is None else f"is {base!r}, but"
+        raise ValueError(f"model.base_learning_rate {found} must be {wrong}; the paper's is 4.5e-6")
     model.learning_rate = float(base)
-    if scale_lr:
+    if run.options.scale_lr:
         devices, nodes = device_count(run.trainer_arguments)
         model.learning_rate *= model.accumulate_grad_batches * devices * nodes * data.batch_size
-        say(
+        rank_zero_print(
             f"learning rate {model.learning_rate:.3g} = "
             f"{model.accumulate_grad_batches} (accumulated batches) x {devices} (devices) x {nodes} (nodes) "
             f"x {data.batch_size} (batch size) x {float(base):.3g} (base)"
         )
     else:
-        say(f"learning rate {model.learning_rate:.3g} (base, not scaled)")
+        rank_zero_print(f"learning rate {model.learning_rate:.3g} (base, not scaled)")
     return model, data
-
-
-def check_first_item(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
-    """Raise unless there is a batch to train on, and images are there and of a size that the model takes."""
-    items = getattr(data, "datasets", {}).get("train")
-    if not hasattr(items, "__getitem__"):
-        return
-    if hasattr(data, "drop_last") and len(items):
-        data.train_dataloader()  # says so when the images do not fill a batch
-    item = items[0]
-    wanted = [getattr(model, name, None) for name in ("image_key", "first_stage_key")]
-    wanted += getattr(model, "cond_keys", [])
-    for key in filter(None, wanted):
-        if isinstance(item, dict) and key not in item:
-            raise ValueError(
-                f"the training data has no {key!r}, only {', '.join(map(repr, sorted(item)))}: change the "
-                "model's image_key, first_stage_key or cond_stage_key, or the data set"
-            )
-    image, stage = wanted[0] or wanted[1], getattr(model, "first_stage_model", model)
-    if image and hasattr(stage, "check_size") and np.ndim(item[image]) == 3:
-        stage.check_size(*np.shape(item[image])[:2])
 
 
 def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     """Print what a run would be: configuration, parameters, steps."""
-    say(OmegaConf.to_yaml(run.config, resolve=True))
+    rank_zero_print(OmegaConf.to_yaml(run.config, resolve=True))
     for name, part in model.named_children():
         trainable, total = count_params(part)
         if total:
-            say(f"{name:20s} {total:>14,} parameters, {trainable:,} trainable")
+            rank_zero_print(f"{name:20s} {total:>14,} parameters, {trainable:,} trainable")
     items = getattr(data, "datasets", {}).get("train")
     if hasattr(items, "__len__"):
         batches = len(items) // (data.batch_size * math.prod(device_count(run.trainer_arguments)))
         steps = math.ceil(batches / model.accumulate_grad_batches)
-        say(f"{len(items):,} training images, {batches:,} batches per device and epoch, {steps:,} steps")
-    say(f"run directory (not made): {run.logdir}")
+        rank_zero_print(
+            f"{len(items):,} training images, {batches:,} batches per device and epoch, {steps:,} steps"
+        )
+    rank_zero_print(f"run directory (not made): {run.logdir}")
 
 
-def train(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, *, fit: bool, test: bool) -> int:
-    """Fit, or go on fitting, and test; returns the exit status."""
-    test = test and "test" in getattr(data, "datasets", {})
-    if not (fit or test):
-        say("built; add -t to train")
-        return 0
-    if fit and run.resume is None:
-        claim(run.logdir)
-    trainer = build_trainer(run, model, data, fit)
-    checkpoint = None if run.resume is None else str(run.resume)
-    if fit:
-        status = run_fit(run, trainer, model, data, checkpoint)
-        if status:
-            return status
-    if test:
-        trainer.test(model, data, ckpt_path=None if fit else checkpoint, weights_only=True)
-    return 0
-
-
-def run_fit(run: Run, trainer: pl.Trainer, model: pl.LightningModule, data, checkpoint: str | None) -> int:
-    """Fit, and say how to go on whatever happens; returns the exit status."""
-    say(f"run directory: {run.logdir}")
-    hint = f"resume with\n  python main.py -t -r {run.logdir}"
+def fit(
+    run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule
+) -> None:
+    """Train, and say how to go on, however it ends."""
+    rank_zero_print(f"run directory: {run.logdir}")
+    hint = f"resume with\n  {command_line('-t', '-r', run.logdir, allow=run.options.allow)}"
     last = run.logdir / "checkpoints" / "last.ckpt"
-    before = read_checkpoint(checkpoint).get("batches_seen", 0) if checkpoint else 0
+    before = read_checkpoint(run.resume).get("batches_seen", 0) if run.resume else 0
     try:
-        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
-        say(f"stopped after {model.batches_seen} batches" + (f"; {hint}" if last.exists() else ""))
-        return getattr(stop, "status", 130)
-    except BaseException:
-        if last.exists():
-            say(f"failed after {model.batches_seen} batches; {hint}")
+        trainer.fit(model, data, ckpt_path=run.resume, weights_only=True)
+    except BaseException as error:
+        run.has_learned = model.batches_seen > before
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        ended = f"{'stopped' if stopped else 'failed'} after {model.batches_seen} batches"
+        if last.exists() or stopped:
+            rank_zero_print(f"{ended}; {hint}" if last.exists() else ended)
         raise
-    if before and model.batches_seen == before:
-        say(f"nothing left to train after {before} batches: raise --max_steps or --max_epochs")
+    run.has_learned = model.batches_seen > before
+    if before and not run.has_learned:
+        rank_zero_print(f"nothing left to train after {before} batches: raise --max_steps or --max_epochs")
     else:
-        say(f"trained for {model.batches_seen} batches: {run.logdir}")
-    return 0
+        rank_zero_print(f"trained for {model.batches_seen} batches: {run.logdir}")
 
 
-@rank_zero_only
-def claim(logdir: Path) -> None:
-    """Make a new run's directory, before anything is written to it."""
-    try:
-        logdir.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(
-            f"{logdir} is there already: a run of that name was started in the same second; start again, or "
-            "give the run another name (-n)"
-        ) from None
-
-
-def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataModule, fit: bool) -> pl.Trainer:
+def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> pl.Trainer:
     """The Trainer with its loggers and callbacks; what counts batches is left to these."""
     arguments = dict(run.trainer_arguments)
     devices = math.prod(device_count(arguments))
@@ -352,7 +287,7 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
     arguments["use_distributed_sampler"] = False
     loggers = build_loggers(
         run.logdir, plain(run.config.lightning.get("logger") or {}),
-        resume=run.resume if fit else None, project=run.project,
+        resume=run.resume if run.options.train else None, project=run.options.project,
     )
     return pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(run.logdir), **arguments)
 

@@ -1,34 +1,51 @@
-"""What the training command says: a user's error in one line, and nothing of what is no news here."""
+"""What the training command prints: its own lines, errors in one line each, and no advertisements."""
 
 import logging
 import re
+import shlex
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-NOISE = (  # what Lightning and torch say that is no news here: advertisements, and advice on what we chose
+# Messages of Lightning and torch that do not help here: advertisements, advice on what is chosen on purpose.
+NOISE = (
     "litlogger", "litmodels", "`weights_only` was not set", "TPU available", "at the start of training",
     "does not have many workers", "LeafSpec", "Experiment logs directory", "exists and is not empty",
+    "GPU available", "`max_epochs` was not set", "on_before_batch_transfer",
 )
-# torch repeats what was raised in a loader process as the text of a traceback; of it the innermost file, and
-# what the error said there.
+# torch repeats an exception of a loader process as the text of a traceback; the groups are the innermost file
+# in it, and the message.
 _IN_LOADER = re.compile(
     r'Caught \w+ in DataLoader worker process.*^  File "([^"]+)", line \d+, in [^\n]*\n(?: {4}[^\n]*\n)*'
     r"[\w.]+: (.*)",
     re.DOTALL | re.MULTILINE,
 )
+_PACKAGE = Path(__file__).parents[1]
 
 
-@rank_zero_only
-def say(*words: object, file=None) -> None:
-    """Print, in the first process only."""
-    print(*words, file=file or sys.stdout, flush=True)
+def is_rank_zero() -> bool:
+    """Tell whether this is the first of the processes that train together, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def silence(phrases: tuple[str, ...] = NOISE) -> None:
+def rank_zero_print(*words: object) -> None:
+    """Print a line at once, in the first process only."""
+    if is_rank_zero():
+        print(*words, flush=True)
+
+
+def command_line(*words: object, allow: Iterable[str] = ()) -> str:
+    """Return a call of main.py that can be pasted into a shell, whatever characters its words contain."""
+    allowed = [word for package in allow for word in ("--allow", package)]
+    return shlex.join(map(str, ["python", "main.py", *words, *allowed]))
+
+
+def filter_noise(phrases: tuple[str, ...] = NOISE) -> None:
     """Drop Lightning's messages and everyone's warnings that contain one of these phrases."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logger = logging.getLogger(f"pytorch_lightning.{name}")
@@ -37,22 +54,50 @@ def silence(phrases: tuple[str, ...] = NOISE) -> None:
         warnings.filterwarnings("ignore", message=f"(?s).*{re.escape(phrase)}")
 
 
-def report(error: Exception, debug: bool) -> int:
-    """Print a user's error, after a look around with the debugger if wished; returns the exit status."""
+def report(error: BaseException, debug: bool, given: Sequence[str] = ()) -> int:
+    """Print an error in one line, after a session of the debugger if `debug`; return the exit status, 1.
+
+    `given` are the keys and values of the command line, one of which may be the cause.
+    """
     if debug:
         import pdb
 
         traceback.print_exception(error)
         pdb.post_mortem(error.__traceback__)
-    print(f"error: {message_of_ours(error) or error}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(error, given)}", file=sys.stderr, flush=True)
     return 1
 
 
-def message_of_ours(error: Exception) -> str | None:
-    """What an error says that this package raised for users, here or in a loader process; None of others."""
-    if not isinstance(error, ValueError | FileNotFoundError):
+def one_line(error: BaseException, given: Sequence[str] = ()) -> str:
+    """The message of an error for users; of other errors the type and the first line of the message."""
+    if message := message_for_users(error):
+        return message
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: lower data.params.batch_size ({first_line(error)})"
+    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    words = f"; the command line sets {shlex.join(given)}" if given else ""
+    return f"{type(error).__name__}: {first_line(error)}{notes}{words}; add --debug to see where"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def message_for_users(error: BaseException) -> str | None:
+    """The message that this package raised for users, here or in a loader process; None for other errors."""
+    if type(error).__module__.startswith("taming."):
+        return str(error)
+    if not isinstance(error, ValueError | OSError) or error.__traceback__ is None:
         return None
     innermost, message = traceback.extract_tb(error.__traceback__)[-1].filename, str(error)
     if in_loader := _IN_LOADER.match(message):
         innermost, message = in_loader.groups()
-    return message.rstrip() if Path(innermost).is_relative_to(Path(__file__).parents[1]) else None
+    return message.rstrip() if Path(innermost).is_relative_to(_PACKAGE) else None
+
+
+def comes_from(error: BaseException, packages: Iterable[str]) -> bool:
+    """Tell whether code of one of these packages was running when the error was raised."""
+    names = tuple(packages)
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(module == name or module.startswith(f"{name}.") for module in modules for name in names)

@@ -1,16 +1,15 @@
-"""Trainer arguments of any year under their present names, and how many devices they ask for.
+"""Arguments of the Trainer in 2020 and 2021, and what became of them.
 
-Command lines and YAML files of 2021 name arguments that the Trainer has lost since. This is the one place
-that knows what became of them.
+Command lines and YAML files of that time name arguments that the Trainer has lost since.
 """
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from pytorch_lightning import Trainer
+
+from taming.parameters import did_you_mean
 
 TRAINER_PARAMETERS = {
     name: parameter
@@ -43,69 +42,10 @@ def translate_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str,
         elif name in TRAINER_PARAMETERS:
             present[name] = value
         else:
-            raise ValueError(f"the Trainer has no argument {name!r}{closest(name, TRAINER_PARAMETERS)}")
+            raise ValueError(f"the Trainer has no argument {name!r}{did_you_mean(name, TRAINER_PARAMETERS)}")
     if translated.get("accelerator") == "gpu" and isinstance(arguments.get("num_processes"), int):
         translated |= _gpus(arguments["gpus"])[0]  # with GPUs, there were as many processes as GPUs
     return {**translated, **present}, notes
-
-
-def resolve_trainer_arguments(
-    from_yaml: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Join the Trainer arguments of the YAML with those of the command line (translated already), which win.
-
-    The result always has `accelerator` and `devices`: one process on the CPU unless a source asks for more.
-
-    Raises:
-        ValueError: GPUs that this machine does not have; what translate_trainer_arguments raises.
-    """
-    arguments, notes = translate_trainer_arguments(from_yaml)
-    if "accelerator" in overrides and "devices" not in overrides:
-        arguments.pop("devices", None)  # of another kind of device
-    arguments |= overrides
-    arguments.setdefault("accelerator", "auto" if "devices" in arguments else "cpu")
-    arguments.setdefault("devices", 1 if arguments["accelerator"] == "cpu" else "auto")
-    _check_gpus(arguments)
-    return arguments, notes
-
-
-def device_count(trainer_arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """Count (devices per node, nodes) of present Trainer arguments; -1 and "auto" mean what is there."""
-    nodes = int(trainer_arguments.get("num_nodes") or 1)
-    devices = trainer_arguments.get("devices", "auto")
-    if isinstance(devices, list | tuple):
-        return len(devices), nodes
-    text = str(devices).strip()
-    if "," in text:
-        return len([part for part in text.split(",") if part.strip()]), nodes
-    if text in ("auto", "-1"):
-        on_cpu = trainer_arguments.get("accelerator", "auto") == "cpu" or not torch.cuda.is_available()
-        return 1 if on_cpu else torch.cuda.device_count(), nodes
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"devices: {devices!r} is neither a number, a list such as [0, 1], nor -1 for all")
-    return int(text), nodes
-
-
-def _check_gpus(arguments: Mapping[str, Any]) -> None:
-    """Refuse GPUs that are not there, before anything is built."""
-    if arguments["accelerator"] not in ("gpu", "cuda"):
-        return
-    devices = arguments["devices"]
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"GPUs are asked for (devices: {devices}), but CUDA is not available here: "
-            "drop --gpus (or `gpus` in lightning.trainer), or use --accelerator cpu"
-        )
-    available = torch.cuda.device_count()
-    indices = devices if isinstance(devices, list) else range(device_count(arguments)[0])
-    if max(indices, default=0) >= available:
-        raise ValueError(f"devices: {devices} do not exist: this machine has {available} GPU(s), from 0 on")
-
-
-def closest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """Phrase the nearest candidates as a question, or return nothing."""
-    matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(prefix + match for match in matches)}?)" if matches else ""
 
 
 # --- what became of old arguments ---

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config, load_config
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.conditional_builder.utils import rescale_annotations
 from taming.data.datamodule import DataModuleFromConfig
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -115,6 +116,28 @@ def test_boxes_follow_the_picture(coco, method, encode_crop):
         assert inside.any() and red[inside].all() and not red[outside].any()
 
 
+@pytest.mark.parametrize("method", ["none", "center", "random-1d", "random-2d"])
+def test_boxes_follow_rectangular_images(coco, method):
+    compared = 0
+    for size in ([24, 40], [40, 24]):
+        data = dataset(coco, crop_method=method, target_image_size=size)
+        for seed in range(6):
+            torch.manual_seed(seed)
+            item = data[0]
+            assert item["image"].shape == (*size, 3)
+            x, y, w, h = rescale_annotations(item["annotations"][:1], item["crop_bbox"], False)[0].bbox
+            red = item["image"][..., 0] > 0
+            if min(w * size[1], h * size[0]) < 2:  # pixels: the crop shows nothing of the person
+                assert red.mean() < 0.1
+                continue
+            compared += 1
+            rows, columns = np.nonzero(red)
+            found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            expected = x * size[1], y * size[0], (x + w) * size[1], (y + h) * size[0]
+            assert np.abs(np.subtract(found, expected)).max() <= 1.5  # pixels
+    assert compared > 3
+
+
 def test_random_crops_and_flips_follow_the_seed(coco):
     data = dataset(coco, crop_method="random-2d", random_flip=True)
 
@@ -189,7 +212,7 @@ def test_empty_foreign_and_unknown_boxes_are_counted_and_left_out(coco, caplog):
     data = dataset(coco, use_stuff=False)
     assert [a.id for a in data.annotations["2"]] == [21]
     assert "3 empty boxes left out; the first: annotation 100 [5, 5, 0, 3]" in caplog.text
-    assert "2 boxes outside their picture left out; the first: annotation 103" in caplog.text
+    assert "2 boxes outside their image left out; the first: annotation 103" in caplog.text
     assert "7 objects of unknown categories left out; the first: annotation 200 (7)" in caplog.text
     assert "annotation 204 (7)" in caplog.text and "annotation 205 (7)" not in caplog.text
 
@@ -270,7 +293,8 @@ def test_a_broken_entry_ends_it_at_once(coco, part, entry, message):
     (dict(split="test"), "split must be one of train, validation for COCO, got 'test'"),
     (dict(keys=["image", "flip"]), "unknown keys flip: items can hold image, .*flipped"),
     (dict(crop_method="random"), "crop_method must be one of none, center, .*, got 'random'"),
-    (dict(target_image_size="256"), "target_image_size must be a number of pixels, got '256'"),
+    (dict(target_image_size="256"), 
+     "target_image_size must be a positive number of pixels or .height, width., got '256'"),
     (dict(no_tokens=8), "no_tokens=8 is too small for 4 categories .*at least 9"),
     (dict(no_object_classes=3), "no_object_classes=3 is less than the 4 categories"),
     (dict(use_things=False, use_stuff=False), "set use_things or use_stuff"),

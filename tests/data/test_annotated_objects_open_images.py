@@ -109,7 +109,7 @@ def test_bad_boxes_are_counted_and_left_out(folder, caplog):
           "abc,s,/m/unheard,1,0,1,0,1,0,0,0,0,0")
     assert len(dataset(folder).annotations["abc"]) == 2
     assert "1 empty boxes left out; the first: line 6" in caplog.text
-    assert "1 boxes outside their picture left out; the first: line 7" in caplog.text
+    assert "1 boxes outside their image left out; the first: line 7" in caplog.text
     assert "1 boxes of unknown categories left out; the first: line 8 (/m/unheard)" in caplog.text
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from taming.config import instantiate_from_config
 from taming.data.custom import CustomClassTest, CustomClassTrain, CustomTest, CustomTrain
+from taming.data.datamodule import DataModuleFromConfig
 
 
 def images(folder, *names):
@@ -120,3 +121,57 @@ def test_yaml_names_the_parameters(tmp_path):
     assert data[0]["coord"].shape == (8, 8, 1) and data[0]["image"].shape == (8, 8, 3)
     with pytest.raises(ValueError, match="does not accept 'fodler'.*did you mean folder"):
         instantiate_from_config({"target": target, "params": {"fodler": str(tmp_path), "size": 8}})
+
+
+def test_one_folder_is_split_by_names(tmp_path):
+    images(tmp_path, *(f"{kind}/{i}.png" for kind in ("ant", "bee") for i in range(30)))
+
+    def names(data):
+        return [data.data.labels["file_path_"][i] for i in range(len(data))]
+
+    train, test = (make(8, folder=tmp_path, split=0.2) for make in (CustomTrain, CustomTest))
+    assert sorted(names(train) + names(test)) == names(CustomTest(8, folder=tmp_path))
+    assert 4 <= len(test) <= 20
+    before = names(test)
+    images(tmp_path, "ant/new1.png", "ant/new2.png")
+    assert set(before) <= set(names(CustomTest(8, folder=tmp_path, split=0.2)))  # no image changes sides
+    moved = tmp_path.rename(tmp_path.parent / "elsewhere_split")
+    there = names(CustomTest(8, folder=moved, split=0.2))
+    assert {name.replace("elsewhere_split", tmp_path.name) for name in there} >= set(before)
+    classes = [make(8, moved, split=0.2) for make in (CustomClassTrain, CustomClassTest)]
+    assert names(classes[1]) == there and classes[0].class_names == classes[1].class_names == ["ant", "bee"]
+    assert {item["class_label"] for item in classes[1]} == {0, 1}
+    (moved / "list.txt").write_text("ant/1.png\nant/2.png\nbee/3.png\n")
+    sides = [make(8, moved / "list.txt", split=0.5) for make in (CustomTrain, CustomTest)]
+    assert sorted(len(side) for side in sides) == [1, 2]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_both_sides_of_a_small_folder_have_an_image(tmp_path, count):
+    images(tmp_path, *(f"{i}.png" for i in range(count)))
+    for share in (0.01, 0.99):
+        sides = [make(8, folder=tmp_path, split=share) for make in (CustomTrain, CustomTest)]
+        assert sorted(map(len, sides)) == [1, count - 1]
+
+
+def test_split_errors(tmp_path):
+    images(tmp_path, "a.png")
+    with pytest.raises(ValueError, match="split is 2; give the share of validation images, such as 0.1"):
+        CustomTrain(8, folder=tmp_path, split=2)
+    with pytest.raises(ValueError, match="of 1 images in .* none fell to (train|validation)"):
+        [make(8, folder=tmp_path, split=0.1) for make in (CustomTrain, CustomTest)]
+    with pytest.raises(ValueError, match="CustomClassTest needs classes_from, the training folder, or split"):
+        CustomClassTest(8, tmp_path)
+
+
+def test_two_folders_are_not_split_by_mistake(tmp_path):
+    images(tmp_path, "a/1.png", "b/1.png")
+    sections = {
+        name: {"target": f"taming.data.custom.{kind}", "params": {"size": 8, "folder": folder, "split": 0.1}}
+        for name, kind, folder in (("train", "CustomTrain", "a"), ("validation", "CustomTest", "b"))
+    }
+    with pytest.raises(ValueError, match="but these are a .train. and b .validation.: set data.params.train"):
+        DataModuleFromConfig(batch_size=1, **sections)
+    sections["validation"]["params"]["split"] = None
+    sections["train"]["params"]["split"] = None
+    assert DataModuleFromConfig(batch_size=1, **sections).dataset_configs == sections

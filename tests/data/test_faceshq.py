@@ -102,7 +102,7 @@ def test_errors(folders, tmp_path):
         faceshq.FFHQValidation(8)
     np.save(folders / "celebahq/imgHQ00003.npy", np.zeros((3, 24, 24), np.float32))
     data = faceshq.CelebAHQTrain(8)
-    with pytest.raises(ValueError, match=r"imgHQ00003\.npy: ValueError: float32 \(24, 24, 3\), but"):
+    with pytest.raises(ValueError, match=r"imgHQ00003\.npy: ValueError: float32 \(3, 24, 24\), but"):
         data.data.load_sample(0)
     assert data[0]["file_path_"].endswith("imgHQ00001.npy")
     one = tmp_path / "one"

@@ -9,6 +9,7 @@ from taming.data.image_transforms import (
     Random2dCropReturnCoordinates,
     RandomCrop1dReturnCoordinates,
     RandomHorizontalFlipReturn,
+    ResizeToCover,
     convert_pil_to_tensor,
 )
 
@@ -35,6 +36,12 @@ def test_the_box_is_what_was_cropped(transform, size):
         assert crop.shape == (3, *size) and torch.equal(crop, cut_by(box))
 
 
+def test_the_box_of_the_largest_central_square():
+    box_of = CenterCropReturnCoordinates.get_bbox_of_center_crop
+    assert box_of(30, 20) == pytest.approx((5 / 30, 0, 20 / 30, 1))
+    assert box_of(20, 30) == pytest.approx((0, 5 / 30, 1, 20 / 30))
+
+
 def test_the_centre_is_the_centre():
     assert CenterCropReturnCoordinates(20)(IMAGE)[0] == pytest.approx((5 / 30, 0, 20 / 30, 1))
 
@@ -55,6 +62,24 @@ def test_of_a_small_image_the_largest_square_is_taken():
     assert Random2dCropReturnCoordinates(64)(IMAGE)[1].shape == (3, 20, 20)
     with pytest.raises(ValueError, match="20x30 pixels .* smaller than the crop of 21x21: resize it first"):
         RandomCrop1dReturnCoordinates(21)(IMAGE)
+
+
+@pytest.mark.parametrize("size, covered", [
+    (10, (10, 15)), (40, (40, 60)), ((10, 30), (20, 30)), ((40, 10), (40, 60)), ((7, 11), (7, 11)),
+])
+def test_resizing_covers_a_size(size, covered):
+    assert ResizeToCover(size)(IMAGE.float()).shape == (3, *covered)
+
+
+def test_random_crops_keep_the_proportions_of_a_rectangle():
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(100):
+        box, crop = Random2dCropReturnCoordinates((6, 12))(IMAGE)
+        assert torch.equal(crop, cut_by(box)) and crop.shape[2] == 2 * crop.shape[1]
+        seen.add(crop.shape[1])
+    assert seen == set(range(6, 16))
+    assert Random2dCropReturnCoordinates((64, 32))(IMAGE)[1].shape == (3, 20, 10)
 
 
 def test_flips_say_so():

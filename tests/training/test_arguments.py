@@ -4,13 +4,15 @@ import shlex
 
 import pytest
 import torch
+import yaml
 
-from taming.training.arguments import (
-    build_parser,
+from taming.training.arguments import build_parser, parse
+from taming.training.legacy_arguments import translate_trainer_arguments
+from taming.training.trainer_arguments import (
+    describe_devices,
     device_count,
-    parse,
     resolve_trainer_arguments,
-    translate_trainer_arguments,
+    with_devices,
 )
 
 
@@ -21,6 +23,7 @@ def read(line):
 @pytest.fixture
 def gpus(monkeypatch):
     """Pretend that the machine has this many GPUs."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU model {'ab'[index // 2]}")
 
     def _pretend(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -234,8 +237,16 @@ def test_old_switches_may_stand_alone():
 # ---- devices ----
 
 
+def devices_of(from_yaml, line):
+    """What the Trainer is told, given the YAML and the command line."""
+    return with_devices(resolve_trainer_arguments(from_yaml, read(line)[1])[0])
+
+
 @pytest.mark.parametrize("from_yaml, line, expected", [
-    ({}, "", {"accelerator": "cpu", "devices": 1}),
+    ({}, "", {"accelerator": "gpu", "devices": 1}),
+    ({}, "--gpus 0", {"accelerator": "cpu", "devices": 1}),
+    ({}, "--accelerator cpu", {"accelerator": "cpu", "devices": 1}),
+    ({"gpus": None}, "", {"accelerator": "gpu", "devices": 1}),
     ({"gpus": "0,1"}, "", {"accelerator": "gpu", "devices": [0, 1]}),
     ({"gpus": "0,1"}, "--gpus 3,", {"accelerator": "gpu", "devices": [3]}),
     ({"gpus": "0,1"}, "--gpus 0", {"accelerator": "cpu", "devices": 1}),
@@ -250,22 +261,24 @@ def test_old_switches_may_stand_alone():
 ])
 def test_the_command_line_wins_over_the_yaml(gpus, from_yaml, line, expected):
     gpus(4)
-    assert resolve_trainer_arguments(from_yaml, read(line)[1])[0] == expected
+    assert devices_of(from_yaml, line) == expected
 
 
 @pytest.mark.parametrize("from_yaml, line", [({}, "--gpus 0,"), ({"gpus": 1}, ""), ({}, "--accelerator gpu")])
 def test_gpus_without_cuda_are_refused_with_the_remedy(gpus, from_yaml, line):
     gpus(0)
-    with pytest.raises(ValueError, match=r"CUDA is not available here: drop --gpus .*--accelerator cpu"):
-        resolve_trainer_arguments(from_yaml, read(line)[1])
+    with pytest.raises(ValueError, match=r"CUDA is not available here: use --gpus 0 or --accelerator cpu"):
+        devices_of(from_yaml, line)
+    for remedy in ("--gpus 0", "--accelerator cpu"):
+        assert devices_of(from_yaml, remedy) == {"accelerator": "cpu", "devices": 1}
 
 
 @pytest.mark.parametrize("line", ["--gpus 0,2", "--gpus 3"])
 def test_more_gpus_than_there_are(gpus, line):
     gpus(2)
     with pytest.raises(ValueError, match="this machine has 2 GPU"):
-        resolve_trainer_arguments({}, read(line)[1])
-    assert resolve_trainer_arguments({}, read("--gpus -1")[1])[0]["devices"] == -1
+        devices_of({}, line)
+    assert devices_of({}, "--gpus -1")["devices"] == -1
 
 
 @pytest.mark.parametrize("arguments, count", [
@@ -288,11 +301,62 @@ def test_devices_are_counted_without_gpus(gpus):
         device_count({"devices": "two"})
 
 
+@pytest.mark.parametrize("count, line, expected", [
+    (0, "", "device: CPU (1 threads)"),
+    (0, "--accelerator cpu --devices 2", "device: CPU (2 processes of 1 threads)"),
+    (4, "", "device: GPU 0 (GPU model a)"),
+    (4, "--gpus 0", "device: CPU (1 threads)"),
+    (4, "--gpus 1,3", "device: GPUs 1, 3 (GPU model a, GPU model b)"),
+    (4, "--gpus -1", "device: GPUs 0, 1, 2, 3 (GPU model a, GPU model b)"),
+    (4, "--gpus 2 --num_nodes 3", "device: GPUs 0, 1 (GPU model a) on each of 3 nodes"),
+    (0, "--accelerator tpu --devices 8", "device: tpu, 8"),
+])
+def test_devices_are_described(gpus, count, line, expected):
+    gpus(count)
+    assert describe_devices(devices_of({}, line)) == expected
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--max_steps -3", "max_steps: -3; it must be a whole number of at least -1"),
+    ("--max_epochs 1e1", "max_epochs: 10.0; it must be a whole number or null"),
+    ("--max_epochs -2", "max_epochs: -2; it must be a whole number of at least -1"),
+    ("--max_epochs abc", "max_epochs: 'abc'"),
+    ("--precision fp16", "precision: 'fp16'; it must be one of .*bf16-mixed"),
+    ("--accumulate_grad_batches 0", "accumulate_grad_batches: 0 must be a number of batches"),
+    ("--gradient_clip_val abc", "gradient_clip_val: 'abc'; it must be a whole number or a number"),
+    ("--limit_train_batches -1", "limit_train_batches: -1; it must be"),
+    ("--limit_val_batches 7.5", "limit_val_batches: 7.5; it must be .* or a number from 0 to 1"),
+    ("--val_check_interval 0", "val_check_interval: 0; it must be"),
+    ("--check_val_every_n_epoch 0", "check_val_every_n_epoch: 0"),
+    ("--log_every_n_steps -1", "log_every_n_steps: -1"),
+    ("--num_nodes 0", "num_nodes: 0"),
+    ("--detect_anomaly foo", "detect_anomaly: 'foo'; it must be True or False"),
+    ("--max_time 5", "max_time: 5"),
+    ("--deterministic 3", "deterministic: 3; it must be True or False or one of warn or null"),
+])
+def test_values_of_the_wrong_type_or_range(line, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_trainer_arguments({}, read(line)[1])
+    name, _, value = line[2:].partition(" ")
+    with pytest.raises(ValueError, match=message):
+        resolve_trainer_arguments({name: float(value) if value == "1e1" else yaml.safe_load(value)}, {})
+
+
+@pytest.mark.parametrize("line", [
+    "--max_steps -1 --max_epochs -1", "--limit_train_batches 0", "--limit_val_batches 1.0",
+    "--overfit_batches 3", "--val_check_interval 0.25", "--val_check_interval 500",
+    "--num_sanity_val_steps -1",
+    "--gradient_clip_val -1", "--gradient_clip_val 0.5", "--max_time 00:01:00:00", "--precision 16",
+])
+def test_values_at_the_edge_pass(line):
+    resolve_trainer_arguments({}, read(line)[1])
+
+
 def test_lightning_accepts_what_comes_out(tmp_path):
     import pytorch_lightning as pl
 
     old = {"gpus": 0, "distributed_backend": None, "precision": 32, "weights_summary": None, "max_epochs": 2,
            "progress_bar_refresh_rate": 0, "checkpoint_callback": False, "benchmark": True}
     arguments, _ = resolve_trainer_arguments(old, read("--max_epochs 1 --num_processes 1")[1])
-    trainer = pl.Trainer(logger=False, default_root_dir=str(tmp_path), **arguments)
+    trainer = pl.Trainer(logger=False, default_root_dir=str(tmp_path), **with_devices(arguments))
     assert trainer.max_epochs == 1 and trainer.num_devices == 1 and trainer.precision == "32-true"

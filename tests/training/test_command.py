@@ -118,7 +118,7 @@ def test_two_runs_of_one_second_do_not_share_a_directory(vqgan, tmp_path, monkey
     run = train(vqgan[0], tmp_path, "twin", "--max_steps", 1)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     train(vqgan[0], tmp_path, "twin", "--max_steps", 1, status=1)
-    assert f"error: {run} is there already: a run of that name" in capfd.readouterr().err
+    assert f"error: {run} exists already: a run of that name" in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

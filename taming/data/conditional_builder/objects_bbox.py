@@ -36,3 +36,9 @@ class ObjectsBoundingBoxConditionalBuilder(ObjectsCenterPointsConditionalBuilder
         draw_box(draw, where, color, line_width)
         x0, y0, x1, y1 = absolute_bbox(where, *draw.im.size)
         write_inside(draw, (min(x0, x1) + line_width + 1, min(y0, y1) + line_width), label, font)
+
+
+BUILDERS = {  # by the key of items
+    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
+    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
+}

@@ -15,13 +15,14 @@ from taming.config import get_obj_from_str
 from taming.data.helper_types import FULL_CROP, Annotation, BoundingBox, MostFrequent
 
 __all__ = [
-    "BLACK", "COLOR_PALETTE", "FULL_CROP", "GRAY_75", "WHITE", "absolute_bbox",
+    "BLACK", "COLOR_PALETTE", "FULL_CROP", "GRAY_25", "GRAY_50", "GRAY_75", "WHITE", "absolute_bbox",
     "additional_parameters_string", "filter_annotations", "get_circle_size", "get_plot_font_size",
     "horizontally_flip_bbox", "intersection_area", "load_allow_list", "load_mapping",
     "load_object_from_string", "pad_list", "rescale_annotations",
 ]
 
-BLACK, GRAY_75, WHITE = (0, 0, 0), (63, 63, 63), (255, 255, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+GRAY_75, GRAY_50, GRAY_25 = (63, 63, 63), (127, 127, 127), (191, 191, 191)
 # Okabe and Ito's colours (2008), told apart by colour-blind eyes too, without black; then darker ones.
 COLOR_PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167),

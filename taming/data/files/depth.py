@@ -4,13 +4,14 @@ H W pixels.
 """
 
 import os
+from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from taming.data.files.errors import BadSample, file_errors
+from taming.data.files.images import decode, open_image
 
-_FAR = 1e20  # more than any depth; the colours of an opaque picture, taken for float32s, are beyond 1e38
+_FAR = 1e20  # more than any depth; the colours of an opaque image, taken for float32s, are beyond 1e38
 
 
 def rgba_to_depth(x: np.ndarray) -> np.ndarray:
@@ -25,26 +26,29 @@ def rgba_to_depth(x: np.ndarray) -> np.ndarray:
 
 
 def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
-    """Part a depth map (H, W) into the bytes of its numbers, uint8 (H, W, 4), as PNG files have them."""
+    """Split the numbers of a depth map (H, W) into their bytes, uint8 (H, W, 4), as PNG files have them."""
     return np.ascontiguousarray(depth, dtype="<f4")[..., None].view(np.uint8)
 
 
-def read_depth(path: str | os.PathLike) -> np.ndarray:
-    """Read a depth PNG and stretch it to [-1, 1]: (H, W) float32, its least value -1, its largest 1.
+def read_depth(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
+    """Read a depth PNG and stretch it to [-1, 1]: (H, W) float32, its smallest value -1, its largest 1.
 
     Raises:
-        BadSample: the file is no image, not RGBA, or holds numbers that are no depths.
+        BadSample: the file is no image, too large, not RGBA, or holds numbers that are no depths.
     """
-    with file_errors(path, "depth", BadSample), Image.open(path) as image:
-        image.load()
-    if image.mode != "RGBA":
+    with file_errors(file, "depth", BadSample), open_image(file) as image:
+        pixels, mode = np.asarray(decode(image)), image.mode
+    if mode != "RGBA":
         raise BadSample(
-            f"depth {path} has mode {image.mode}, but must be RGBA: the four bytes of a float32 a pixel "
+            f"depth {file} has mode {mode}, but must be RGBA: the four bytes of a float32 a pixel "
             "(taming.data.files.depth.depth_to_rgba makes them)"
         )
-    depth = rgba_to_depth(np.asarray(image))
-    low, high = depth.min(), depth.max()
+    depth = rgba_to_depth(pixels)
+    low, high = depth.min(initial=_FAR), depth.max(initial=-_FAR)
     if not max(abs(low), abs(high)) < _FAR:  # nan fails, too
-        raise BadSample(f"depth {path} ranges from {low} to {high}: its pixels are no packed float32s")
-    spread = max(1e-8, float(high) - float(low))
-    return ((depth - low) / spread * 2 - 1).astype(np.float32)
+        raise BadSample(f"depth {file} ranges from {low} to {high}: its pixels are no packed float32s")
+    depth = depth - low
+    depth /= np.float32(max(1e-8, float(high) - float(low)))
+    depth *= 2
+    depth -= 1
+    return depth

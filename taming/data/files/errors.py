@@ -13,14 +13,15 @@ class BadImage(BadSample):
 
 
 @contextmanager
-def file_errors(
-    path: object, what: str = "image", kind: type[BadSample] = BadImage
-) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into an error of that kind, which names it as `str(path)` does."""
+def file_errors(path: object, what: str = "image", kind: type[BadSample] = BadImage) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into an error of that kind, which names it as `str(path)` does.
+
+    MemoryError is one of them: a decoder raises it for a size that a broken header claims.
+    """
     try:
         yield
-    except (MemoryError, BadSample):
+    except BadSample:
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-        message = f"cannot read {what} {path}: {type(error).__name__}: {error}"
-        raise kind(message) from error
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise kind(f"cannot read {what} {path}: {type(error).__name__}: {reason}") from error

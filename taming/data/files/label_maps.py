@@ -1,36 +1,36 @@
 """Label maps as PNG files of ids. H W pixels, L labels."""
 
 import os
+from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from taming.data.files.errors import BadSample, file_errors
+from taming.data.files.images import decode, open_image
 from taming.data.transforms.joint import JointParams
 
 UNLABELED = 255  # in the files of COCO-Stuff; one more, in 8 bits, is 0
 ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other pictures have colours
 
 
-def read_ids(path: str | os.PathLike) -> np.ndarray:
+def read_ids(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Read a label map: (H, W), uint8, or int32 where the file has 16 bits; of a palette image the indices.
 
     Raises:
-        BadSample: the file is no image, or has colours instead of ids.
+        BadSample: the file is no image, too large, or has colours instead of ids.
     """
-    with file_errors(path, "segmentation", BadSample), Image.open(path) as image:
-        image.load()
-    if image.mode not in ID_MODES:
+    with file_errors(file, "segmentation", BadSample), open_image(file) as image:
+        ids, mode = np.asarray(decode(image)), image.mode
+    if mode not in ID_MODES:
         raise BadSample(
-            f"segmentation {path} has mode {image.mode}, but a label map has one channel of ids (mode L or "
-            "P): convert colours to ids"
+            f"segmentation {file} has mode {mode}, but a label map has one channel of ids (mode L or P): "
+            "convert colours to ids"
         )
-    ids = np.asarray(image)
     return ids.astype(np.int32 if ids.dtype.itemsize > 1 else np.uint8, copy=False)
 
 
 def check_same_size(what: str, path: str, values: np.ndarray, params: JointParams) -> None:
-    """Raise BadSample if a map (H, W, ...) that belongs to a picture has another size than the picture."""
+    """Raise BadSample if a map (H, W, ...) that belongs to an image has another size than the image."""
     if values.shape[:2] != params.source:
         raise BadSample(
             f"{what} {path} has {values.shape[0]}x{values.shape[1]} pixels (height x width), its image "

@@ -1,11 +1,29 @@
 """Lists of files: text files that name them, and folders that hold them."""
 
+import io
+import logging
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from taming.util import open_file
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
+)
+_UNREAD = (  # images, too, but of kinds that are not read
+    ".arw", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".nef",
+    ".orf", ".pcx", ".psd", ".raf", ".rw2", ".svg", ".tga", ".xcf",
+)
 _PROBES = 64  # files that a list is judged by
+MAX_LIST = 1 << 30  # bytes of a list file
+MAX_LINE = 1 << 16  # characters
+MAX_LINES_MEMORY = 5 << 28  # bytes that its lines take: 9 million paths of 90 characters
 
 
 def read_lines(list_file: str | os.PathLike, what: str) -> list[str]:
@@ -13,23 +31,31 @@ def read_lines(list_file: str | os.PathLike, what: str) -> list[str]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: there are none, or it is no text.
+        ValueError: there are no lines, it is not a file of UTF-8 text, or it is too large.
     """
-    if not os.path.isfile(list_file):
+    name = os.fspath(list_file)
+    if not os.path.exists(name):
         raise FileNotFoundError(
-            f"{what} {os.fspath(list_file)} does not exist (working directory: {os.getcwd()}); write it, or "
-            "give the path of yours"
+            f"{what} {name} does not exist (working directory: {os.getcwd()}); write it, or give the path of "
+            "yours"
         )
-    try:
-        with open(list_file, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{what} {os.fspath(list_file)} is no UTF-8 text ({error}): save it as UTF-8"
-        ) from error
-    if not any(lines):
-        raise ValueError(f"{what} {os.fspath(list_file)} is empty")
-    return [line for line in lines if line]
+    lines, memory = [], 0
+    with open_file(name, what, max_bytes=MAX_LIST) as opened:
+        text = io.TextIOWrapper(opened, encoding="utf-8-sig")
+        try:
+            while line := text.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    raise ValueError(f"{what} {name} has a line of more than {MAX_LINE} characters")
+                if line := line.strip():
+                    lines.append(line)
+                    memory += sys.getsizeof(line)
+                    if memory > MAX_LINES_MEMORY:
+                        raise ValueError(f"{what} {name} has too many lines: use several smaller ones")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{what} {name} is no UTF-8 text ({error}): save it as UTF-8") from error
+    if not lines:
+        raise ValueError(f"{what} {name} is empty")
+    return lines
 
 
 def check_some_exist(paths: Sequence[str], source: str | os.PathLike) -> None:
@@ -49,15 +75,28 @@ def check_some_exist(paths: Sequence[str], source: str | os.PathLike) -> None:
 def find_images(folder: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
     """Find the images below a folder, at any depth and through links, sorted; hidden ones are left out.
 
+    Images of kinds that are not read, such as HEIC, are counted in a warning.
+
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: it holds no image; the message lists the file name extensions that were looked for.
     """
     folder = existing_folder(folder)
-    found = sorted(_walk(folder, extensions))
+    found: list[str] = []
+    unread: Counter[str] = Counter()
+    for path in _walk(folder):
+        ending = os.path.splitext(path)[1].lower()
+        if ending in extensions:
+            found.append(path)
+        elif ending in _UNREAD:
+            unread[ending] += 1
+    counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
     if not found:
-        raise ValueError(f"folder {folder} and those below hold no images ({', '.join(extensions)})")
-    return found
+        other = f"; images of other kinds must be converted first: {counts}" if unread else ""
+        raise ValueError(f"folder {folder} and those below hold no images ({', '.join(extensions)}){other}")
+    if unread:
+        logger.warning("folder %s: %s are not read; convert them to PNG or JPEG to use them", folder, counts)
+    return sorted(found)
 
 
 def read_list_file(list_file: str | os.PathLike) -> list[str]:
@@ -72,7 +111,8 @@ def read_list_file(list_file: str | os.PathLike) -> list[str]:
     """
     list_file = Path(list_file)
     names = read_lines(list_file, "image list file")
-    paths, missing = [], []
+    paths: list[str] = []
+    missing: list[str] = []
     for name in names:
         beside = os.path.join(list_file.parent, name)  # of an absolute name, that name
         path = name if os.path.isfile(name) else beside if os.path.isfile(beside) else None
@@ -88,6 +128,11 @@ def read_list_file(list_file: str | os.PathLike) -> list[str]:
 
 
 def existing_folder(folder: str | os.PathLike) -> Path:
+    """Return the path of a folder.
+
+    Raises:
+        FileNotFoundError: it does not exist, or is no folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -95,7 +140,8 @@ def existing_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def _walk(folder: Path, extensions: tuple[str, ...]) -> Iterator[str]:
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder that are not hidden."""
     visited = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -104,12 +150,15 @@ def _walk(folder: Path, extensions: tuple[str, ...]) -> Iterator[str]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(extensions):
-                yield os.path.join(parent, name)
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
 
 
 def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if not names:
         raise ValueError(f"folder {folder} holds no class folders: give each class a folder there")
@@ -117,8 +166,14 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def read_class_names(source: str | os.PathLike) -> list[str]:
+    """Read the names of classes: the lines of a text file, or the folders in a folder.
+
+    Raises:
+        FileNotFoundError: neither exists.
+        ValueError: there are none, or a name occurs twice.
+    """
     source = Path(source)
-    if not source.is_file():
+    if source.is_dir() or not source.exists():
         return class_folders(existing_folder(source))
     names = read_lines(source, "class name file")
     if len(set(names)) != len(names):

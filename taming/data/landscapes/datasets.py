@@ -6,15 +6,14 @@ the upper half. What is painted stands in `scenery.py`, `sky.py` and `people.py`
 `plants.py`; what is told of objects in `landscape_objects.py`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
-from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
+from taming.data.conditional_builder.objects_bbox import BUILDERS
 from taming.data.conditional_builder.utils import filter_annotations, rescale_annotations
 from taming.data.helper_types import Annotation
 from taming.data.landscapes.objects import CATEGORIES, MAX_OBJECTS, objects_of
@@ -27,6 +26,7 @@ from taming.data.sampler import seeded
 from taming.data.transforms.edges import canny, gray
 from taming.data.transforms.joint import JointParams, JointTransform, check_size
 from taming.data.transforms.scale import shrink
+from taming.data.utils import custom_collate
 from taming.images import from_uint8
 
 KEYS = (
@@ -37,10 +37,6 @@ POSE_KEYS = ("keypoints", "pose", "pose_tokens")
 SPLITS = ("train", "validation")
 SMALLEST = 32  # pixels; below that trees and waves are narrower than a pixel
 FIGURES = 0.8  # share of the scenes that show a person, where poses are asked for
-LAYOUTS = {
-    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
-    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
-}
 NEEDS = {  # what is painted, or derived from the whole scene, for each key
     "image": {"image"}, "lr_image": {"image"}, "upper_half": {"image"}, "edges": {"edges"},
     "segmentation": {"segmentation"}, "depth": {"depth"}, "keypoints": {"keypoints"},
@@ -102,6 +98,7 @@ class Landscapes(Dataset):
     class_names = _class_names(biomes, times)
     labels = LABELS
     category_names = CATEGORIES
+    collate_fn = staticmethod(custom_collate)  # objects stay lists
     no_tokens = 512  # vocabulary of layouts: categories, and a grid of 22x22 places
 
     def __init__(
@@ -235,7 +232,7 @@ class Landscapes(Dataset):
         """What turns objects and joints into tokens, by the key that items hold them under."""
         if self._builders is None:
             sizes = len(self.category_names), MAX_OBJECTS, self.no_tokens
-            self._builders = {key: builder(*sizes, False, False, False) for key, builder in LAYOUTS.items()}
+            self._builders = {key: builder(*sizes, False, False, False) for key, builder in BUILDERS.items()}
             self._builders["pose_tokens"] = PoseTokens(self.pose_bins)
         return self._builders
 
@@ -255,14 +252,6 @@ class Landscapes(Dataset):
         shown = _moved(objects, place)
         with seeded(self.seed, SPLITS.index(self.split), index):  # the builder shuffles
             return self.conditional_builders[key].build(shown)
-
-    @staticmethod
-    def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch of items; objects, of which each image has another number, stay lists."""
-        return {
-            key: values if key == "objects" else default_collate(values)
-            for key, values in ((key, [item[key] for item in batch]) for key in batch[0])
-        }
 
 
 def _moved(objects: Sequence[Annotation], place: JointParams) -> list[Annotation]:

@@ -64,18 +64,18 @@ class Conditioner:
         """
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> Tensor | None:
         """Show conditions as images (B, 1 or 3, H, W) in [-1, 1]; None if that is not possible.
 
         Args:
-            c: what `encode` takes.
+            x: what `encode` takes.
             size: (H, W) of images that have no size of their own.
             names: of classes, by number, if the data set has them.
             plot: draws tokens (B, M) on images of a size, if the data set can.
         """
-        return None if plot is None or size is None else plot(c, size)
+        return None if plot is None or size is None else plot(x, size)
 
     def from_user(self, value: Any, size: Size) -> Tensor:
         """Turn what a user gives for one image into what `encode` takes, for a batch of one.

@@ -24,11 +24,11 @@ class ImageConditioner(Conditioner):
     channels: int = 3
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> Tensor | None:
         """Return images of one or three channels (B, 1 or 3, H, W) as they are; None for others."""
-        return c if c.shape[1] in (1, 3) else None
+        return x if x.shape[1] in (1, 3) else None
 
     def from_user(self, value: Any, size: Size) -> Tensor:
         """Take an image (C, H, W) in [-1, 1] of that size."""

@@ -54,11 +54,11 @@ class LabelMapConditioner(Conditioner):
         return [label_colors(self.n_labels)]
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> Tensor:
         """Show label maps (B, L, H, W) in the colours of `label_colors`: (B, 3, H, W) in [-1, 1]."""
-        return colorize(c)
+        return colorize(x)
 
     def from_user(self, value: Any, size: Size) -> Tensor:
         """Take label ids (H, W) of that size."""

@@ -71,11 +71,11 @@ class CoordStage(AbstractEncoder):
         return F.interpolate(c / self.n_embed, scale_factor=float(self.down_factor), mode="nearest")
 
     def to_rgb(
-        self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
+        self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,
     ) -> Tensor:
         """Return coordinates (B, 1, H, W) as they are: gray images in 0..1."""
-        return c
+        return x
 
     def default(self, size: Size) -> Tensor:
         """Return coordinates of an image that is not part of a larger one: (1, 1, H, W) in raster order."""

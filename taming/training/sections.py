@@ -1,0 +1,109 @@
+"""The sections of a training configuration: empty ones are filled in, and keys that nothing reads are errors.
+
+    model:      target, params, base_learning_rate
+    data:       target, params
+    lightning:  trainer, callbacks, modelcheckpoint, logger, seed
+
+A section that is absent, empty or null means the same everywhere: it says nothing. Other keys at the top are
+variables, such as `size`, that values refer to as `${size}`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from taming.config import ConfigError, get_obj_from_str
+from taming.parameters import accepted_parameters, did_you_mean
+
+SECTIONS = ("model", "data", "lightning")
+OF_LIGHTNING = ("trainer", "callbacks", "modelcheckpoint", "logger", "seed")
+BESIDE_TARGET = ("target", "params", "base_learning_rate")  # the last of a model, also where it is a stage
+VARIABLE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)")  # the first name in ${name} and ${name.sub}
+
+
+def complete_sections(config: DictConfig, source: str) -> DictConfig:
+    """Return the configuration with every section in place, as a mapping.
+
+    `source` names its files in messages.
+
+    Raises:
+        ConfigError: a model or data section without a target; a section that is no mapping; a key that
+            nothing reads, with what is close to it.
+    """
+    content: Any = OmegaConf.to_container(config)
+    check_keys(content)
+    for name in ("model", "data"):
+        if not isinstance(content.get(name), dict) or not content[name].get("target"):
+            raise ConfigError(f"{source}: no section `{name}: {{target: ..., params: ...}}`")
+        _fill(content[name], "params", name)
+    lightning = _fill(content, "lightning")
+    for name in ("trainer", "callbacks", "modelcheckpoint", "logger"):
+        _fill(lightning, name, "lightning")
+    for name, callback in lightning["callbacks"].items():
+        if callback is not None:  # null takes one away
+            _fill(lightning["callbacks"], name, "lightning.callbacks")
+    return OmegaConf.create(content)
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a key that nothing reads: at the top, in `lightning`, or beside a target."""
+    places = {name: f"lightning.{name}" for name in OF_LIGHTNING} | {name: name for name in SECTIONS}
+    for name in ("model", "data"):
+        places = _places_in(config.get(name), name) | places
+    variables = [name for text in _texts(config) for name in VARIABLE.findall(text)]
+    _check(config, "", [*SECTIONS, *variables], places)
+    lightning = config.get("lightning")
+    if isinstance(lightning, Mapping):
+        _check(lightning, "lightning.", OF_LIGHTNING, places)
+    for path, mapping in _targets(config):
+        _check(mapping, f"{path}.", BESIDE_TARGET, _places_in(mapping, path))
+
+
+def _fill(parent: dict, name: str, path: str = "") -> dict:
+    """Put an empty mapping where a section is absent or null, and return the section."""
+    if parent.get(name) is None:
+        parent[name] = {}
+    if not isinstance(parent[name], dict):
+        place = f"{path}.{name}".removeprefix(".")
+        raise ConfigError(f"{place}: {parent[name]!r} is no section: write a mapping (key: value) there")
+    return parent[name]
+
+
+def _check(mapping: Mapping[str, Any], prefix: str, known: Iterable[str], places: Mapping[str, str]) -> None:
+    for key in mapping:
+        if key not in known:
+            near, listed = did_you_mean(key, places, places.__getitem__), ", ".join(dict.fromkeys(known))
+            raise ConfigError(f"nothing reads the key {prefix}{key}{near}; the keys here are: {listed}")
+
+
+def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Find the mappings that describe an object, at any depth, with their dotted places."""
+    if isinstance(value, Mapping):
+        if path and ("target" in value or "params" in value):
+            yield path, value
+        for key, item in value.items():
+            yield from _targets(item, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _targets(item, f"{path}.{number}")
+
+
+def _places_in(mapping: Any, path: str) -> dict[str, str]:
+    """Where each key that a description of an object may have belongs."""
+    places = {name: f"{path}.{name}" for name in BESIDE_TARGET}
+    try:
+        accepted, _ = accepted_parameters(get_obj_from_str(mapping["target"]))
+    except (ConfigError, KeyError, TypeError):
+        return places
+    return {name: f"{path}.params.{name}" for name in accepted} | places
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a nested configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
