@@ -160,8 +160,8 @@ def test_files_that_will_not_do(tmp_path, capsys):
     black = tmp_path / "black.png"
     Image.new("L", (48, 16)).save(black)
     for arguments, message in (
-        (["--segmentation", tmp_path / "text.png"], "cannot read image"),
-        (["--segmentation", tmp_path / "nothing.png"], "cannot read image"),
+        (["--segmentation", tmp_path / "text.png"], "cannot read label map"),
+        (["--segmentation", tmp_path / "nothing.png"], "cannot read label map"),
         (["--segmentation", wrong], "has the label 10, the model's are 0..9"),
         (["--segmentation", small], "the image: 8x32 pixels (height x width) cannot be generated"),
         (["--segmentation", labels, "--complete", picture], "segmentation: the label map has 16x32 pixels"),

@@ -239,7 +239,7 @@ def test_masks_that_will_not_do(tmp_path, capsys):
     black = paint(tmp_path / "black.png", (32, 32), (0, 0, 0, 0))
     wide = paint(tmp_path / "wide.png", (32, 64), (0, 0, 9, 9))
     for arguments, message in (
-        (["--mask", black], "leaves nothing to generate: paint white"),
+        (["--mask", black], "leaves nothing to generate, values are 0"),
         (["--mask", wide], "has 32x64 pixels (height x width), but the images 32x32"),
         (["--mask", tmp_path / "no.png"], "cannot read image"),
         (["--mask", black, "--known", 0.5], "give one of them"),
