@@ -6,11 +6,14 @@ YAML files and notebooks of 2021 name classes as main.*, so the package's classe
 
 import sys
 
-from taming.config import get_obj_from_str, instantiate_from_config
-from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
-from taming.training.arguments import build_parser as get_parser
-from taming.training.callbacks import ImageLogger, SetupCallback
-from taming.training.command import main
+from taming.cli.environment import needs_packages
+
+with needs_packages():
+    from taming.config import get_obj_from_str, instantiate_from_config
+    from taming.data.datamodule import DataModuleFromConfig, WrappedDataset
+    from taming.training.arguments import build_parser as get_parser
+    from taming.training.callbacks import ImageLogger, SetupCallback
+    from taming.training.command import main
 
 __all__ = [
     "DataModuleFromConfig", "ImageLogger", "SetupCallback", "WrappedDataset", "get_obj_from_str",

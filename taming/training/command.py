@@ -24,7 +24,6 @@ from pytorch_lightning.callbacks import Callback
 from taming.checkpoint import find_checkpoint, read_checkpoint, without_ckpt_paths
 from taming.config import allow_targets, instantiate_from_config, load_config, override_config
 from taming.parameters import NonNegativeFloat, Range, mismatch
-from taming.training.agreement import check_first_item
 from taming.training.arguments import parse
 from taming.training.callbacks import (
     AtomicCheckpointIO,
@@ -35,6 +34,7 @@ from taming.training.callbacks import (
     StopAfterBatches,
     plain,
 )
+from taming.training.checks import check_first_item, check_loss_files
 from taming.training.console import (
     comes_from,
     command_line,
@@ -43,6 +43,7 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
+from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
 from taming.training.sections import complete_sections
@@ -198,6 +199,8 @@ def leave_group() -> None:
 def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Build the model, with its learning rate, and the data sets; check that they fit together."""
     pl.seed_everything(run.seed, verbose=False)
+    if run.options.train or run.options.dry_run:
+        check_loss_files(run.config.model, download=not run.options.dry_run)
     model = instantiate_from_config(run.config.model)
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
@@ -251,7 +254,7 @@ def fit(
     rank_zero_print(f"run directory: {run.logdir}")
     hint = f"resume with\n  {command_line('-t', '-r', run.logdir, allow=run.options.allow)}"
     last = run.logdir / "checkpoints" / "last.ckpt"
-    before = read_checkpoint(run.resume).get("batches_seen", 0) if run.resume else 0
+    before = batches_seen(read_checkpoint(run.resume)) if run.resume else 0
     try:
         trainer.fit(model, data, ckpt_path=run.resume, weights_only=True)
     except BaseException as error:
@@ -310,7 +313,7 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
     if not run.trainer_arguments.get("enable_checkpointing", True):
         wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
-        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(),
+        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):

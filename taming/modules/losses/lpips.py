@@ -23,9 +23,23 @@ from taming.util import lpips_heads
 
 logger = logging.getLogger(__name__)
 
+SECONDS = 10  # that a server may take to answer
 REMEDY = "or set perceptual_weight: 0 in lossconfig, which leaves the perceptual loss out"
 
 VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
+
+
+class MissingWeights(FileNotFoundError):
+    """The weights of LPIPS are not on disk.
+
+    Args:
+        reason: what is missing, and where it was looked for.
+        remedy: how to get it.
+    """
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}: {remedy}, {REMEDY}")
+        self.reason, self.remedy = reason, remedy
 
 
 class Trunk(NamedTuple):
@@ -308,6 +322,18 @@ class LPIPS(nn.Module):
                 network.load_heads(*_read_heads(self.net_name))
             self._loaded[:] = [network]
 
+    def ensure_weights(self, download: bool = True) -> None:
+        """Make sure that the files of the weights are on disk; nothing is read.
+
+        With `download` a missing network is fetched, else only the server is asked for it.
+
+        Raises:
+            MissingWeights: a file is missing, and the server cannot be reached.
+        """
+        _heads_file(self.net_name)
+        if not self.random_trunk and not _trunk_file(self.net_name, self.trunk_path).is_file():
+            _download(TRUNKS[self.net_name], only_ask=not download)
+
     def network(self) -> _FrozenNetwork:
         """Return the network on the device of this module or of the last input, loaded if it was not yet."""
         # Validation may come first, in inference mode; tensors made there could not be used in training.
@@ -388,33 +414,53 @@ def _copy_all(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source:
             parameter.copy_(found[name])
 
 
-def _read_heads(name: str) -> tuple[dict[str, Tensor], str]:
-    """Read the heads from the installed `lpips` package, without importing it: (state dict, its path)."""
+def _heads_file(name: str) -> Path:
+    """Return the file of the heads, in the installed `lpips` package."""
     try:
-        path = lpips_heads(name)
+        return lpips_heads(name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"LPIPS: {error}, {REMEDY}") from error
+        raise MissingWeights(*str(error).split(": ")) from error
+
+
+def _read_heads(name: str) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict of the heads, and its path."""
+    path = _heads_file(name)
     return _read(path), str(path)
 
 
+def _trunk_file(name: str, trunk_path: str | Path | None) -> Path:
+    """Return the file of the network: the given one, which must exist, or its place in the cache."""
+    if trunk_path is None:
+        return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[name].filename
+    path = Path(trunk_path).expanduser()
+    if not path.is_file():
+        raise MissingWeights(f"trunk_path of LPIPS: there is no file {path}", "correct the path")
+    return path
+
+
 def _read_trunk(name: str, trunk_path: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """Read the network's weights from the given file, else the torch hub cache, else a download into it."""
-    if trunk_path is not None:
-        path = Path(trunk_path).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"trunk_path: there is no file {path}: correct the path, {REMEDY}")
-        return _read(path), str(path)
-    trunk = TRUNKS[name]
+    """Return the state dict of the network, downloaded if necessary, and where it is from."""
+    path = _trunk_file(name, trunk_path)
+    if not path.is_file():
+        _download(TRUNKS[name])
+    return _read(path), str(path)
+
+
+def _download(trunk: Trunk, only_ask: bool = False) -> None:
+    """Download the network's weights into the torch hub cache, or only ask whether the server has them."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.filename
-    if path.is_file():
-        return _read(path), str(path)
-    logger.info("downloading %s, the network of LPIPS, into %s", trunk.url, path.parent)
     try:
-        return torch.hub.load_state_dict_from_url(trunk.url, map_location="cpu", check_hash=True), trunk.url
+        with torch.hub.urlopen(torch.hub.Request(trunk.url, method="HEAD"), timeout=SECONDS):
+            pass
+        if only_ask:
+            return
+        logger.info("downloading %s, the network of LPIPS, into %s", trunk.url, path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(trunk.url, str(path), trunk.filename.rpartition("-")[2].split(".")[0])
     except (OSError, RuntimeError) as error:  # no network, no place to write, or a wrong hash
-        raise FileNotFoundError(
-            f"LPIPS needs {trunk.filename}, which is not in {path.parent} and could not be downloaded "
-            f"({error}): put the file from {trunk.url} there, give its path as trunk_path, {REMEDY}"
+        raise MissingWeights(
+            f"LPIPS needs {trunk.filename}, which is not in {path.parent} and cannot be downloaded ({error})",
+            f"put the file from {trunk.url} there, give its path as trunk_path",
         ) from error
 
 

@@ -24,22 +24,23 @@ from taming.modules.quantizers.base import (
 
 
 class Codebook(Quantizer):
-    """A codebook, optionally with a renumbering of the codes in use.
+    """A codebook, optionally with new numbers for the codes in use.
 
     Args:
         n_e: number of codes K.
         remap: a .npy file with the codes that stay, in their new order; None keeps all.
-        unknown_index: what an index outside them becomes: "random", "extra" (one more index) or a number.
+        unknown_index: new number of any other code: "random", "extra" (one more index) or an integer.
     """
 
     e_dim: int
+    used: Tensor  # (codes in use,) int64; only with `remap`
 
     def __init__(self, n_e: int, remap: str | None, unknown_index: str | int):
         super().__init__()
         self.n_e, self.re_embed, self.remap, self.unknown_index = n_e, n_e, remap, unknown_index
         if remap is not None:
             self.register_buffer("used", torch.from_numpy(np.load(remap)).long())
-            self.re_embed = self.used.shape[0]
+            self.re_embed = len(self.used)
             if unknown_index == "extra":
                 self.unknown_index = self.re_embed
                 self.re_embed += 1
@@ -55,27 +56,27 @@ class Codebook(Quantizer):
         return self.e_dim
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
-        """Return the codes (..., C) of indices of any shape; as a map (B, C, h, w) for shape (B, h, w, C)."""
+        """Return the codes (..., C) of indices (...); with `shape` (B, h, w, C), as a map (B, C, h, w)."""
         raise NotImplementedError
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Return the codes (B, C, ...) of indices (B, ...)."""
         return self.get_codebook_entry(indices).movedim(-1, 1)
 
-    def remap_to_used(self, indices: Tensor) -> Tensor:
-        """Old numbers to new ones; any shape."""
-        match = indices[..., None] == self.used  # (..., len(used))
+    def remap_to_used(self, inds: Tensor) -> Tensor:
+        """Map old numbers of codes, of any shape, to new ones."""
+        match = inds[..., None].eq(self.used)  # (..., len(used))
         new, unknown = match.long().argmax(-1), ~match.any(-1)
         if self.unknown_index == "random":
             return torch.where(unknown, torch.randint_like(new, self.re_embed), new)
-        return new.masked_fill(unknown, self.unknown_index)
+        return new.masked_fill(unknown, int(self.unknown_index))
 
-    def unmap_to_all(self, indices: Tensor) -> Tensor:
-        """New numbers back to old ones; the extra index stands for the first code, as in 2021."""
-        return self.used[indices.masked_fill(indices >= self.used.shape[0], 0)]
+    def unmap_to_all(self, inds: Tensor) -> Tensor:
+        """Map new numbers of codes to old ones; the extra index becomes the first code, as in 2021."""
+        return self.used[inds.masked_fill(inds >= len(self.used), 0)]
 
     def _entry(self, codes: Tensor, indices: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:
-        """Rows of the codes (K, C) for indices of any shape; a map (B, C, h, w) for shape (B, h, w, C)."""
+        """Return rows of the codes (K, C); see `get_codebook_entry`."""
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
         entries = F.embedding(indices, codes)
@@ -83,7 +84,7 @@ class Codebook(Quantizer):
 
 
 class VectorQuantizer2(Codebook):
-    """Nearest-neighbour codebook with a straight-through gradient.
+    """Nearest-neighbor codebook with a straight-through gradient.
 
     L = |sg[z] - z_q|^2 + beta |z - sg[z_q]|^2 (van den Oord et al. 2017, eq. 3; Esser et al. 2021, eq. 4).
 
@@ -91,13 +92,15 @@ class VectorQuantizer2(Codebook):
         n_e: number of codes K.
         e_dim: channels of a code.
         beta: weight of the commitment term.
-        remap: a .npy file of the codes in use; indices are then counted among these (see `Codebook`).
-        unknown_index: what `remap` makes of other codes.
+        remap, unknown_index: new numbers for the codes in use; see `Codebook`.
         sane_index_shape: indices come as (B, h, w) instead of flat (B*h*w,).
         legacy: put beta on the codebook term instead, as the 2021 code did; old configs rely on it.
-        revive_after: in training, a code that no latent chose for so many batches moves to a latent of the
-            batch (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead, as in 2021.
+        revive_after: in training, a code that no latent chose for this number of batches moves to a latent
+            of the batch (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead.
     """
+
+    embedding: "nn.Embedding | EmbeddingEMA"
+    idle_batches: Tensor  # (K,) int64: batches since a code was last used; only with `revive_after`
 
     def __init__(
         self, n_e: int, e_dim: int, beta: float, remap: str | None = None,
@@ -115,9 +118,9 @@ class VectorQuantizer2(Codebook):
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[Tensor, Tensor, QuantizerInfo]:
-        """Quantize z (B, C, h, w) to (z_q, loss, (None, None, indices)), z_q in the codebook's dtype.
+        """Quantize z (B, C, h, w): (z_q (B, C, h, w) in the codebook's dtype, loss, (None, None, indices)).
 
-        The flags are those of Gumbel quantizers; they ask for logits, which there are none of here.
+        The other arguments are those of Gumbel quantizers, and have one allowed value.
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("VectorQuantizer2 has no logits: drop temp, rescale_logits, return_logits")
@@ -126,7 +129,7 @@ class VectorQuantizer2(Codebook):
             indices = nearest_code(z.flatten(0, 2), self.embedding.weight)  # (B*h*w,)
             z_q = self.embedding(indices).float().view(z.shape)
             loss = self._loss(z, z_q)
-            z_q = z + (z_q - z).detach()  # the gradient of z_q passes straight to z
+            z_q = z + (z_q - z).detach()  # the gradient of z_q goes straight to z
             z_q = z_q.to(self.embedding.weight.dtype)
         if self.training:
             self._after_batch(z.detach().flatten(0, 2), indices)
@@ -142,14 +145,14 @@ class VectorQuantizer2(Codebook):
 
     @torch.no_grad()
     def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        """What a training batch of latents (N, C) and their codes (N,) changes besides the gradients."""
+        """Update the codebook, apart from gradients, by a training batch: latents (N, C), codes (N,)."""
         if self.revive_after is not None:
-            self._revive(z, all_reduce_sum(count_codes(indices, self.n_e)))
+            self._revive(z, all_reduce_sum(count_codes(indices, self.n_e)), self.revive_after)
 
-    def _revive(self, z: Tensor, counts: Tensor) -> None:
-        """Count the batches in which each code went unused in all processes, and move those that are dead."""
+    def _revive(self, z: Tensor, counts: Tensor, after: int) -> None:
+        """Count the batches in which no process used a code (K,), and move codes that were idle too long."""
         self.idle_batches.copy_(torch.where(counts > 0, 0, self.idle_batches + 1))
-        dead = self.idle_batches >= self.revive_after
+        dead = self.idle_batches.ge(after)
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
         if is_distributed():
             dist.broadcast(latents, src=0)
@@ -157,25 +160,27 @@ class VectorQuantizer2(Codebook):
         self.idle_batches.masked_fill_(dead, 0)
 
     def _move(self, codes: Tensor, latents: Tensor) -> None:
-        """Put the latents (K, C) in place of the codes that are marked (K,)."""
+        """Replace the codes that are marked (K,) by the latents (K, C)."""
         weight = self.embedding.weight
         weight.copy_(torch.where(codes[:, None], latents.to(weight.dtype), weight))
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
-        """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
+        """See `Codebook`."""
         return self._entry(self.embedding.weight, indices, shape)
 
 
 class VectorQuantizer(VectorQuantizer2):
-    """The first quantizer of 2021: `VectorQuantizer2`'s results, and statistics of the batch beside them.
+    """The first quantizer of 2021: `VectorQuantizer2` with statistics of the batch in its result.
 
-    `quantizer(z)` gives (z_q, loss, (perplexity, one-hot codes (B*h*w, K), indices (B*h*w, 1))).
+    `quantizer(z)` returns (z_q, loss, (perplexity, one-hot codes (B*h*w, K), indices (B*h*w, 1))).
     """
 
     def __init__(self, n_e: int, e_dim: int, beta: float):
         super().__init__(n_e, e_dim, beta)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, QuantizerInfo]:
+    def forward(  # type: ignore[override]  # no flags
+        self, z: Tensor
+    ) -> tuple[Tensor, Tensor, QuantizerInfo]:
         z_q, loss, (_, _, indices) = super().forward(z)
         one_hot = F.one_hot(indices, self.n_e).to(z.dtype)
         usage = one_hot.float().mean(0)
@@ -186,9 +191,13 @@ class VectorQuantizer(VectorQuantizer2):
 class EmbeddingEMA(nn.Module):
     """A codebook (K, C) that follows running means of the latents instead of gradients.
 
-    Keys as in 2021: `weight`, `cluster_size` (K,), `embed_avg` (K, C). Every cluster starts at size 1, so
-    that the mean of a code that is not chosen stays where it was; with the 0 of 2021 it left for infinity.
+    Keys as in 2021: `weight`, `cluster_size` (K,), `embed_avg` (K, C). Each cluster starts with size 1, so
+    that a code that is not chosen keeps its mean; with size 0, as in 2021, it diverged.
     """
+
+    weight: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
 
     def __init__(self, num_tokens: int, codebook_dim: int, decay: float = 0.99, eps: float = 1e-5):
         super().__init__()
@@ -202,16 +211,16 @@ class EmbeddingEMA(nn.Module):
 
     @torch.no_grad()
     def update(self, counts: Tensor, sums: Tensor) -> None:
-        """Learn from how many latents chose each code (K,), and from their sums (K, C)."""
+        """Update by the numbers of latents (K,) that chose each code, and their sums (K, C)."""
         self.cluster_size.lerp_(counts.to(self.cluster_size), 1 - self.decay)
         self.embed_avg.lerp_(sums.to(self.embed_avg), 1 - self.decay)
         self.weight.copy_(self.embed_avg / self.cluster_size.clamp_min(self.eps)[:, None])
 
 
 class EMAVectorQuantizer(VectorQuantizer2):
-    """Nearest-neighbour codebook, learned by running means (van den Oord et al. 2017, appendix A.1).
+    """Nearest-neighbor codebook, learned by running means (van den Oord et al. 2017, appendix A.1).
 
-    Only the commitment is a loss: L = beta |z - sg[z_q]|^2. All processes learn from the sums over them all.
+    Only the commitment is a loss: L = beta |z - sg[z_q]|^2. All processes use the sums over all of them.
 
     Args:
         n_embed, embedding_dim: codes K, and their channels C.
@@ -220,6 +229,8 @@ class EMAVectorQuantizer(VectorQuantizer2):
         eps: lower bound of the size of a cluster, in latents a batch.
         remap, unknown_index, sane_index_shape, revive_after: see `VectorQuantizer2`.
     """
+
+    embedding: EmbeddingEMA
 
     def __init__(
         self, n_embed: int, embedding_dim: int, beta: float, decay: float = 0.99, eps: float = 1e-5,
@@ -242,7 +253,7 @@ class EMAVectorQuantizer(VectorQuantizer2):
         counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
         self.embedding.update(counts, sums)
         if self.revive_after is not None:
-            self._revive(z, counts)
+            self._revive(z, counts, self.revive_after)
 
     def _move(self, codes: Tensor, latents: Tensor) -> None:
         super()._move(codes, latents)
@@ -264,7 +275,7 @@ class GumbelQuantize(Codebook):
         embedding_dim, n_embed: channels C and number K of the codes.
         straight_through: sample one code in training; False mixes all of them by their probabilities.
         kl_weight, temp_init: of the loss; of the softmax.
-        use_vqinterface: return (z_q, loss, (None, None, indices)); False gives the bare indices third.
+        use_vqinterface: return (z_q, loss, (None, None, indices)); False returns the indices alone third.
         remap, unknown_index: see `Codebook`; only the codes that stay are ever chosen.
     """
 
@@ -274,7 +285,7 @@ class GumbelQuantize(Codebook):
         remap: str | None = None, unknown_index: str | int = "random",
     ):
         super().__init__(n_embed, remap, unknown_index)
-        self.e_dim, self.n_embed = embedding_dim, n_embed
+        self.e_dim, self.embedding_dim, self.n_embed = embedding_dim, embedding_dim, n_embed
         self.straight_through, self.kl_weight, self.temperature = straight_through, kl_weight, temp_init
         self.use_vqinterface = use_vqinterface
         self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
@@ -287,10 +298,9 @@ class GumbelQuantize(Codebook):
         """
         temperature = self.temperature if temp is None else temp
         with torch.autocast(z.device.type, enabled=False):
-            weight, bias, codes = self.proj.weight, self.proj.bias, self.embed.weight
+            logits, codes = self.proj(z.to(self.proj.weight.dtype)), self.embed.weight  # (B, K, h, w), (K, C)
             if self.remap is not None:
-                weight, bias, codes = weight[self.used], bias[self.used], codes[self.used]
-            logits = F.conv2d(z.to(weight.dtype), weight, bias)  # (B, K, h, w)
+                logits, codes = logits[:, self.used], codes[self.used]
             if self.training:
                 chosen = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
                 indices = chosen.argmax(1)
@@ -304,5 +314,5 @@ class GumbelQuantize(Codebook):
         return (z_q, loss, found, logits) if return_logits else (z_q, loss, found)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
-        """Codes for indices of any shape; with shape (B, h, w, C) as a latent map (B, C, h, w)."""
+        """See `Codebook`."""
         return self._entry(self.embed.weight, indices, shape)
