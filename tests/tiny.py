@@ -14,6 +14,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from taming.data.files.images import read_image
 from taming.training.command import main
 
 BATCHES = 4  # per epoch
@@ -111,20 +112,23 @@ def trouble(**params: object) -> list[str]:
 class Trouble(Callback):
     """Something that happens once, in the training batch `at` or the validation `validation`, from 1 on.
 
-    `kind` is a signal's name, "error", "nan" or "die". A resumed run is left alone.
+    `kind` is a signal's name, "error", "file" (one that cannot be read), "nan" or "die". It happens in all
+    processes, or in that of number `rank`. A resumed run is left alone.
     """
 
-    def __init__(self, kind: str, at: int = 0, validation: int = 0):
-        self.kind, self.at, self.validation, self._validations = kind, at, validation, 0
+    def __init__(self, kind: str, at: int = 0, validation: int = 0, rank: int | None = None):
+        self.kind, self.at, self.validation, self.rank, self._validations = kind, at, validation, rank, 0
 
     def on_train_start(self, trainer, pl_module):
-        self._active = pl_module.batches_seen == 0
+        self._active = pl_module.batches_seen == 0 and self.rank in (None, trainer.global_rank)
 
     def _happen(self, batch):
         if self.kind == "nan":
             batch["image"].fill_(torch.nan)
         elif self.kind == "error":
             raise RuntimeError("something unforeseen")
+        elif self.kind == "file":
+            read_image(__file__)
         elif self.kind == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         else:

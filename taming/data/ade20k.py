@@ -74,7 +74,6 @@ class ADE20kBase(SegmentedImages):
             },
             n_labels=N_LABELS, source=self.data_csv, **settings, **options,
         )
-        self.crop_size = self.transform.crop_size
 
     def get_split(self) -> str:
         """Return "train" or "validation"."""

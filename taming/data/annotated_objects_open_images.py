@@ -80,14 +80,14 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         path = Path(self.data_path) / self._existing(OPEN_IMAGES_STRUCTURE["train"]["annotations"])
         if not path.is_file():
             raise FileNotFoundError(
-                f"the {wanted.count} most frequent categories are counted in the training annotations, but "
+                f"the {wanted.number} most frequent categories are counted in the training annotations, but "
                 f"{path} does not exist: put it there, or give category_allow_list_target a text file"
             )
         logger.info("counting the boxes of each category in %s", path)
         counts: Counter[str] = Counter(
             row[0] for _, row in read_rows(path, ("LabelName",)) if row[0] in self.categories
         )
-        ranked = sorted(counts, key=lambda key: (-counts[key], key))[:wanted.count]
+        ranked = sorted(counts, key=lambda key: (-counts[key], key))[:wanted.number]
         names = {category.name for category in self.categories.values()}
         return {self.categories[key].name for key in ranked} | (set(wanted.plus) & names)
 
@@ -181,10 +181,13 @@ def load_annotations(
             continue
         # One copy of each of these repeated texts saves gigabytes.
         image_id, category_id, source = map(sys.intern, (image_id, category_id, source))
+        set_flags: dict[str, Any] = {
+            name: flag == "1" for name, flag in zip(FLAGS.values(), flags, strict=True)
+        }
         found.setdefault(image_id, []).append(Annotation(
             area=area, image_id=image_id, bbox=bbox, category_no=category_no, category_id=category_id,
             id=number, source=source, confidence=1.0 if trust == 1 else trust,
-            **{name: flag == "1" for name, flag in zip(FLAGS.values(), flags, strict=True)},
+            **set_flags,
         ))
     skipped.report(descriptor_path)
     return found

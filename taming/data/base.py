@@ -63,13 +63,13 @@ class FaultTolerantDataset(Dataset):
         coord: bool = False,
         max_bad_fraction: Probability = 0.01,
     ) -> None:
-        self.size = size
+        self.size, self.interpolation, self.coord = size, interpolation, coord
         self.random_crop = self.RANDOM_CROP if random_crop is None else random_crop
-        self.coord = coord
+        flip = self.FLIP if flip is None else flip
         self.transform = JointTransform(
-            size, crop_size, self.random_crop, flip=self.FLIP if flip is None else flip,
-            interpolation=interpolation,
+            size, crop_size, self.random_crop, flip=flip, interpolation=interpolation
         )
+        self.crop_size = self.transform.crop_size
         self.max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}  # index -> why it cannot be used
 
@@ -185,7 +185,7 @@ class NumpyPaths(ImagePaths):
         if not os.fspath(path).endswith(".npy"):
             return super().read(path)
         pixels = read_npy(path)
-        params = self.transform.get_params(*pixels.shape[:2], path)
+        params = self.transform.get_params(pixels.shape[0], pixels.shape[1], path)
         return params.image(pixels), params
 
 
@@ -197,7 +197,7 @@ class DelegatingDataset(Dataset):
 
     RANDOM_CROP = False  # the defaults of random_crop and flip
     FLIP = False
-    OPTIONS = FaultTolerantDataset  # takes `**options` of the constructors of subclasses; see taming.config
+    OPTIONS: type = FaultTolerantDataset  # takes `**options` of the constructors; see taming.parameters
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.data: Any = None

@@ -1,7 +1,8 @@
 """Your own images: a folder or a list file; or one folder per class, for class-conditional models."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths
 from taming.data.files.lists import (
@@ -13,85 +14,95 @@ from taming.data.files.lists import (
 )
 from taming.data.splits import choose_side
 from taming.data.transforms.joint import Size
+from taming.parameters import Range
 
 __all__ = [
     "ConcatDatasetWithIndex", "CustomBase", "CustomClassTest", "CustomClassTrain", "CustomTest",
-    "CustomTrain", "ImagePaths", "NumpyPaths",
+    "CustomTrain", "FolderImages", "ImagePaths", "NumpyPaths",
 ]
 
 Path = str | os.PathLike
+Share = Annotated[float, Range(0, 1, above=True)]
 
 
-class CustomBase(DelegatingDataset):
-    """The images in `data`, which a subclass sets; training or test images, as SPLIT says."""
-
-    SPLIT = "train"
-
-    def use_images(
-        self, size: Size, list_file: Path | None, folder: Path | None, split: float | None, options: dict
-    ) -> None:
-        """Set `data` to the images of a list file or of a folder, whichever is given, or a share of them."""
-        if (list_file is None) == (folder is None):
-            given = "neither was" if folder is None else f"both {list_file} and {folder} were"
-            raise ValueError(f"{type(self).__name__} takes a list file of images or a folder: {given} given")
-        paths = find_images(folder) if list_file is None else read_list_file(list_file)
-        self.data = ImagePaths(self.side(paths, folder, split), size, **self.defaults(options))
-
-    def side(self, paths: list[str], folder: Path | None, split: float | None) -> list[str]:
-        """Return the paths of this side of a split, or all without one; see CustomTrain."""
-        if split is None:
-            return paths
-        names = {path if folder is None else os.path.relpath(path, folder): path for path in paths}
-        return [names[name] for name in choose_side(list(names), self.SPLIT, split, folder or "the list")]
-
-
-class CustomTrain(CustomBase):
-    """Training images of your own: items {"image", "file_path_"}, and "coord" if asked for; see ImagePaths.
+class FolderImages(ImagePaths):
+    """The images of a list file or of a folder, or the training or validation share of them.
 
     Args:
         size: smallest side in pixels after resizing, or [height, width].
-        training_images_list_file: one image path a line; or give `folder`, which is searched at any depth.
-        split: leave out this share of the images, such as 0.1, for CustomTest with the same folder and split.
-            Names of files decide, so that an image never changes sides.
-        options: see FaultTolerantDataset. Images are cropped at random and mirrored by default, which 2021
-            did not do; turn `flip` off for text and the like. With less `crop_size` than `size`, random crops
-            also move along the smaller side.
+        list_file: one image path a line; or give `folder`.
+        side: "train" or "validation", with `split`.
+        folder: searched for images at any depth.
+        split: the share of the images that is for validation, such as 0.1; the others are for training. Names
+            of files decide, so that an image never changes sides.
+        options: see FaultTolerantDataset.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        list_file: Path | None,
+        side: str,
+        /,
+        *,
+        folder: Path | None = None,
+        split: Share | None = None,
+        **options: Any,
+    ) -> None:
+        if list_file is not None and folder is None:
+            paths, source = read_list_file(list_file), list_file
+        elif folder is not None and list_file is None:
+            paths, source = find_images(folder), folder
+        else:
+            given = "neither was" if folder is None else f"both {list_file} and {folder} were"
+            raise ValueError(f"give a list file of images or a folder: {given} given")
+        super().__init__(take_share(paths, folder, side, split, source), size, **options)
+
+
+def take_share(
+    paths: Sequence[str], folder: Path | None, side: str, split: float | None, source: Path
+) -> Sequence[str]:
+    """Return the paths of one side of a split, or all without one; names count from `folder`, if given."""
+    if split is None:
+        return paths
+    names = {path if folder is None else os.path.relpath(path, folder): path for path in paths}
+    return [names[name] for name in choose_side(list(names), side, split, source)]
+
+
+class CustomBase(DelegatingDataset):
+    """The images in `data`, which a subclass sets."""
+
+    OPTIONS = FolderImages
+    SIDE = "train"
+
+
+class CustomTrain(CustomBase):
+    """Training images of your own: items {"image", "file_path_"}, and "coord" if asked for.
+
+    Images are cropped at random and mirrored by default, which 2021 did not do; turn `flip` off for text and
+    the like. With less `crop_size` than `size`, random crops also move along the smaller side.
+
+    Args:
+        size: smallest side in pixels after resizing, or [height, width].
+        training_images_list_file: one image path a line; or give `folder`.
+        options: see FolderImages, with `split` for CustomTest too, and FaultTolerantDataset.
     """
 
     RANDOM_CROP = FLIP = True
 
-    def __init__(
-        self,
-        size: Size,
-        training_images_list_file: Path | None = None,
-        *,
-        folder: Path | None = None,
-        split: float | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, size: Size, training_images_list_file: Path | None = None, **options: Any) -> None:
         super().__init__()
-        self.use_images(size, training_images_list_file, folder, split, options)
+        self.data = FolderImages(size, training_images_list_file, self.SIDE, **self.defaults(options))
 
 
 class CustomTest(CustomBase):
-    """Test images of your own, cropped in the centre and not mirrored; otherwise as CustomTrain.
+    """Test images of your own, cropped in the centre and not mirrored; otherwise as CustomTrain."""
 
-    With `split` they are the share that CustomTrain leaves out.
-    """
+    SIDE = "validation"
 
-    SPLIT = "validation"
-
-    def __init__(
-        self,
-        size: Size,
-        test_images_list_file: Path | None = None,
-        *,
-        folder: Path | None = None,
-        split: float | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, size: Size, test_images_list_file: Path | None = None, **options: Any) -> None:
         super().__init__()
-        self.use_images(size, test_images_list_file, folder, split, options)
+        self.data = FolderImages(size, test_images_list_file, self.SIDE, **self.defaults(options))
 
 
 class CustomClassTrain(CustomBase):
@@ -105,7 +116,7 @@ class CustomClassTrain(CustomBase):
         folder: holds one folder per class.
         classes_from: another such folder, or a text file with one name a line, that numbers the classes; by
             default the number is the position in the sorted names of `folder`.
-        split: leave out this share of the images for CustomClassTest; see CustomTrain.
+        split: see FolderImages; the validation share is for CustomClassTest.
         options: see CustomTrain.
 
     Raises:
@@ -120,7 +131,7 @@ class CustomClassTrain(CustomBase):
         folder: Path,
         classes_from: Path | None = None,
         *,
-        split: float | None = None,
+        split: Share | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -135,7 +146,8 @@ class CustomClassTrain(CustomBase):
                 f"classes: {', '.join(unknown[:5])}; rename or remove them, or add those classes to the "
                 "training set"
             )
-        paths = self.side([path for name in own for path in find_images(folder / name)], folder, split)
+        found = [path for name in own for path in find_images(folder / name)]
+        paths = take_share(found, folder, self.SIDE, split, folder)
         names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
         labels = {"class_label": [numbers[name] for name in names], "human_label": names}
         self.data = ImagePaths(paths, size, labels=labels, **self.defaults(options))
@@ -150,18 +162,10 @@ class CustomClassTest(CustomClassTrain):
     silently shift the numbers of the classes after it.
     """
 
-    SPLIT = "validation"
+    SIDE = "validation"
     RANDOM_CROP = FLIP = False
 
-    def __init__(
-        self,
-        size: Size,
-        folder: Path,
-        classes_from: Path | None = None,
-        *,
-        split: float | None = None,
-        **options: Any,
-    ) -> None:
-        if classes_from is None and split is None:
+    def __init__(self, size: Size, folder: Path, classes_from: Path | None = None, **options: Any) -> None:
+        if classes_from is None and options.get("split") is None:
             raise ValueError("CustomClassTest needs classes_from, the training folder, or split")
-        super().__init__(size, folder, classes_from, split=split, **options)
+        super().__init__(size, folder, classes_from, **options)

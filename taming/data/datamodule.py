@@ -177,15 +177,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         counters, is right in a checkpoint of any moment: in the middle of an epoch, after an exception, and
         where a run was stopped in the middle of an epoch, which Lightning then counts as finished.
         """
-        assert self.trainer is not None
-        done_in_epoch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        trainer: Any = self.trainer
+        done_in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # With overfit_batches every epoch is the first few batches of the first.
-        start = done_in_epoch if self.trainer.overfit_batches else self._batches_counted() + self._offset
-        return start, start + max(0, int(self.trainer.num_training_batches) - done_in_epoch)
+        start = done_in_epoch if trainer.overfit_batches else self._batches_counted() + self._offset
+        return start, start + max(0, int(trainer.num_training_batches) - done_in_epoch)
 
     def _batches_counted(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        trainer: Any = self.trainer
+        return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def _match_restored_order(self, sampler: ResumableBatchSampler) -> None:
         """Continue the restored order, or, where that is impossible, begin the next epoch of the new one."""
@@ -264,15 +264,19 @@ def _order_identity(sampler: ResumableBatchSampler) -> dict[str, int]:
 
 
 def _check_split_folders(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError if two data sets take shares, `split: 0.1`, of different folders: a mistake."""
-    params = {name: config.get("params") or {} for name, config in configs.items()}
-    folders = {n: p.get("folder") for n, p in params.items() if isinstance(p.get("split"), float | int)}
-    if len(set(map(str, folders.values()))) > 1:
-        listed = " and ".join(f"{folder} ({name})" for name, folder in folders.items())
-        remedy = " ".join(f"data.params.{name}.params.split=null" for name in folders)
+    """Raise ValueError if two data sets take shares, `split: 0.1`, of different images: a mistake."""
+    sources = {}
+    for name, config in configs.items():
+        params = config.get("params") or {}
+        if isinstance(params.get("split"), float | int):
+            keys = ("folder", "training_images_list_file", "test_images_list_file")
+            sources[name] = next((str(params[key]) for key in keys if params.get(key)), "")
+    if len(set(sources.values())) > 1:
+        listed = " and ".join(f"{source} ({name})" for name, source in sources.items())
+        remedy = " ".join(f"data.params.{name}.params.split=null" for name in sources)
         raise ValueError(
             f"split shares one folder between training and validation, but these are {listed}: set {remedy} "
-            "to use each folder whole"
+            "to use each whole"
         )
 
 

@@ -41,10 +41,10 @@ class Category(NamedTuple):
 
 
 class MostFrequent(NamedTuple):
-    """An allow-list by frequency: the `count` categories with the most boxes in the training annotations
+    """An allow-list by frequency: the `number` categories with the most boxes in the training annotations
     (ties are resolved by id), and those named in `plus`."""
 
-    count: int
+    number: int
     plus: tuple[str, ...] = ()
 
 

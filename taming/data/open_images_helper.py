@@ -1,9 +1,8 @@
-"""Which categories of Open Images are used, and which are read as others.
+"""The categories of Open Images that are used, and those that are mapped to others.
 
-In 2021 the first was a list of some 300 names, by hand. Here the annotations themselves decide, so that the
-list needs no copy: the 300 categories with the most boxes, and those that COCO knows as well. Which ones
-these are can depend on the release; to number the categories of an existing model as it does, give
-`category_allow_list_target` a text file with its names, one a line.
+In 2021 the first was a list of some 300 names. Here it follows from the annotations: the 300 categories with
+the most boxes, and those that COCO has as well. These can depend on the release; to number the categories as
+an existing model does, give `category_allow_list_target` a text file with its names, one a line.
 """
 
 from taming.data.helper_types import MostFrequent
@@ -23,7 +22,7 @@ COCO_COUNTERPARTS = (  # Open Images' names for COCO's 80 things, in COCO's orde
 
 top_300_classes_plus_coco_compatibility = MostFrequent(300, plus=COCO_COUNTERPARTS)
 
-open_images_unify_categories_for_coco = {  # ids, from: to; what COCO does not tell apart
+open_images_unify_categories_for_coco = {  # ids, from: to; COCO does not distinguish these
     "/m/03bt1vf": "/m/01g317",  # woman: person
     "/m/04yx4": "/m/01g317",  # man: person
     "/m/05r655": "/m/01g317",  # girl: person

@@ -147,7 +147,7 @@ class ResumableDataLoader(DataLoader):
 
     plan: Callable[[], tuple[int, int]] | None = None  # returns (start, stop); None: epoch after epoch
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         sampler: Any = self.batch_sampler
         next_epoch = sampler.stop, sampler.stop + len(sampler)
         sampler.start, sampler.stop = self.plan() if self.plan else next_epoch

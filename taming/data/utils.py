@@ -27,7 +27,7 @@ def custom_collate(batch: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: custom_collate([item[key] for item in batch]) for key in first}
     if not isinstance(first, Sequence) or isinstance(first, str | bytes):
-        return default_collate(batch)
+        return default_collate(batch)  # type: ignore[arg-type]  # it takes tuples as well
     if isinstance(first, Annotation) or all(_is_annotations(values) for values in batch):
         return list(batch)
     if len(set(map(len, batch))) > 1:

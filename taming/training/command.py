@@ -43,6 +43,7 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
+from taming.training.distributed import FailTogether, OtherProcessFailed, has_lost_another
 from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
@@ -263,6 +264,8 @@ def fit(
         ended = f"{'stopped' if stopped else 'failed'} after {model.batches_seen} batches"
         if last.exists() or stopped:
             rank_zero_print(f"{ended}; {hint}" if last.exists() else ended)
+        if has_lost_another(error):
+            raise OtherProcessFailed("another process failed, and printed its error") from error
         raise
     run.has_learned = model.batches_seen > before
     if before and not run.has_learned:
@@ -283,8 +286,9 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
         arguments.setdefault("max_epochs", -1)
         callbacks.append(StopAfterBatches(int(max_steps)))
     arguments["plugins"] = [*(arguments.get("plugins") or []), AtomicCheckpointIO()]
-    if arguments.pop("sync_batchnorm", False) and devices > 1:
+    if arguments.get("sync_batchnorm") and arguments.get("accelerator") == "cpu":  # Lightning's needs GPUs
         arguments["plugins"].append(SyncBatchNorms())
+        arguments["sync_batchnorm"] = False
     if "log_every_n_steps" not in arguments and hasattr(items := data.datasets.get("train"), "__len__"):
         arguments["log_every_n_steps"] = min(10, max(1, len(items) // (data.batch_size * devices)))
     arguments["use_distributed_sampler"] = False
@@ -314,6 +318,7 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
         SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
+        FailTogether(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):

@@ -57,6 +57,8 @@ def filter_noise(phrases: tuple[str, ...] = NOISE) -> None:
 def report(error: BaseException, debug: bool, given: Sequence[str] = ()) -> int:
     """Print an error in one line, after a session of the debugger if `debug`; return the exit status, 1.
 
+    An error that all processes raise (`on_all_ranks`) is printed once.
+
     `given` are the keys and values of the command line, one of which may be the cause.
     """
     if debug:
@@ -64,7 +66,8 @@ def report(error: BaseException, debug: bool, given: Sequence[str] = ()) -> int:
 
         traceback.print_exception(error)
         pdb.post_mortem(error.__traceback__)
-    print(f"error: {one_line(error, given)}", file=sys.stderr, flush=True)
+    if is_rank_zero() or not getattr(error, "on_all_ranks", False):
+        print(f"error: {one_line(error, given)}", file=sys.stderr, flush=True)
     return 1
 
 

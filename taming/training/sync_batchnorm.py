@@ -1,47 +1,49 @@
-"""BatchNorm over the joined batch of all processes, on any device: what `sync_batchnorm: true` uses.
+"""BatchNorm over the joined batch of all processes, for the CPU: what `sync_batchnorm: true` uses there.
 
-B batch, C channels, W processes.
+torch's own synchronised layer needs GPUs, and is used on them. B batch, C channels, H W pixels.
 """
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.plugins import LayerSync
 from torch import Tensor, nn
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's synchronised BatchNorm, which on the CPU (over gloo) sums the statistics with all_reduce.
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics, and their gradients, are sums over all processes.
 
-    torch's own layer needs a GPU. Input (B, C, ...), statistics in float32. In training all processes must
-    call it equally often, in the same order.
+    In training all processes must call it equally often, in the same order. Alone, or in evaluation, it is
+    BatchNorm2d. Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithm 1, on the joined batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        together = self.training and dist.is_initialized() and dist.get_world_size() > 1
-        if input.device.type != "cpu" or not together:
+        """Normalise (B, C, H, W); half precision has statistics in float32."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        self._check_input_dim(input)
-        shape = (1, -1, *[1] * (input.ndim - 2))
-        others = [0, *range(2, input.ndim)]  # all dimensions but the channels
-        x = input.float()
-        count = _Sum.apply(x.new_tensor(float(x.numel() // x.shape[1])))
-        mean = _Sum.apply(x.sum(others)) / count  # (C,)
-        centered = x - mean.view(shape)
-        variance = _Sum.apply(centered.square().sum(others)) / count
-        if self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-                unbiased = variance * count / (count - 1)
-                self.running_var.lerp_(unbiased.to(self.running_var), momentum)
-        out = centered * (variance + self.eps).rsqrt().view(shape)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        sums: Tensor = _Sum.apply(torch.cat((x.sum((0, 2, 3)), count)))  # (C + 1,)
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        x = x - mean[:, None, None]
+        # of deviations: the mean of squares minus the squared mean would lose the digits that matter
+        variance = _Sum.apply(x.square().sum((0, 2, 3))) / count  # (C,)
+        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        x = x * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+            x = x * self.weight[:, None, None] + self.bias[:, None, None]
+        return x.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics (C,) towards those of a batch."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(variance.to(self.running_var), momentum)
 
 
 class _Sum(torch.autograd.Function):
@@ -60,12 +62,18 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorms(TorchSyncBatchNorm):
-    """Lightning's conversion for `sync_batchnorm: true`, with a layer for the CPU too; keys stay."""
+class SyncBatchNorms(LayerSync):
+    """A plugin of the Trainer that synchronises every BatchNorm2d while training; keys and values stay."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        model = super().apply(model)
-        for module in model.modules():
-            if type(module) is nn.SyncBatchNorm:
-                module.__class__ = SyncBatchNorm  # the same attributes, another forward
-        return model
+        return _exchange(model, nn.BatchNorm2d, SyncBatchNorm2d)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return _exchange(model, SyncBatchNorm2d, nn.BatchNorm2d)
+
+
+def _exchange(model: nn.Module, before: type[nn.Module], after: type[nn.Module]) -> nn.Module:
+    for module in model.modules():
+        if type(module) is before:
+            module.__class__ = after  # the same attributes, another forward
+    return model

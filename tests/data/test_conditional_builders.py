@@ -191,7 +191,7 @@ def test_category_lists_come_from_files_or_from_the_package(tmp_path):
     helper = "taming.data.open_images_helper."
     assert utils.load_mapping(helper + "open_images_unify_categories_for_coco")["/m/04yx4"] == "/m/01g317"
     allowed = utils.load_allow_list(helper + "top_300_classes_plus_coco_compatibility")
-    assert isinstance(allowed, MostFrequent) and allowed.count == 300
+    assert isinstance(allowed, MostFrequent) and allowed.number == 300
     assert len(allowed.plus) == len(set(allowed.plus)) == 80
 
 
@@ -199,7 +199,7 @@ def test_category_lists_come_from_files_or_from_the_package(tmp_path):
     ("nowhere.txt", "nowhere.txt does not exist"),
     ("taming.data.open_images_helper.top_9", "no category list taming.data.open_images_helper.top_9"),
     ("taming.data.nowhere.top_9", "no category list taming.data.nowhere.top_9"),
-    ("taming.data.base.ImagePaths", "ImagePaths is no function that returns a list"),
+    ("taming.data.base.ImagePaths", "ImagePaths is not a function that returns a list"),
     ("os.environ", "os.environ"),
     ("taming.util.download", "taming.util.download"),
 ])
@@ -210,7 +210,7 @@ def test_other_targets_are_refused(target, message):
 
 def test_a_mapping_must_be_pairs(tmp_path):
     (tmp_path / "names.txt").write_text("Cat\n")
-    with pytest.raises(ValueError, match="no list of pairs: write one `from,to` a line"):
+    with pytest.raises(ValueError, match="not a list of pairs: write one `from,to` a line"):
         utils.load_mapping(str(tmp_path / "names.txt"))
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="empty.txt is empty"):

@@ -1,10 +1,12 @@
 """Folders, list files and class folders become data sets, or an error that says what is missing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from taming.config import instantiate_from_config
+from taming.config import instantiate_from_config, load_config
 from taming.data.custom import CustomClassTest, CustomClassTrain, CustomTest, CustomTrain
 from taming.data.datamodule import DataModuleFromConfig
 
@@ -175,3 +177,24 @@ def test_two_folders_are_not_split_by_mistake(tmp_path):
     sections["validation"]["params"]["split"] = None
     sections["train"]["params"]["split"] = None
     assert DataModuleFromConfig(batch_size=1, **sections).dataset_configs == sections
+
+
+@pytest.mark.parametrize("name", ["custom_vqgan", "custom_transformer", "custom_coord_transformer"])
+def test_the_shipped_configurations_split_one_folder_or_take_two(tmp_path, name):
+    images(tmp_path, *(f"{i}.png" for i in range(20)))
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml", [
+        f"data.params.train.params.folder={tmp_path}", "data.params.num_workers=0",
+    ])
+
+    def files():
+        data = instantiate_from_config(config.data)
+        data.setup()
+        return [set(data.datasets[side].data.labels["file_path_"]) for side in ("train", "validation")]
+
+    train, validation = files()
+    assert len(train | validation) == 20 and not train & validation and 0 < len(validation) < 8
+    images(tmp_path.parent / f"test_{name}", "x.png")
+    config.data.params.train.params.split = None
+    config.data.params.validation.params.folder = str(tmp_path.parent / f"test_{name}")
+    train, validation = files()
+    assert len(train) == 20 and len(validation) == 1

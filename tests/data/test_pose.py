@@ -126,7 +126,7 @@ def test_what_a_transformer_may_draw_can_be_plotted():
     (np.zeros((18, 3)), r"\(18, 3\).*COCO's 17 joints"),
     (np.zeros((2, 2, 17, 3)), r"must be \(17, 3\)"),
     (np.full((17, 3), np.nan), None),
-    (np.array([[np.inf, 1, 2]] + [[0, 0, 0]] * 16), "no finite place: give it the visibility 0"),
+    (np.array([[np.inf, 1, 2]] + [[0, 0, 0]] * 16), "not finite: give it the visibility 0"),
 ])
 def test_bad_joints_are_named(points, message):
     if message is None:  # of joints that are not given the place does not matter

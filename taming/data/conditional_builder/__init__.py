@@ -1,1 +1,1 @@
-"""Lists of objects as token sequences that a transformer is conditioned on, and pictures of them."""
+"""Lists of objects as token sequences that a transformer is conditioned on, and images of them."""

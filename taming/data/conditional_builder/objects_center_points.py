@@ -1,10 +1,10 @@
-"""Objects as pairs of tokens: which kind, and where its centre lies.
+"""Objects as pairs of tokens: the category, and the position of the centre.
 
-B batch, M tokens of a layout, V vocabulary. A box is (x0, y0, width, height) in shares of the sides, 0..1.
+B batch, M tokens of a layout, V vocabulary. A box is (x0, y0, width, height) in fractions of the sides, 0..1.
 
-The vocabulary serves twice. As an object, a token is `category_no + no_object_classes * flags`, where flags
-are bits: 1 group, 2 occluded, 4 depiction, 8 inside. As a place it counts a grid of isqrt(V) x isqrt(V)
-points that spans the picture, corners included, row by row. The last token, V - 1, fills up the sequence.
+The vocabulary has two uses. As an object, a token is `category_no + no_object_classes * flags`, where flags
+are bits: 1 group, 2 occluded, 4 depiction, 8 inside. As a position it counts a grid of isqrt(V) x isqrt(V)
+points that spans the image, corners included, row by row. The last token, V - 1, pads the sequence.
 """
 
 import logging
@@ -12,11 +12,12 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from taming.data.conditional_builder.utils import (
     BLACK,
@@ -39,6 +40,7 @@ from taming.images import from_uint8
 logger = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]  # 0..255
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 class ObjectsCenterPointsConditionalBuilder:
@@ -46,15 +48,15 @@ class ObjectsCenterPointsConditionalBuilder:
 
     Args:
         no_object_classes: categories, numbered from 0.
-        no_max_objects: objects that the sequence has room for; it is filled up to that.
+        no_max_objects: objects that the sequence has room for; it is padded to that.
         no_tokens: V, the vocabulary.
-        encode_crop: describe the whole picture, and append which part of it the crop shows, as two tokens for
-            its corners; otherwise describe the crop alone.
-        use_group_parameter: tell groups of objects from single ones.
-        use_additional_parameters: tell occluded, depicted and indoor objects from others.
+        encode_crop: describe the whole image, and append the part that the crop shows, as two tokens for its
+            corners; otherwise describe the crop alone.
+        use_group_parameter: distinguish groups of objects from single ones.
+        use_additional_parameters: distinguish occluded, depicted and indoor objects from others.
 
     Raises:
-        ValueError: a vocabulary that is too small for the categories and flags, or for a grid of places.
+        ValueError: a vocabulary that is too small for the categories and flags, or for a grid of positions.
     """
 
     kind = "boxes"  # what users give
@@ -63,12 +65,11 @@ class ObjectsCenterPointsConditionalBuilder:
         self, no_object_classes: int, no_max_objects: int, no_tokens: int, encode_crop: bool,
         use_group_parameter: bool, use_additional_parameters: bool,
     ) -> None:
-        self.no_object_classes = no_object_classes
-        self.no_max_objects = no_max_objects
-        self.no_tokens = no_tokens
-        self.encode_crop = encode_crop
-        self.use_group_parameter = use_group_parameter
-        self.use_additional_parameters = use_additional_parameters
+        self.no_object_classes, self.no_max_objects = no_object_classes, no_max_objects
+        self.no_tokens, self.encode_crop = no_tokens, encode_crop
+        self.use_group_parameter, self.use_additional_parameters = (
+            use_group_parameter, use_additional_parameters
+        )
         self.no_sections = math.isqrt(max(0, no_tokens))  # points of the grid along a side
         self._warned_of_too_many = False
         if no_object_classes < 1 or no_max_objects < 1:
@@ -88,7 +89,7 @@ class ObjectsCenterPointsConditionalBuilder:
 
     @property
     def none(self) -> int:
-        """The token that fills up the sequence."""
+        """The token that pads the sequence."""
         return self.no_tokens - 1
 
     @property
@@ -98,18 +99,18 @@ class ObjectsCenterPointsConditionalBuilder:
 
     @property
     def embedding_dim(self) -> int:
-        """M, the number of tokens of every layout: what it adds to the transformer's block size."""
+        """M, the number of tokens of every layout: its part of the transformer's block size."""
         return self.no_max_objects * self.object_descriptor_length + (2 if self.encode_crop else 0)
 
-    # ---- places and objects <-> tokens
+    # ---- positions and objects <-> tokens
 
     def tokenize_coordinates(self, x: float, y: float) -> int:
-        """Return the token of the grid point nearest to (x, y), shares of the sides in 0..1."""
-        column, row = (int(round(share * (self.no_sections - 1))) for share in (x, y))
+        """Return the token of the grid point nearest to (x, y), fractions of the sides in 0..1."""
+        column, row = (int(round(part * (self.no_sections - 1))) for part in (x, y))
         return row * self.no_sections + column
 
     def coordinates_from_token(self, token: int) -> tuple[float, float]:
-        """Return (x, y) of a token, shares of the sides; tokens behind the grid count as its last row."""
+        """Return (x, y) of a token, fractions of the sides; tokens beyond the grid count as its last row."""
         row, column = divmod(token, self.no_sections)
         return column / (self.no_sections - 1), min(1.0, row / (self.no_sections - 1))
 
@@ -139,8 +140,9 @@ class ObjectsCenterPointsConditionalBuilder:
         """Return the category and flags of an object's token, as an annotation without anything else."""
         flags, category_no = divmod(representation, self.no_object_classes)
         group, more = self.use_group_parameter, self.use_additional_parameters
+        unknown: Any = None
         return Annotation(
-            area=None, image_id=None, bbox=None, category_id=None, category_no=category_no,
+            area=unknown, image_id=unknown, bbox=unknown, category_id=unknown, category_no=category_no,
             is_group_of=bool(flags & 1 and group), is_occluded=bool(flags & 2 and more),
             is_depiction=bool(flags & 4 and more), is_inside=bool(flags & 8 and more),
         )
@@ -150,15 +152,15 @@ class ObjectsCenterPointsConditionalBuilder:
     def build(
         self, annotations: Sequence[Annotation], crop_coordinates: BoundingBox | None = None,
         horizontal_flip: bool = False,
-    ) -> LongTensor:
+    ) -> Tensor:
         """Turn an image's annotations into M tokens, int64 (M,).
 
-        Objects outside the crop are left out. The others come in random order (python's global generator);
-        where there are more than `no_max_objects`, the first ones in that order stay, with one warning.
+        Objects outside the crop are left out. The others are in random order (python's global generator); of
+        more than `no_max_objects`, the first ones in that order are kept, with one warning.
 
         Args:
-            annotations: boxes in shares of the whole picture.
-            crop_coordinates: the part of the picture that is shown; all of it when None.
+            annotations: boxes in fractions of the whole image.
+            crop_coordinates: the part of the image that is shown; all of it when None.
             horizontal_flip: whether the shown part is mirrored.
 
         Raises:
@@ -178,10 +180,10 @@ class ObjectsCenterPointsConditionalBuilder:
 
     def inverse_build(
         self, conditional: Tensor
-    ) -> tuple[list[tuple[int, tuple[float, float]]], BoundingBox | None]:
+    ) -> tuple[list[tuple[int, tuple[float, ...]]], BoundingBox | None]:
         """Turn M tokens into [(object token, (x, y) of its centre)] and the crop, if that is encoded."""
         descriptors, crop = self._split(conditional)
-        return [(which, self.coordinates_from_token(where)) for which, where in descriptors], crop
+        return [(token, self.coordinates_from_token(where)) for token, where in descriptors], crop
 
     def _limit(self, annotations: list[Annotation]) -> list[Annotation]:
         if len(annotations) > self.no_max_objects and not self._warned_of_too_many:
@@ -194,7 +196,7 @@ class ObjectsCenterPointsConditionalBuilder:
         return annotations[: self.no_max_objects]
 
     def _make_object_descriptors(self, annotations: list[Annotation]) -> list[tuple[int, ...]]:
-        descriptors = [(self._object_token(a), *self._place(a.bbox)) for a in annotations]
+        descriptors = [(self._object_token(a), *self._position(a.bbox)) for a in annotations]
         filler = (self.none,) * self.object_descriptor_length
         return pad_list(descriptors, filler, self.no_max_objects)
 
@@ -206,12 +208,12 @@ class ObjectsCenterPointsConditionalBuilder:
             )
         return self.object_representation(annotation)
 
-    def _place(self, bbox: BoundingBox) -> tuple[int, ...]:
+    def _position(self, bbox: BoundingBox) -> tuple[int, ...]:
         x, y, width, height = bbox
         return (self.tokenize_coordinates(x + width / 2, y + height / 2),)
 
     def _split(self, conditional: Tensor) -> tuple[list[tuple[int, ...]], BoundingBox | None]:
-        """Return the descriptors that are no filler, and the crop if it is encoded."""
+        """Return the descriptors that are not padding, and the crop if it is encoded."""
         tokens = conditional.tolist()
         if len(tokens) != self.embedding_dim:
             raise ValueError(f"a layout has {self.embedding_dim} tokens here, got {len(tokens)}")
@@ -220,45 +222,45 @@ class ObjectsCenterPointsConditionalBuilder:
         descriptors = [tuple(tokens[i:i + length]) for i in range(0, end, length)]
         return [descriptor for descriptor in descriptors if descriptor[0] != self.none], crop
 
-    # ---- layouts -> pictures
+    # ---- layouts -> images
 
     def plot(
         self, conditional: Tensor, label_for_category_no: Callable[[int], str], figure_size: tuple[int, int],
         line_width: int = 3, font_size: int | None = None,
     ) -> Tensor:
-        """Draw one layout (M,) as a picture (3, height, width) in [-1, 1]; any tokens can be drawn.
+        """Draw one layout (M,) as an image (3, height, width) in [-1, 1]; any tokens can be drawn.
 
         Args:
-            label_for_category_no: what to write beside an object.
+            label_for_category_no: returns the text beside an object.
             figure_size: (width, height) in pixels.
-            line_width, font_size: pixels; labels are sized after the figure when None.
+            line_width, font_size: pixels; labels are sized by the figure when None.
         """
-        picture = Image.new("RGB", figure_size, WHITE)
-        draw = ImageDraw.Draw(picture)
+        figure = Image.new("RGB", figure_size, WHITE)
+        draw = ImageDraw.Draw(figure)
         font = ImageFont.load_default(get_plot_font_size(font_size, figure_size))
         objects, crop = self.inverse_build(conditional)
-        for (which, where), color in zip(objects, cycle(COLOR_PALETTE), strict=False):
-            annotation = self.representation_to_annotation(which)
+        for (token, where), color in zip(objects, cycle(COLOR_PALETTE), strict=False):
+            annotation = self.representation_to_annotation(token)
             flags = additional_parameters_string(annotation)
             label = f"{label_for_category_no(annotation.category_no)} {flags}".rstrip()
             self._draw_object(draw, where, color, label, font, line_width)
         if crop is not None:
             draw_box(draw, crop, GRAY_75, line_width)
-        return from_uint8(torch.from_numpy(np.array(picture))).permute(2, 0, 1)
+        return from_uint8(torch.from_numpy(np.array(figure))).permute(2, 0, 1)
 
     def plot_batch(
         self, conditionals: Tensor, label_for_category_no: Callable[[int], str], figure_size: tuple[int, int],
         line_width: int = 3, font_size: int | None = None,
     ) -> Tensor:
-        """Draw layouts (B, M) as pictures (B, 3, height, width) in [-1, 1], on the CPU; see `plot`."""
+        """Draw layouts (B, M) as images (B, 3, height, width) in [-1, 1], on the CPU; see `plot`."""
         rows = conditionals.detach().cpu()
         return torch.stack([
             self.plot(row, label_for_category_no, figure_size, line_width, font_size) for row in rows
         ])
 
     def _draw_object(
-        self, draw: ImageDraw.ImageDraw, where: tuple[float, ...], color: Color, label: str,
-        font: ImageFont.ImageFont, line_width: int,
+        self, draw: ImageDraw.ImageDraw, where: tuple[float, ...], color: Color, label: str, font: Font,
+        line_width: int,
     ) -> None:
         width, height = draw.im.size
         x, y, radius = where[0] * width, where[1] * height, get_circle_size((width, height))
@@ -271,16 +273,15 @@ def draw_box(draw: ImageDraw.ImageDraw, bbox: BoundingBox, color: Color, line_wi
     width, height = draw.im.size
     x0, y0, x1, y1 = absolute_bbox(bbox, width, height)
     (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
-    right, bottom = width - 1, height - 1  # the last pixels; the edge of the picture lies behind them
+    right, bottom = width - 1, height - 1  # the last pixels; the edge of the image lies behind them
     corners = min(x0, right), min(y0, bottom), min(x1, right), min(y1, bottom)
     draw.rectangle(corners, outline=color, width=line_width)
 
 
 def write_inside(
-    draw: ImageDraw.ImageDraw, corner: tuple[float, float], label: str, font: ImageFont.ImageFont,
-    above: bool = False,
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], label: str, font: Font, above: bool = False
 ) -> None:
-    """Write a label with its upper (`above`: lower) left corner there, or as near as it fits the picture."""
+    """Write a label with its upper (`above`: lower) left corner at `corner`, moved to fit into the image."""
     left, top, right, bottom = draw.textbbox((0, 0), label, font)
     x, y = corner[0], corner[1] - bottom if above else corner[1]
     width, height = draw.im.size

@@ -77,7 +77,7 @@ class BaseWithDepth(ImagesWithDepth):
     DEFAULT_DEPTH_ROOT = "data/imagenet_depth"
     SPLIT = ""  # folder below the root of the depth maps
     BASE: type[ImageNetBase]
-    SUB_INDICES: str | None = None
+    sub_indices: str | None = None  # take the images of these classes only
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class BaseWithDepth(ImagesWithDepth):
         super().__init__(
             **merge_config(self, config, size=size, random_crop=random_crop, crop_size=crop_size), **options
         )
+        self.config, self.data_root = config, data_root
         self.transform.enlarge = True
         if options.get("flip") is None:
             self.transform.flip = self.random_crop and self.transform.size is not None
-        self.data_root = data_root
         self.DEFAULT_DEPTH_ROOT = os.fspath(root or self.DEFAULT_DEPTH_ROOT)
         self.base_dset = self.get_base_dset()
         some = range(0, len(self), max(1, len(self) // 64))
@@ -108,7 +108,7 @@ class BaseWithDepth(ImagesWithDepth):
 
     def get_base_dset(self) -> ImageNetBase:
         """Return the images without depth."""
-        return self.BASE({"sub_indices": self.SUB_INDICES}, data_root=self.data_root)
+        return self.BASE({"sub_indices": self.sub_indices}, data_root=self.data_root)
 
     def get_depth_path(self, e: Mapping[str, Any]) -> str:
         """Return the depth file of an item, of which "relpath" matters."""
@@ -134,7 +134,7 @@ class ImageNetTrainWithDepth(BaseWithDepth):
     def __init__(
         self, random_crop: bool | None = None, sub_indices: str | None = None, **options: Any
     ) -> None:
-        self.SUB_INDICES = sub_indices
+        self.sub_indices = sub_indices
         super().__init__(random_crop=random_crop, **options)
 
 
@@ -144,21 +144,21 @@ class ImageNetValidationWithDepth(BaseWithDepth):
     SPLIT, BASE = "val", ImageNetValidation
 
     def __init__(self, sub_indices: str | None = None, **options: Any) -> None:
-        self.SUB_INDICES = sub_indices
+        self.sub_indices = sub_indices
         super().__init__(**options)
 
 
 class RINTrainWithDepth(BaseWithDepth):
     """The training images of animals with depth, cropped at random by default; see BaseWithDepth."""
 
-    SPLIT, BASE, SUB_INDICES = "train", ImageNetTrain, RIN
+    SPLIT, BASE, sub_indices = "train", ImageNetTrain, RIN
     RANDOM_CROP = True
 
 
 class RINValidationWithDepth(BaseWithDepth):
     """The validation images of animals with depth; see BaseWithDepth."""
 
-    SPLIT, BASE, SUB_INDICES = "val", ImageNetValidation, RIN
+    SPLIT, BASE, sub_indices = "val", ImageNetValidation, RIN
 
 
 class DRINExamples(ImagesWithDepth):
@@ -251,12 +251,13 @@ class ImageNetScale(FaultTolerantDataset):
 
     def load_sample(self, index: int) -> dict[str, Any]:
         item = self.base.data.labels_of(index)
-        if (self.hr_factor or 1) > 1:
-            pixels = shrink(read_image(item["file_path_"]), self.hr_factor)
-            pixels = self.rescaler.get_params(*pixels.shape[:2], item["file_path_"]).image(pixels)
+        path = item["file_path_"]
+        if self.hr_factor and self.hr_factor > 1:
+            pixels = shrink(read_image(path), self.hr_factor)
+            pixels = self.rescaler.get_params(pixels.shape[0], pixels.shape[1], path).image(pixels)
         else:
-            pixels, _ = read_transformed(item["file_path_"], self.rescaler)
-        params = self.cropper.get_params(*pixels.shape[:2], item["file_path_"])
+            pixels, _ = read_transformed(path, self.rescaler)
+        params = self.cropper.get_params(pixels.shape[0], pixels.shape[1], path)
         item |= self.image_item(params.image(pixels), params)
         lr = self.low_resolution(pixels)
         return item if lr is None else item | {"lr": params.plane(lr)}

@@ -48,9 +48,11 @@ class ImageNetBase(DelegatingDataset):
         self, config: Mapping[str, Any] | None = None, *, data_root: Root = None, **options: Any
     ) -> None:
         super().__init__()
-        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+        if isinstance(config, DictConfig):
+            config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         own = {"data_root": data_root, "sub_indices": self.SUB_INDICES}
-        self.config = {key: value for key, value in own.items() if value is not None} | dict(plain or {})
+        self.config: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
+        self.config |= config or {}
         self.options = options
         self._prepare()
         self._prepare_synset_to_human()

@@ -1,4 +1,4 @@
-"""The objects of a built-in landscape: boxes around what is seen of single things and of whole regions."""
+"""The objects of a built-in landscape: boxes around the visible parts of single objects and of regions."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,12 @@ from taming.data.landscapes.terrain import Canvas
 REGIONS = {"mountains": (MOUNTAIN, SNOW), "water": (WATER,), "sand": (SAND,)}  # and their labels
 CATEGORIES = ("sun", "moon", "spruce", "cactus", "palm", "person", *REGIONS)
 MAX_OBJECTS = 12  # of one scene: the largest ones
-SMALLEST = {"thing": 0.002, "region": 0.01}  # what can be seen of one, as a share of the picture
+SMALLEST = {"thing": 0.002, "region": 0.01}  # visible area, as a fraction of the image
 
 
 def objects_of(canvas: Canvas, image_id: int) -> list[Annotation]:
     """Return the largest objects of a painted scene, the largest first; see CATEGORIES."""
-    found = []
+    found: list[Annotation] = []
     for kind, box, area in sorted(_candidates(canvas), key=lambda candidate: -candidate[2])[:MAX_OBJECTS]:
         found.append(Annotation(
             area=area, image_id=str(image_id), bbox=box, category_no=CATEGORIES.index(kind), category_id=kind,
@@ -26,7 +26,8 @@ def objects_of(canvas: Canvas, image_id: int) -> list[Annotation]:
 
 
 def _candidates(canvas: Canvas) -> Iterator[tuple[str, BoundingBox, float]]:
-    """Yield what is large enough to be named: its kind, its box in shares of the picture, the box's area."""
+    """Yield what is large enough: its kind, its box in fractions of the image, the box's area."""
+    assert canvas.owner is not None and canvas.label is not None, "paint with extras"
     pixels = canvas.height * canvas.width
     seen = np.bincount(canvas.owner.ravel(), minlength=len(canvas.things) + 1)
     for number, kind in enumerate(canvas.things, 1):
@@ -39,7 +40,7 @@ def _candidates(canvas: Canvas) -> Iterator[tuple[str, BoundingBox, float]]:
 
 
 def _box(shown: np.ndarray) -> tuple[BoundingBox, float]:
-    """Return the box around the pixels of a mask (H, W), in shares of the sides, and its area."""
+    """Return the box around the pixels of a mask (H, W), in fractions of the sides, and its area."""
     height, width = shown.shape
     rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
     tall, wide = (rows[-1] + 1 - rows[0]) / height, (columns[-1] + 1 - columns[0]) / width

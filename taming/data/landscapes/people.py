@@ -1,33 +1,29 @@
-"""A person in a built-in landscape: seventeen joints in a random attitude, and how they are painted.
+"""A person in a built-in landscape: seventeen joints in a random pose, and how they are painted.
 
-Places are in image heights, x from the middle of the picture, y down from the top (see `terrain.py`); within
-a person, in shares of the person's height. A joint is x, y, visibility, in the order of `taming.data.pose`.
+Points are in image heights, x from the middle of the image, y down from the top (see `terrain.py`); within a
+person, in fractions of the person's height. A joint is x, y, visibility, in the order of `taming.data.pose`.
 """
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from taming.data.landscapes.plants import NEAR
-from taming.data.landscapes.terrain import Array, Colour, Generator
+from taming.data.landscapes.sky import Scene
+from taming.data.landscapes.terrain import Array, Generator
 
-if TYPE_CHECKING:
-    from taming.data.landscapes.sky import Scene
-
-PERSON = 10  # behind the labels of taming.data.landscapes.sky
+PERSON = 10  # after the labels of taming.data.landscapes.sky
 SKINS = ((0.95, 0.78, 0.66), (0.82, 0.60, 0.45), (0.56, 0.38, 0.27), (0.36, 0.24, 0.18))
 SHIRTS = ((0.90, 0.15, 0.15), (0.95, 0.80, 0.15), (0.95, 0.95, 0.95), (0.15, 0.40, 0.90), (0.90, 0.40, 0.75))
 TROUSERS = ((0.12, 0.16, 0.34), (0.22, 0.20, 0.20), (0.48, 0.36, 0.24), (0.10, 0.30, 0.26))
 HAIR = (0.20, 0.14, 0.10)
-# Lengths, in shares of the height.
+# Lengths, in fractions of the height.
 HEAD, NECK, TORSO, SHOULDER, HIP, UPPER_ARM, FOREARM, THIGH, SHANK = (
     0.068, 0.115, 0.28, 0.105, 0.060, 0.165, 0.155, 0.245, 0.235
 )
 
 
 def attitude(rng: Generator) -> tuple[Array, bool]:
-    """Draw how somebody stands: places (17, 2) in shares of the height, soles at y = 0, up negative; and
-    whether they face us, so that their left is on our right.
+    """Sample a pose: points (17, 2) in fractions of the height, soles at y = 0, up negative; and whether the
+    person faces the viewer, so that their left is on the right.
     """
     facing = rng.random() < 0.7
     spread, bend = rng.uniform(-4, 26, 2), rng.uniform(-4, 24, 2)  # degrees, of the legs: left, right
@@ -37,7 +33,7 @@ def attitude(rng: Generator) -> tuple[Array, bool]:
     trunk = _direction(180 + lean)  # from the hips up
     shoulders = TORSO * trunk
     skull = shoulders + NECK * _direction(180 + lean + nod)
-    for side, sign in ((0, 1.0), (1, -1.0)):  # left, right; the left is where x grows, if they face us
+    for side, sign in ((0, 1.0), (1, -1.0)):  # left, right; facing, the left has the larger x
         across = sign * np.array((np.cos(np.radians(lean)), np.sin(np.radians(lean))))
         places[5 + side] = shoulders + SHOULDER * across
         places[7 + side] = places[5 + side] + UPPER_ARM * _direction(sign * raised[side])
@@ -55,16 +51,16 @@ def attitude(rng: Generator) -> tuple[Array, bool]:
 
 
 def _direction(degrees: float) -> Array:
-    """Turn an angle from straight down, positive towards growing x, into a unit step (2,)."""
+    """Return the unit vector (2,) at an angle from straight down, positive towards growing x."""
     return np.array((np.sin(np.radians(degrees)), np.cos(np.radians(degrees))))
 
 
-def paint_person(scene: "Scene", rng: Generator) -> Array:
-    """Paint one person, in front of all, and return the joints (17, 3) in pixels; a face turned away is 0."""
+def paint_person(scene: Scene, rng: Generator) -> Array:
+    """Paint one person in front of everything; return the joints (17, 3) in pixels, 0 for a hidden face."""
     canvas = scene.canvas
     places, facing = attitude(rng)
     x, y, tall = rng.uniform(-0.28, 0.28), rng.uniform(0.90, 0.975), rng.uniform(0.60, 0.85)
-    x *= min(1.0, canvas.width / canvas.height)  # a portrait keeps the person in view
+    x *= min(1.0, canvas.width / canvas.height)  # in a portrait the person stays in view
     skin, shirt, trousers = (
         scene.lit(colours[rng.integers(len(colours))], 0.75) for colours in (SKINS, SHIRTS, TROUSERS)
     )
@@ -87,7 +83,7 @@ def paint_person(scene: "Scene", rng: Generator) -> Array:
     return joints
 
 
-def _body(scene: "Scene", places: Array, tall: float, skin: Array, shirt: Array, trousers: Array) -> None:
+def _body(scene: Scene, places: Array, tall: float, skin: Array, shirt: Array, trousers: Array) -> None:
     """Paint legs, trunk and arms."""
     for hip, knee, ankle in ((11, 13, 15), (12, 14, 16)):
         _limb(scene, places[hip], places[knee], 0.055 * tall, 0.042 * tall, trousers)
@@ -102,8 +98,8 @@ def _body(scene: "Scene", places: Array, tall: float, skin: Array, shirt: Array,
         _limb(scene, places[elbow], places[wrist], 0.029 * tall, 0.024 * tall, skin)
 
 
-def _limb(scene: "Scene", start: Array, end: Array, thick: float, thin: float, colour: Colour) -> None:
-    """Paint a stroke with round ends, whose half width goes from `thick` to `thin`."""
+def _limb(scene: Scene, start: Array, end: Array, thick: float, thin: float, colour: Array) -> None:
+    """Paint a stroke with round ends, whose half width changes from `thick` to `thin`."""
     canvas = scene.canvas
     (left, top), (right, bottom) = np.minimum(start, end) - thick, np.maximum(start, end) + thick
     window = canvas.window(left, right, top, bottom)

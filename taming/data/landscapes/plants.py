@@ -1,29 +1,26 @@
 """Trees of the built-in landscapes: far lines of conifers, and single conifers, cacti and palms near the eye.
 
-Each takes a `scene` (`taming.data.landscapes.sky.Scene`), the place of its foot and its height in image
-heights, and `build`: numbers in [0, 1) that make it an individual.
+Each takes a scene, the position of its foot and its height in image heights, and `build`: random numbers in
+[0, 1) that determine its shape.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from taming.data.landscapes.sky import Scene
 from taming.data.landscapes.terrain import TABLE, Array, Colour, Generator, smoothstep
 
-if TYPE_CHECKING:
-    from taming.data.landscapes.sky import Scene
-
-NEAR = 0.03  # depth of what stands in front
+NEAR = 0.03  # depth of objects in front
 
 
 def treeline(rng: Generator, x: Array, spacing: float, height: float) -> Array:
-    """Give how far conifers, one every `spacing`, rise above ground at x (W,): (W,) float32 <= `height`."""
+    """Return the height of a row of conifers, one every `spacing`, at x (W,): (W,) float32 <= `height`."""
     tall, jitter = rng.random((2, TABLE), dtype=np.float32)
     offset = rng.random() * TABLE
     place = x / spacing + offset
     cell = np.floor(place).astype(np.int64)
-    cells = cell + np.arange(-1, 2)[:, None]  # (3, W): a tree may reach over its cell
+    cells = cell + np.arange(-1, 2)[:, None]  # (3, W): a tree may be wider than its cell
     index = cells % TABLE
     away = np.abs(place - (cells + 0.5 + 0.8 * (jitter[index] - 0.5)))
     tops = np.maximum((0.4 + 0.6 * tall[index] ** 1.5) - away * 0.85, 0.0)
@@ -31,16 +28,16 @@ def treeline(rng: Generator, x: Array, spacing: float, height: float) -> Array:
 
 
 def scatter(
-    scene: "Scene",
+    scene: Scene,
     pitch: float,
     chance: float,
     offset: float = 0.0,
     jitter: float = 1.0,
     overhang: float = 0.3,
 ) -> Iterator[tuple[float, Array]]:
-    """Strew places over the picture's width, at most one every `pitch`: yield x and five numbers in [0, 1).
+    """Sample positions over the image's width, at most one every `pitch`: yield x and five numbers in [0, 1).
 
-    However wide the picture is, as many random numbers are drawn.
+    The number of random numbers does not depend on the width.
     """
     numbers = scene.rng.random((TABLE, 7))
     half = scene.canvas.width / (2 * scene.canvas.height) + overhang
@@ -52,12 +49,12 @@ def scatter(
 
 
 def _visible(window: tuple[slice, slice]) -> bool:
-    """Say whether a window holds any pixel."""
+    """Return whether a window holds any pixel."""
     return all(part.stop > part.start for part in window)
 
 
 def conifer(
-    scene: "Scene",
+    scene: Scene,
     x: float,
     foot: float,
     height: float,
@@ -90,7 +87,7 @@ def conifer(
 
 
 def cactus(
-    scene: "Scene", x: float, foot: float, height: float, build: Array, colour: Colour, label: int
+    scene: Scene, x: float, foot: float, height: float, build: Array, colour: Colour, label: int
 ) -> None:
     """Paint one saguaro: a trunk and two bent arms, strokes with round ends."""
     canvas = scene.canvas
@@ -108,18 +105,18 @@ def cactus(
             (0.0, joint, side * reach, joint, 0.05),
             (side * reach, joint, side * reach, joint + rise, 0.05),
         ]
-    inside = None
-    for x0, y0, x1, y1, thick in strokes:  # distance to an upright or level stroke
+    depths = []
+    for x0, y0, x1, y1, thick in strokes:  # distance to a vertical or horizontal stroke
         away = np.sqrt((px - np.clip(px, min(x0, x1), max(x0, x1))) ** 2 + (py - np.clip(py, y0, y1)) ** 2)
-        depth = thick * height - away
-        inside = depth if inside is None else np.maximum(inside, depth)
+        depths.append(thick * height - away)
+    cover = canvas.edge(np.maximum.reduce(depths))
     shine = smoothstep(-0.25, 0.35, px * scene.side / (0.3 * height))
     with canvas.thing("cactus"):
-        canvas.paint(window, canvas.edge(inside), scene.lit(colour, 0.1 + 0.7 * shine), label, NEAR)
+        canvas.paint(window, cover, scene.lit(colour, 0.1 + 0.7 * shine), label, NEAR)
 
 
 def palm(
-    scene: "Scene", x: float, foot: float, height: float, build: Array, colour: Colour, label: int
+    scene: Scene, x: float, foot: float, height: float, build: Array, colour: Colour, label: int
 ) -> None:
     """Paint one palm: a bent, tapering trunk and a crown of drooping fronds."""
     canvas = scene.canvas
@@ -135,7 +132,7 @@ def palm(
     trunk = canvas.edge(height * (0.034 - 0.014 * up) - np.abs(px - x - bend * up * up))
     trunk = trunk * canvas.edge(foot - py) * canvas.edge(py - top)
     wood = scene.lit((0.46, 0.34, 0.24), 0.45)
-    crown = None
+    leaves = []
     for k, (length, lift) in enumerate(fronds):
         side = 1.0 if k % 2 else -1.0
         reach = span * (0.62 + 0.38 * length)
@@ -143,10 +140,10 @@ def palm(
         t = (px - x - bend) * side / reach
         spine = top - rise * t + 1.15 * reach * t * t
         thick = 0.16 * reach * np.sqrt(np.clip(t, 0.0, 1.0)) * np.clip(1.0 - t, 0.0, 1.0) + 0.006
-        steep = np.sqrt(1.0 + (2.3 * t - rise / reach) ** 2)  # keeps a frond's width where it hangs
+        steep = np.sqrt(1.0 + (2.3 * t - rise / reach) ** 2)  # keeps the width of a frond where it hangs
         leaf = canvas.edge(thick * steep - np.abs(py - spine), steep) * ((t > -0.03) & (t < 1.0))
-        crown = leaf if crown is None else np.maximum(crown, leaf)
+        leaves.append(leaf)
     shine = smoothstep(-1.0, 1.0, (px - x - bend) * scene.side / span) * np.ones_like(py)
     with canvas.thing("palm"):
         canvas.paint(window, trunk, wood, label, NEAR)
-        canvas.paint(window, crown, scene.lit(colour, 0.25 + 0.5 * shine), label, NEAR)
+        canvas.paint(window, np.maximum.reduce(leaves), scene.lit(colour, 0.25 + 0.5 * shine), label, NEAR)

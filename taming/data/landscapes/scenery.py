@@ -1,4 +1,4 @@
-"""What the built-in landscapes show: four biomes, each painted from far to near.
+"""The contents of the built-in landscapes: four biomes, each painted from far to near.
 
 Colours are sRGB triples in [0, 1]; lengths are in image heights, y down from the top (see `terrain.py`).
 """
@@ -34,9 +34,9 @@ def paint_range(
     snow: float,
     hero: float = 0.0,
 ) -> None:
-    """Paint one jagged range whose line swings `height` about y = `base`; snow lies above y = `snow`.
+    """Paint one mountain range whose line varies by `height` around y = `base`, with snow above y = `snow`.
 
-    `hero` is how far one great peak, somewhere near the middle, rises above the rest.
+    `hero` is how far one great peak, somewhere near the middle, rises above the others.
     """
     canvas, rng = scene.canvas, scene.rng
     lines = canvas.line(rng, frequency, octaves=7, gain=0.48)
@@ -50,7 +50,7 @@ def paint_range(
     fade = depth + (1.0 - depth) * 0.55 * smoothstep(base - height, base + 0.22, canvas.y[window[0]])
     canvas.paint(window, cover, scene.far(scene.lit(colour, shine), fade), MOUNTAIN, depth)
     tongues = canvas.line(rng, 9.0, octaves=3, gain=0.6)[:, canvas.inside].sum(0)
-    lie = snow + 0.05 * tongues - 0.06 * (shine - 0.5)  # the shaded flank keeps more of it
+    lie = snow + 0.05 * tongues - 0.06 * (shine - 0.5)  # more snow on the shaded flank
     white = cover * smoothstep(-0.012, 0.012, lie - canvas.y[window[0]])
     canvas.paint(
         window, white, scene.far(scene.lit((1.15, 1.1, 1.05), 0.2 + shine), depth * 0.45), SNOW, depth
@@ -68,9 +68,9 @@ def paint_hill(
     mist: float = 0.0,
     trees: tuple[float, float] | None = None,
 ) -> None:
-    """Paint a plain slope under a line (W + margins,), fading into mist `mist` strong towards its foot.
+    """Paint a plain slope below a line (W + margins,), which fades into mist, of strength `mist`, downwards.
 
-    `trees` plants conifers on it: one every so many image heights, and so tall.
+    `trees` is the spacing and the height of conifers on it, in image heights.
     """
     canvas = scene.canvas
     tall = trees[1] if trees else 0.0
@@ -82,15 +82,15 @@ def paint_hill(
 
 
 def paint_water(scene: Scene, top: float, colour: Colour, *, mirror: float, far: float) -> None:
-    """Paint water from y = `top` to the bottom: its own colour, what it mirrors, the path of the light."""
+    """Paint water from y = `top` to the bottom: its own colour, its reflections, the path of the light."""
     canvas, light, rng = scene.canvas, scene.light, scene.rng
     upside = canvas.mirror(top, squeeze=1.15)
     start = canvas.height - upside.shape[1]
     window = (slice(start, None), slice(None))
     drop = np.maximum(canvas.y[start:] - top, 0.0)  # (h, 1)
-    along = np.log2(1.0 + drop[:, 0] * 18.0)  # ripples grow towards the eye
+    along = np.log2(1.0 + drop[:, 0] * 18.0)  # ripples grow towards the viewer
     ripple = field(rng, along * 4.0, canvas.x, (1.0, 2.6), octaves=2)
-    calm = np.clip(drop * canvas.height * 0.08, 0.0, 1.0)  # narrower ripples than a pixel are not drawn
+    calm = np.clip(drop * canvas.height * 0.08, 0.0, 1.0)  # ripples narrower than a pixel are not drawn
     near = np.clip(drop / (1.0 - top), 0.0, 1.0)
     body = scene.far(scene.lit(colour, 0.55), far * (1.0 - near))
     colours = mix(body, upside, mirror * (1.0 - 0.45 * near)) * (1.0 + 0.09 * calm * ripple)
@@ -102,12 +102,12 @@ def paint_water(scene: Scene, top: float, colour: Colour, *, mirror: float, far:
 
 
 def at(scene: Scene, line: Array, x: float) -> float:
-    """Give y of a line (W + margins,) at x."""
+    """Return y of a line (W + margins,) at x."""
     return float(np.interp(x, scene.canvas.wide, line))
 
 
 def mountains(scene: Scene) -> None:
-    """Snowy peaks in receding ranges, wooded foothills, and a lake or an alp in front."""
+    """Paint snowy peaks in several ranges, wooded foothills, and a lake or a meadow in front."""
     canvas, rng = scene.canvas, scene.rng
     lake = rng.random() < 0.6
     shore = scene.uniform(0.72, 0.78)
@@ -136,7 +136,7 @@ def mountains(scene: Scene) -> None:
 
 
 def desert(scene: Scene) -> None:
-    """Table mountains on the horizon, then dunes with sharp crests, bright on one flank; perhaps cacti."""
+    """Paint table mountains on the horizon, dunes with sharp crests and one bright flank, perhaps cacti."""
     canvas, rng = scene.canvas, scene.rng
     for depth, base, rise in ((0.85, 0.60, 0.13), (0.6, 0.635, 0.17)):
         lines = canvas.line(rng, 1.6, octaves=5, gain=0.42, smooth=True).sum(0)
@@ -157,13 +157,13 @@ def desert(scene: Scene) -> None:
         lines = canvas.line(rng, 1.5 - 0.2 * k, octaves=3, gain=0.35)
         swing = 0.022 + 0.022 * k
         ridge = top - swing * soften(lines.sum(0), 0.035 * canvas.height)
-        gist = soften(ridge, 0.07 * canvas.height)  # softens the border of the shade, which lies aslant
+        gist = soften(ridge, 0.07 * canvas.height)  # softens the oblique border of the shade
         window, cover = canvas.below(ridge)
         shine = canvas.relief(
             rng, window, ridge, gist, side=scene.side, wobble=0.05, sharp=0.5 * swing, lean=lean
         )
         drop = np.clip((canvas.y[window[0]] - ridge[canvas.inside]) * 3.5, 0.0, 1.0).astype(np.float32)
-        shine = mix(shine, np.float32(0.62), drop)  # towards the foot of a dune the sand throws light back
+        shine = mix(shine, np.float32(0.62), drop)  # near the foot of a dune the sand reflects light
         colour = mix(np.asarray((0.95, 0.66, 0.40)), np.asarray((0.98, 0.74, 0.46)), rng.random())
         canvas.paint(
             window, cover, scene.far(scene.lit(colour, 0.15 + 0.95 * shine), depth), SAND, depth * 0.9
@@ -182,7 +182,7 @@ def desert(scene: Scene) -> None:
 
 
 def soften(line: Array, radius: float) -> Array:
-    """Average a line (N,) over a bell of `radius` pixels: (N,) float32."""
+    """Smooth a line (N,) with a window of `radius` pixels: (N,) float32."""
     reach = int(np.ceil(radius))
     weights = np.maximum(1.0 + np.cos(np.pi * np.arange(-reach, reach + 1) / radius), 0.0)
     weights[np.abs(np.arange(-reach, reach + 1)) > radius] = 0.0
@@ -191,7 +191,7 @@ def soften(line: Array, radius: float) -> Array:
 
 
 def forest(scene: Scene) -> None:
-    """Ranks of conifers that rise out of mist, one behind the other, and a clearing framed by tall trees."""
+    """Paint rows of conifers in mist, one behind the other, and a clearing framed by tall trees."""
     canvas, rng = scene.canvas, scene.rng
     hue = rng.random()
     green = mix(np.asarray((0.14, 0.40, 0.24)), np.asarray((0.26, 0.44, 0.16)), hue)
@@ -213,7 +213,7 @@ def forest(scene: Scene) -> None:
 
 
 def coast(scene: Scene) -> None:
-    """The open sea with the path of the light, a headland, a beach with surf, perhaps palms."""
+    """Paint the open sea with the path of the light, a headland, a beach with surf, perhaps palms."""
     canvas, rng = scene.canvas, scene.rng
     sea = scene.horizon
     way = -1.0 if rng.random() < 0.5 else 1.0  # the side of the headland
@@ -258,12 +258,12 @@ CLOUDS = {"mountains": 0.62, "desert": 0.40, "forest": 0.45, "coast": 0.72}
 
 
 def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> Scene:
-    """Paint one scene: which one is the generator's choice, where it is shown from the canvas's.
+    """Paint one scene, which the generator determines, on a canvas, which determines the part that is shown.
 
-    Returns what further things can be painted into.
+    Returns the scene, for further objects.
     """
     light = LIGHTS[time]
-    half = 0.40 * min(1.0, canvas.width / canvas.height)  # a portrait keeps the sun in view
+    half = 0.40 * min(1.0, canvas.width / canvas.height)  # in a portrait the sun stays in view
     low, high = light.height
     across, up, cloudy = rng.random(3)
     scene = Scene(
@@ -274,7 +274,7 @@ def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> Scene:
         (float((2 * across - 1) * half), float(low + (high - low) * up)),
         1.0 if across > 0.5 else -1.0,
     )
-    if biome == "forest" and time in ("dawn", "sunset"):  # else the trees hide the sun
+    if biome == "forest" and time in ("dawn", "sunset"):  # otherwise the trees hide the sun
         scene.sun = (scene.sun[0], scene.sun[1] - 0.12)
     paint_sky(scene, CLOUDS[biome] * (0.35 + 0.65 * cloudy), moonlit=light.starry)
     PAINTERS[biome](scene)

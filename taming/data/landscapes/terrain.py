@@ -1,14 +1,15 @@
-"""The pens of the built-in landscapes: fractal lines, soft noise and an antialiased canvas, in numpy alone.
+"""Drawing tools of the built-in landscapes: fractal lines, smooth noise and an antialiased canvas, in numpy.
 
 A scene is described in units of the image height, so that it looks the same at any size: y runs from 0 (top)
-to 1 (bottom), x is 0 in the middle and W / (2 H) at the right edge; a wider image sees more of a scene.
-Edges are antialiased by their analytic coverage of a pixel, which costs far less than supersampling.
+to 1 (bottom), x is 0 in the middle and W / (2 H) at the right edge; a wider image shows more of a scene.
+Edges are antialiased by their analytic coverage of a pixel, which is much faster than supersampling.
 
 H W pixels, h w a window of them, O octaves, K stars.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,11 @@ def smoothstep(low: float, high: float, value: Array) -> Array:
 
 
 def rgb(colour: Colour) -> Array:
-    """Shape a colour (3,) in [0, 1] for blending with planes: float32 (3, 1, 1)."""
+    """Return a colour (3,) in [0, 1] as float32 (3, 1, 1), to blend it with planes."""
     return np.asarray(colour, np.float32).reshape(3, 1, 1)
 
 
-def mix(first: Array, second: Array, weight: float | Array) -> Array:
+def mix(first: Array, second: Array | float | np.floating, weight: float | Array) -> Array:
     """Blend linearly: `first` at weight 0, `second` at weight 1."""
     return first + (second - first) * weight
 
@@ -46,15 +47,15 @@ def fractal(
     gain: float = 0.5,
     smooth: bool = False,
 ) -> Array:
-    """Give 1-D value noise, one row per octave: sum the rows for the line, or the first ones for its gist.
+    """Return 1-D value noise, one row per octave; the sum of all rows is a line, that of a few a smooth one.
 
     Args:
         x: (W,) positions in image heights.
         frequency: lattice points per image height of the first octave; it doubles with each one.
-        finest: highest frequency a pixel grid can show; octaves above it fade out (the random numbers are
-            drawn all the same, so that every size shows one scene).
-        gain: amplitude of an octave over that of the one before.
-        smooth: round hills rather than straight slopes with sharp peaks.
+        finest: highest frequency that the pixels can show; octaves above it fade out (their random numbers
+            are generated all the same, so that every size shows the same scene).
+        gain: amplitude of an octave relative to that of the one before.
+        smooth: round hills instead of straight slopes with sharp peaks.
 
     Returns:
         (O, W) float32; the first row lies in [-1, 1].
@@ -76,7 +77,7 @@ def fractal(
 
 
 def _hat(position: Array, count: int) -> Array:
-    """Give the weights (N, count) of the lattice points 0..count-1, repeated for ever, at positions (N,)."""
+    """Return the weights (N, count) of the periodic lattice points 0..count-1 at positions (N,)."""
     away = np.abs((position[:, None] - np.arange(count, dtype=np.float32) + count / 2) % count - count / 2)
     near = np.clip(1.0 - away, 0.0, 1.0)
     return near * near * (3.0 - 2.0 * near)
@@ -85,7 +86,7 @@ def _hat(position: Array, count: int) -> Array:
 def field(
     rng: Generator, y: Array, x: Array, frequency: tuple[float, float], *, octaves: int, gain: float = 0.5
 ) -> Array:
-    """Give smooth 2-D noise (h, w), about [-1, 1], on a grid with rows y (h,) and columns x (w,).
+    """Return smooth 2-D noise (h, w), about [-1, 1], on a grid with rows y (h,) and columns x (w,).
 
     An octave is one small product of matrices, since the interpolation of a lattice is separable.
     """
@@ -100,20 +101,20 @@ def field(
 
 
 class Canvas:
-    """Planes to paint on from far to near: colour, and on request what is where (label) and how far (depth).
+    """Planes to paint on from far to near: colour, and on request label, depth and object.
 
     Attributes:
         rgb: (3, H, W) float32 in [0, 1].
-        label: (H, W) uint8, index of the topmost thing; None unless `extras`.
+        label: (H, W) uint8, label of the topmost object; None unless `extras`.
         depth: (H, W) float32, 0 near to 1 far; None unless `extras`.
-        owner: (H, W) int16, which of `things`, counted from 1, is topmost, or 0; None unless `extras`.
-        things: kinds of the single things painted so far, such as "palm".
+        owner: (H, W) int16, number of the topmost of `things`, counted from 1, or 0; None unless `extras`.
+        things: kinds of the single objects painted so far, such as "palm".
         y: (H, 1) and x: (W,), centres of the pixels in image heights.
     """
 
-    margin = 0.9  # image heights of ridge kept beyond either edge, for shadows that fall into the picture
+    margin = 0.9  # image heights of ridge beyond either edge, for shadows that fall into the image
 
-    def __init__(self, height: int, width: int, extras: bool = False):
+    def __init__(self, height: int, width: int, extras: bool = False) -> None:
         self.height, self.width = height, width
         self.y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
         self.x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height
@@ -126,22 +127,22 @@ class Canvas:
         self.depth = np.ones((height, width), np.float32) if extras else None
         self.owner = np.zeros((height, width), np.int16) if extras else None
         self.things: list[str] = []
-        self._thing = 0  # what is being painted
+        self._thing = 0  # number of the object that is being painted
 
-    def line(self, rng: Generator, frequency: float, **kwargs) -> Array:
-        """Draw `fractal` octaves for this canvas, margins included: (O, W + 2 margins)."""
+    def line(self, rng: Generator, frequency: float, **kwargs: Any) -> Array:
+        """Generate `fractal` octaves for this canvas, margins included: (O, W + 2 margins)."""
         return fractal(rng, self.wide, frequency, finest=self.finest, **kwargs)
 
     @contextmanager
     def thing(self, kind: str) -> Iterator[None]:
-        """Take what is painted meanwhile for one thing of a kind."""
+        """Count what is painted in the block as one object of a kind."""
         self.things.append(kind)
         self._thing = len(self.things)
         yield
         self._thing = 0
 
     def window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
-        """Give the pixels that a box, in image heights, can touch: (rows, columns), perhaps empty."""
+        """Return the pixels that a box, in image heights, can touch: (rows, columns), perhaps empty."""
         middle = self.width / 2
         rows = slice(
             *(int(np.clip(v, 0, self.height)) for v in (top * self.height - 1, bottom * self.height + 2))
@@ -155,11 +156,11 @@ class Canvas:
         return rows, columns
 
     def edge(self, distance: Array, steepness: float | Array = 1.0) -> Array:
-        """Give the coverage of a pixel whose centre lies `distance` image heights inside an edge: [0, 1]."""
+        """Return the coverage of a pixel whose centre is `distance` image heights inside an edge: [0, 1]."""
         return np.clip(distance * (self.height / steepness) + 0.5, 0.0, 1.0)
 
     def below(self, ridge: Array) -> tuple[tuple[slice, slice], Array]:
-        """Give the window and the coverage (h, W) of all that lies under a line (W + 2 margins,) or (W,)."""
+        """Return the window and the coverage (h, W) of the area below a line (W + 2 margins,) or (W,)."""
         if len(ridge) != self.width:
             ridge = ridge[self.inside]
         slope = np.gradient(ridge) * self.height if self.width > 1 else np.zeros(1)
@@ -175,11 +176,11 @@ class Canvas:
         label: int | None = None,
         depth: float | Array | None = None,
     ) -> None:
-        """Blend a colour (3, 1 or h, 1 or w) into a window by its coverage (h, w); note label and depth."""
+        """Blend a colour (3, 1 or h, 1 or w) into a window by its coverage (h, w); set label and depth."""
         rows, columns = window
         target = self.rgb[:, rows, columns]
         target += cover * (colour - target)
-        if self.label is None or label is None:
+        if self.label is None or self.owner is None or self.depth is None or label is None:
             return
         covered = cover > 0.5
         self.label[rows, columns] = np.where(covered, label, self.label[rows, columns])
@@ -200,15 +201,15 @@ class Canvas:
         sharp: float,
         lean: float = 0.0,
     ) -> Array:
-        """Tell how lit each pixel under a ridge is, (h, W) in [0, 1]: bright flanks face the sun.
+        """Return the light on each pixel under a ridge, (h, W) in [0, 1]: bright flanks face the sun.
 
         The border between two flanks starts at a peak of `gist` (the line without its small octaves), and
-        wanders down sideways.
+        runs down with random turns.
 
         Args:
-            side: +1 where the light comes from the right, -1 from the left.
-            wobble: how far the borders wander, in image heights.
-            sharp: slope of the ridge at which a flank is fully lit or dark; smaller is more contrast.
+            side: +1 for light from the right, -1 from the left.
+            wobble: size of the turns, in image heights.
+            sharp: slope of the ridge at which a flank is fully lit or dark; less gives more contrast.
             lean: how far the borders lean sideways per image height of descent.
         """
         rows = window[0]
@@ -221,7 +222,7 @@ class Canvas:
         return smoothstep(-sharp, sharp, falls * side)
 
     def stars(self, rng: Generator, amount: int = 400, lowest: float = 0.62) -> Array:
-        """Give the light of small stars (H, W), strewn over eight image heights; one sum of Gaussians."""
+        """Return the light of small stars (H, W), spread over eight image heights; one sum of Gaussians."""
         x, y, bright = rng.random((3, amount), dtype=np.float32)
         x, y = x * 8.0 - 4.0, y * lowest
         seen = np.abs(x) < self.width / (2 * self.height) + 0.02
@@ -234,7 +235,7 @@ class Canvas:
         return rows @ columns.T
 
     def mirror(self, top: float, squeeze: float = 1.0) -> Array:
-        """Give what still water below y = `top` reflects: (3, h, W), the rows above it upside down."""
+        """Return the reflection in still water below y = `top`: (3, h, W), the rows above it upside down."""
         start = int(np.clip(np.floor(top * self.height), 0, self.height - 1))
         source = np.clip(
             (2 * top - self.y[start:, 0] - (squeeze - 1) * (self.y[start:, 0] - top)) * self.height - 0.5,

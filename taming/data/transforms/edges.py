@@ -1,8 +1,8 @@
 """Canny edges: blur, gradient, thinning across the edge, and two thresholds joined by hysteresis.
 
 After J. Canny, "A Computational Approach to Edge Detection", 1986; with the conventions of scikit-image,
-which the 2021 code used: an unnormalised Sobel gradient, thinning by interpolation, no edge on the
-outermost pixels. H W pixels, N pixels of candidate edges.
+which the 2021 code used: a Sobel gradient that is not normalised, thinning by interpolation, no edge on
+the outermost pixels. H W pixels, N pixels of candidate edges.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ def gray(image: np.ndarray) -> np.ndarray:
 
 
 def canny(image: np.ndarray, sigma: float = 2.0, low: float = 0.1, high: float = 0.2) -> np.ndarray:
-    """Return the edges (H, W), bool, of a gray picture (H, W), float; the thresholds are for a range [-1, 1].
+    """Return the edges (H, W), bool, of a gray image (H, W), float; the thresholds are for a range [-1, 1].
 
     Args:
         image: gray values.
         sigma: standard deviation of the blur, in pixels.
-        low: gradient of the weakest edges, kept where they touch, also by a corner, a strong one.
-        high: gradient of the strong ones. A step from -1 to 1, unblurred, has 8.
+        low: gradient of the weakest edges, which are kept if they touch a strong one, also diagonally.
+        high: gradient of strong edges. A step from -1 to 1, unblurred, has 8.
 
     Raises:
         ValueError: another shape, a blur that is not positive, or thresholds in the wrong order.
     """
     if image.ndim != 2:
-        raise ValueError(f"canny needs a gray picture (H, W), got the shape {image.shape}: use gray() first")
+        raise ValueError(f"canny needs a gray image (H, W), got the shape {image.shape}: use gray() first")
     if sigma <= 0 or not 0 <= low <= high:
         raise ValueError(f"canny needs sigma > 0 and 0 <= low <= high, got {sigma}, {low} and {high}")
     x = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]  # (1, 1, H, W)
@@ -41,7 +41,7 @@ def canny(image: np.ndarray, sigma: float = 2.0, low: float = 0.1, high: float =
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Blur by a Gaussian of four standard deviations a side; weights beyond the border go to those within."""
+    """Blur by a Gaussian, cut off at four standard deviations and renormalised at the borders."""
     radius = int(4 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = kernel / kernel.sum()
@@ -52,7 +52,7 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Sobel's derivatives (H, W) downwards and to the right, eight times the slope a pixel."""
+    """Return Sobel's derivatives (H, W) downwards and to the right, eight times the slope per pixel."""
     column = torch.tensor([1.0, 2.0, 1.0])
     down = torch.outer(torch.tensor([-1.0, 0.0, 1.0]), column)
     both = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), torch.stack([down, down.T])[:, None])
@@ -60,9 +60,9 @@ def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _thin(down: Tensor, right: Tensor) -> Tensor:
-    """Keep the gradient (H, W) where it is the largest along its own direction, else 0.
+    """Return the magnitude of the gradient (H, W) where it is a maximum along its direction, else 0.
 
-    The neighbours before and behind lie between two pixels, and are interpolated.
+    The two neighbours along the direction are interpolated between pixels.
     """
     magnitude = torch.hypot(down, right)
     height, width = magnitude.shape
@@ -86,14 +86,14 @@ def _thin(down: Tensor, right: Tensor) -> Tensor:
 
 
 def _hysteresis(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
-    """Keep the connected regions of `weak` (H, W), corners count, that hold a pixel of `strong`."""
+    """Return the 8-connected regions of `weak` (H, W) that hold a pixel of `strong`."""
     rows, columns = np.nonzero(weak)
     number = np.full((weak.shape[0] + 2, weak.shape[1] + 2), -1)
     number[rows + 1, columns + 1] = np.arange(len(rows))
     steps = [(dy, dx) for dy in (0, 1, 2) for dx in (0, 1, 2)]
     around = np.stack([number[rows + dy, columns + dx] for dy, dx in steps], axis=1)  # (N, 9)
-    around = np.where(around < 0, np.arange(len(rows))[:, None], around)  # no neighbour: the pixel itself
-    root = np.arange(len(rows))  # a pixel of the same region with a smaller number; at last the smallest one
+    around = np.where(around < 0, np.arange(len(rows))[:, None], around)  # no neighbour: itself
+    root = np.arange(len(rows))  # a lower number of the same region; in the end the lowest one
     while True:
         least = root[around].min(axis=1)
         new = root.copy()

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint, write_checkpoint
+from taming.training.distributed import any_process
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         # what is saved is the state after the last batch, which by now is in the curves and validated
         asked = self._stop is not None or self._save_now or self._is_due(pl_module.batches_seen)
-        if trainer.strategy.reduce_boolean_decision(asked, all=False):  # the only exchange in most batches
+        if any_process(trainer, asked):  # the only exchange in most batches
             self._stop_if_asked(trainer, pl_module)
             self.save(trainer, pl_module)
 
@@ -201,10 +202,7 @@ class LastCheckpoint(Checkpoint):
             return
         path = self.path(trainer)
         if trainer.world_size > 1 and not getattr(exception, "on_all_ranks", False):
-            # the other processes may be waiting elsewhere: saving together would hang
-            last = f"; the last checkpoint is {path}" if path.exists() else ""
-            logger.warning("not saved, since one of several processes failed%s", last)
-            return
+            return  # the other processes may be waiting elsewhere: saving together would hang
         reset_running_statistics(pl_module)
         try:
             saved = self.save(trainer, pl_module)
@@ -245,7 +243,7 @@ class LastCheckpoint(Checkpoint):
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self._previous:  # no signals here, or not yet: a sanity check
             return
-        if not trainer.strategy.reduce_boolean_decision(self._stop is not None, all=False):
+        if not any_process(trainer, self._stop is not None):
             return
         self.save(trainer, pl_module)
         raise Interrupted(self._stop or signal.SIGTERM)

@@ -206,7 +206,7 @@ def test_coordinates_of_a_whole_scene_count_its_pixels():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"figures": 1.5}, "figures is 1.5; give a share"),
+    ({"figures": 1.5}, "figures is 1.5; give a fraction"),
     ({"figures": 0, "keys": ("image", "pose")}, "figures is 0.*above 0 for pose"),
     ({"crop_size": 96}, "96x96.*only 64x64"),
     ({"crop_size": "x"}, "crop_size must be"),

@@ -151,7 +151,7 @@ def test_cached_items_equal_drawn_ones_and_are_not_drawn_again(monkeypatch):
     plain, cached = Landscapes(32, 8, keys=KEYS), Landscapes(32, 8, keys=KEYS, cache=True)
     first = [cached[i] for i in range(8)]
     first[3]["image"][:] = 0.0  # what a caller does to an item must not reach the cache
-    monkeypatch.setattr(cached, "_draw", lambda *_: pytest.fail("an item was drawn twice"))
+    monkeypatch.setattr(cached, "_paint", lambda *_: pytest.fail("an item was drawn twice"))
     for index in range(8):
         for key in ("image", "segmentation", "depth"):
             assert np.array_equal(cached[index][key], plain[index][key])
