@@ -85,7 +85,6 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("torch_fidelity", "eval"),
     ("gradio", "demo"),
     ("datasets", "data"),
-    ("lmdb", "data"),
     ("transformers", "data"),
     ("huggingface_hub", "hub"),
 )

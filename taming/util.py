@@ -128,11 +128,13 @@ def read_text(path: str | os.PathLike, what: str = "file", *, max_bytes: int) ->
         raise ValueError(f"{what} {os.fspath(path)} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
-def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
+def download(
+    url: str, local_path: str | Path, chunk_size: int = 1024, *, max_bytes: int | None = None
+) -> None:
     """Download `url` (http, https) to the file `local_path`, in steps of `chunk_size` bytes, with a bar.
 
     The file appears whole or not at all. Raises ValueError for other addresses, and OSError if the transfer
-    fails or ends early.
+    fails or ends early, or brings more than `max_bytes`.
     """
     _check_address(url)
     path = Path(local_path)
@@ -141,7 +143,8 @@ def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
         atomic_write(path) as partial,
         urllib.request.build_opener(_WebOnly).open(url, timeout=_TIMEOUT) as response,
     ):
-        total = int(response.headers.get("content-length") or 0)
+        length = response.headers.get("content-length") or ""
+        total = int(length) if length.isdecimal() else 0
         received = 0
         with (
             partial.open("wb") as file,
@@ -151,6 +154,8 @@ def download(url: str, local_path: str | Path, chunk_size: int = 1024) -> None:
                 file.write(data)
                 received += len(data)
                 bar.update(len(data))
+                if max_bytes is not None and received > max_bytes:
+                    raise OSError(f"{url} sends more than {max_bytes} bytes")
         if received < total:
             raise OSError(f"{url} ended after {received} of {total} bytes; try again")
 

@@ -13,9 +13,7 @@ from omegaconf import DictConfig
 from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.inference.dataset import build_dataset, data_section
-from taming.inference.loading import load_transformer
 from taming.inference.provenance import check_replaceable, data_metadata
-from taming.models.cond_transformer import Net2NetTransformer
 from taming.parameters import did_you_mean
 from taming.sampling import SamplingOptions
 from taming.util import number
@@ -84,28 +82,30 @@ def add_outdir(parser: Parser, help: str, **more: Any) -> None:
     parser.add_argument("-o", "--outdir", type=path, help=help, **more)
 
 
-def add_options(parser: Parser, command: str) -> None:
-    """Add the run to sample from, and how to sample: the fields of `SamplingOptions`."""
+def add_sampling_options(parser: Parser, command: str) -> None:
+    """Add the transformer to sample from, and how to sample: the fields of `SamplingOptions`."""
     parser.epilog = TORCHRUN.format(command)
     add_run(parser, "a transformer", required=True)
-    for field in dataclasses.fields(SamplingOptions):
-        names = [field.metadata.get("short"), f"--{field.name.replace('_', '-')}"]
-        how: dict[str, Any] = {"default": 0 if field.name == "seed" else field.default}
-        if field.default is False:
-            how["action"] = "store_true"
-        elif "choices" in field.metadata:
-            how |= one_of(*field.metadata["choices"])
-        else:
-            how["type"] = field.metadata["type"]
-        parser.add_argument(*filter(None, names), help=field.metadata["help"], **how)
     add_device(parser)
     add_allow(parser)
+    group = parser.add_argument_group("how images are sampled")
+    for field in dataclasses.fields(SamplingOptions):
+        about = field.metadata
+        flags = [*about.get("short", "").split(), "--" + field.name.replace("_", "-")]
+        if isinstance(field.default, bool):
+            how: dict[str, Any] = {"action": "store_true"}
+        else:
+            how = one_of(*about["choices"]) if "choices" in about else {"type": about["type"]}
+            how["default"] = field.default
+        group.add_argument(*flags, help=about["help"], **how)
+    parser.set_defaults(seed=0)
 
 
 def sampling_options(options: argparse.Namespace) -> SamplingOptions:
-    """Return the sampling options of a command line."""
-    names = [field.name for field in dataclasses.fields(SamplingOptions)]
-    return SamplingOptions(**{name: getattr(options, name) for name in names})
+    """Return how to sample, from the options that `add_sampling_options` added."""
+    return SamplingOptions(**{
+        field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
+    })
 
 
 def add_data_options(parser: Parser) -> None:
@@ -208,19 +208,6 @@ def _check_place(folder: Path, given: str) -> None:
 
 
 # ---- what the options stand for
-
-
-def load_model(
-    options: argparse.Namespace,
-) -> tuple[Net2NetTransformer, DictConfig, SamplingOptions, dict[str, str]]:
-    """Load the model of `--run`; return it, its config, how to sample, and metadata for its images.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_transformer`.
-    """
-    how = sampling_options(options)
-    model, config, metadata = load_transformer(options.run, how, device=options.device)
-    return model, config, how, metadata
 
 
 def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[SeededDataset, dict[str, str]]:

@@ -30,6 +30,7 @@ from taming.cli.options import (
 from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.inference.decoding import PRECISIONS
+from taming.util import number
 from taming.web.page import launch, require_gradio
 from taming.web.session import Session
 
@@ -44,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
     add_outdir(parser, "folder that keeps the images; default: a temporary one")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in, without a "
         "password")
-    add("--port", type=int, help="default: the first free one from 7860")
+    add("--port", type=number(int, 1, 65535), help="default: the first free one from 7860")
     add("--max-upload", type=float, default=20.0, metavar="MB", help="largest uploaded file, in megabytes")
     add("--max-pixels", type=int, default=4_000_000, help="of all images that are generated at once")
     add("--precision", default="32", help="of the transformer's weights; bf16 takes half the memory and time",
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")  # goes with the page
         require_gradio()
         session = Session(
-            options.run or ["logs"], options.outdir or Path(folder) / "drawn", device=options.device,
+            options.run or ["logs"], Path(folder) / "images", keep=options.outdir, device=options.device,
             data_of=data_of, max_pixels=options.max_pixels, precision=options.precision,
         )
         launch(session, host=options.host, port=options.port, max_upload=options.max_upload)

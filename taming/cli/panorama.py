@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from taming.cli.options import add_options, add_outdir, load_model, path, png_file, size
+from taming.cli.options import add_outdir, add_sampling_options, path, png_file, sampling_options, size
 from taming.cli.parser import Parser
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
@@ -29,6 +29,7 @@ from taming.inference.conditions import (
 )
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, rank_and_world_size
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_shapes
@@ -37,7 +38,7 @@ from taming.sampling import image_generators
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "panorama")
+    add_sampling_options(parser, "panorama")
     add_outdir(parser, "the PNG file to write, or a folder for it; default: panorama.png, or the next name "
                "that is free", metavar="PATH")
     parser.add_alias("--out", "--outdir")
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
     if rank_and_world_size()[0] != 0:
         return
     file = png_file(options.outdir, "panorama", (options.segmentation, options.complete, options.mask))
-    model, _, how, metadata = load_model(options)
+    sampling = sampling_options(options)
+    model, _, metadata = load_transformer(options.run, sampling, device=options.device)
     original, labels, size = inputs(model, options)
     default = 0.0 if options.mask else 0.5
     known = default if options.known is None else options.known
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     with TokenBar(1) as bar:
         bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
         codes = model.sample_codes(
-            parts, how, size=size, known=codes, mask=kept, callback=bar,
+            parts, sampling, size=size, known=codes, mask=kept, callback=bar,
             generator=image_generators(options.seed, [0]),
         )
     image = decode(model, codes)
@@ -90,7 +92,7 @@ def inputs(
 ) -> tuple[Tensor | None, Tensor | None, Size]:
     """Return the image to complete (1, 3, H, W) and the label map (h, w), None if not given, and (H, W)."""
     size = options.size
-    trained = model.first_stage_model.image_size
+    side, width = model.first_stage_model.image_size
     original = labels = None
     if options.complete is not None:
         pixels = ImagePaths([options.complete], size).preprocess_image(options.complete)
@@ -108,9 +110,9 @@ def inputs(
     if original is not None:
         size = tuple(original.shape[2:])
     elif labels is not None and size is None:
-        sides = zip(labels.shape, trained, model.cond_sizes[number], strict=True)
-        size = tuple(n * side // own for n, side, own in sides)
-    return original, labels, size or (trained[0], 4 * trained[1])
+        own = model.cond_sizes[number]
+        size = labels.shape[0] * side // own[0], labels.shape[1] * width // own[1]
+    return original, labels, size or (side, 4 * width)
 
 
 def class_of(model: Net2NetTransformer, label: str | None) -> list[int] | None:

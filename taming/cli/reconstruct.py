@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     names = output_names(options.images)
     check_outputs(outdir, names)
     device = pick_device(options.device)
-    model, _, _ = load_tokenizer(options.run, device=options.device)
+    model = load_tokenizer(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
     usage, rows, pairs, bad = CodebookUsage(model.codebook_size), [], [], []
@@ -112,12 +112,12 @@ def check_outputs(outdir: Path, names: dict[str, Path]) -> None:
 @torch.inference_mode()
 def reconstruct(model: Tokenizer, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
     """Return reconstructions of images (B, C, H, W) on the CPU and what was measured; count the codes."""
-    indices = model.encode_codes(x)  # (B, h, w)
-    reconstruction = model.decode_codes(indices).float().clamp(-1.0, 1.0)
-    usage.update(indices)
-    codes = [len(row.unique()) for row in indices.flatten(1)]
+    codes = model.encode_codes(x)  # (B, h, w)
+    reconstruction = model.decode_codes(codes).float().clamp(-1.0, 1.0)
+    usage.update(codes)
+    used = [len(row.unique()) for row in codes.flatten(1)]
     l1 = (x - reconstruction).abs().flatten(1).mean(1)
-    columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), codes
+    columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), used
     return reconstruction.cpu(), [dict(zip(MEASURED, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -14,12 +14,12 @@ import torch
 from taming.checkpoint import find_checkpoint
 from taming.cli.options import (
     add_batch_size,
-    add_options,
     add_outdir,
+    add_sampling_options,
     check_folder,
     check_png,
-    load_model,
     path,
+    sampling_options,
 )
 from taming.cli.parser import Parser
 from taming.images import image_grid, is_complete_png, load_png
@@ -32,7 +32,8 @@ from taming.inference.distributed import (
     rank_zero_print,
     wait_for,
 )
-from taming.inference.provenance import is_generated, save_image
+from taming.inference.loading import load_transformer
+from taming.inference.provenance import is_generated, run_directory, save_image
 from taming.sampling import image_generators
 from taming.util import number
 
@@ -41,7 +42,7 @@ MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gig
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "sample")
+    add_sampling_options(parser, "sample")
     add_outdir(parser, "folder for the samples; default: RUN/samples/<settings>")
     add = parser.add_argument
     add("-n", "--num-samples", type=number(int, 1), default=64, help="how many, over all classes together")
@@ -54,11 +55,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Load, generate what is missing, save, and write the sheet."""
-    model, _, how, metadata = load_model(options)
+    file, sampling = find_checkpoint(options.run), sampling_options(options)
+    model, _, metadata = load_transformer(file, sampling, device=options.device)
     named = None if options.classes == "imagenet" else options.classes  # the default of 2021
     classes = class_numbers(named, model)
-    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors show before files are there
-    folder = check_folder(options.outdir or default_folder(options, metadata, named))
+    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors come before any output
+    folder = check_folder(options.outdir or default_folder(file, metadata, named))
     grid = folder / "grid.png" if options.grid is True else options.grid
     if grid is not None:
         check_png(grid, f"--grid {grid}")
@@ -72,9 +74,9 @@ def run(options: argparse.Namespace) -> None:
         for numbers in batches:
             bar.next_batch(len(numbers), math.prod(model.latent_shape()))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
-            condition = conditions_of(model, len(numbers), given={"class": chosen})
             codes = model.sample_codes(
-                condition, how, callback=bar, generator=image_generators(options.seed, numbers)
+                conditions_of(model, len(numbers), given={"class": chosen}), sampling, callback=bar,
+                generator=image_generators(options.seed, numbers),
             )
             for i, image in zip(numbers, decode(model, codes), strict=True):
                 save_image(image, paths[i], metadatas[i])
@@ -83,15 +85,14 @@ def run(options: argparse.Namespace) -> None:
         print(f"sheet: {write_sheet(paths[:MOST_ON_SHEET], len(labels), grid)}")
 
 
-def default_folder(options: argparse.Namespace, metadata: dict[str, str], classes: str | None) -> Path:
-    """Return RUN/samples/<settings>/<step>, as in 2021."""
-    file = find_checkpoint(options.run)
-    run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+def default_folder(file: Path, metadata: dict[str, str], classes: str | None) -> Path:
+    """Return RUN/samples/<settings>/<step> of the run of a checkpoint, as in 2021."""
     named = {name: metadata[name] for name in ("seed", "top_k", "top_p", "temperature")}
     defaults = {"min_p": "None", "guidance": "1.0", "precision": "32"}
     named |= {name: metadata[name] for name, default in defaults.items() if metadata[name] != default}
     named |= {"classes": classes.replace(",", "-")[:80]} if classes else {}
-    return run / "samples" / "_".join(f"{key}_{value}" for key, value in named.items()) / metadata["step"]
+    settings = "_".join(f"{key}_{value}" for key, value in named.items())
+    return run_directory(file) / "samples" / settings / metadata["step"]
 
 
 def write_sheet(paths: list[Path], n_classes: int, file: Path) -> Path:

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from taming.cli.options import (
     add_data_options,
-    add_options,
+    add_sampling_options,
     check_folder,
     load_dataset,
-    load_model,
     path,
     sampling_options,
 )
@@ -31,6 +30,7 @@ from taming.inference.conditions import check_conditions, check_drawable, kept_c
 from taming.inference.dataset import batch_of, condition_images
 from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import is_generated, mask_metadata, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
@@ -39,7 +39,7 @@ from taming.util import number
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "sample-dataset")
+    add_sampling_options(parser, "sample-dataset")
     add_data_options(parser)
     add = parser.add_argument
     add("-n", "--num-samples", type=number(int, 1), help="items, from the first; default: all")
@@ -54,7 +54,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its data, generate what is missing, save."""
     outdir = check_folder(options.outdir)
-    model, config, _, metadata = load_model(options)
+    sampling = sampling_options(options)
+    model, config, metadata = load_transformer(options.run, sampling, device=options.device)
     dataset, of_data = load_dataset(config, options)
     count = len(dataset) if options.num_samples is None else min(options.num_samples, len(dataset))
     metadata |= {"scale": str(options.scale), "known": str(options.known), **mask_metadata(options.mask)}
@@ -86,9 +87,8 @@ def generate(
     codes = model.permuter(z, reverse=True).view(-1, *model.latent_shape(*size))
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
     sampled = model.sample_codes(
-        model.encode_conditions(c), sampling_options(options), size=size, mask=kept,
-        known=None if kept is None else codes, callback=bar,
-        generator=image_generators(options.seed, numbers),
+        model.encode_conditions(c), sampling_options(options), size=size, mask=kept, callback=bar,
+        known=None if kept is None else codes, generator=image_generators(options.seed, numbers),
     )
     originals, samples = x.clamp(-1.0, 1.0).cpu(), decode(model, sampled)
     if kept is not None:

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from taming.cli.options import (
     add_data_options,
-    add_options,
+    add_sampling_options,
     check_folder,
     load_dataset,
-    load_model,
     one_of,
     sampling_options,
     size,
@@ -42,6 +41,7 @@ from taming.inference.distributed import (
     wait_for,
 )
 from taming.inference.layouts import sample_layouts
+from taming.inference.loading import load_transformer
 from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
@@ -52,7 +52,7 @@ SAMPLE_BITS = 24  # of an image's number: the layout's; above them, the sample's
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of this command."""
-    add_options(parser, "scenes")
+    add_sampling_options(parser, "scenes")
     add_data_options(parser)
     add = parser.add_argument
     add("-n", "--num-layouts", type=number(int, 1), help="layouts, from the first item; default: all")
@@ -68,7 +68,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load the model and its layouts, generate what is missing, save."""
     outdir = check_folder(options.outdir)
-    model, config, _, metadata = load_model(options)
+    sampling = sampling_options(options)
+    model, config, metadata = load_transformer(options.run, sampling, device=options.device)
     key = layout_key(model, options.conditional)
     size = options.resolution or model.first_stage_model.image_size
     resolution = f"{size[0]}x{size[1]}"
@@ -113,17 +114,18 @@ def generate(
     size: tuple[int, int], options: argparse.Namespace, bar: TokenBar,
 ) -> tuple[Tensor, Tensor]:
     """Return images (B, 3, H, W) of layouts and samples; number p is sample p % N of layout p // N."""
-    each, how = options.n_samples_per_layout, sampling_options(options)
+    each = options.n_samples_per_layout
     items, samples = [p // each for p in numbers], [p % each for p in numbers]
     layouts = model.get_input(batch_of(dataset, items), key).to(model.device)  # (B, M)
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    more = {"generator": image_generators(options.seed, keys), "callback": bar}
+    how = {"options": sampling_options(options), "generator": image_generators(options.seed, keys)}
     if shape != model.latent_shape() and options.layout == "window":
-        codes = sample_layouts(model, layout_builders(dataset)[key], layouts, size, how, **more)
+        builder = layout_builders(dataset)[key]
+        codes = sample_layouts(model, builder, layouts, size, callback=bar, **how)
     else:
-        codes = model.sample_codes(model.encode_conditions(layouts), how, size=size, **more)
+        codes = model.sample_codes(model.encode_conditions(layouts), size=size, callback=bar, **how)
     return unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1]), decode(model, codes)
 
 

@@ -1,55 +1,65 @@
 """LSUN churches and towers, from a folder of images or from the lmdb files as they are distributed.
 
-H W pixels of the crop. Reading lmdb files needs the package lmdb, of the extra `data`.
+H W pixels of the crop.
 """
 
 import io
 import os
 from typing import Any
 
-import numpy as np
-
-from taming.data.base import DelegatingDataset, ImagePaths
-from taming.data.files.errors import BadImage
-from taming.data.files.images import read_transformed
+from taming.data.base import DelegatingDataset, FaultTolerantDataset, ImagePaths
+from taming.data.files.errors import file_errors
+from taming.data.files.images import MAX_FILE, read_transformed
+from taming.data.files.lmdb_file import read_entries
 from taming.data.splits import split_images
-from taming.data.transforms.joint import JointParams, Size
+from taming.data.transforms.joint import Size
+from taming.util import open_file
 
 Path = str | os.PathLike
 
 
-class LmdbImages(ImagePaths):
+class LmdbImages(FaultTolerantDataset):
     """The images of an LSUN lmdb file: items as ImagePaths; "file_path_" is the file's, then the image's key.
 
-    The file is opened once in each process, when its first image is wanted.
-
     Args:
-        root: folder of `data.mdb`; the others are those of ImagePaths.
+        root: folder of `data.mdb`.
+        size, random_crop, options: see FaultTolerantDataset.
 
     Raises:
-        ValueError: the package lmdb is missing, or the file is broken, cut off or empty.
+        FileNotFoundError: no such file.
+        ValueError: the file is broken, cut off or empty.
     """
 
-    def __init__(self, root: Path, size: Size = None, random_crop: bool = False, **options: Any) -> None:
+    def __init__(
+        self, root: Path, size: Size = None, random_crop: bool | None = None, **options: Any
+    ) -> None:
+        super().__init__(size, random_crop, **options)
         self.root = os.path.realpath(root)
+        self.file = os.path.join(self.root, "data.mdb")
         try:
-            with _environment(self.root).begin() as transaction:
-                keys = [bytes(key).decode("ascii") for key in transaction.cursor().iternext(values=False)]
-        except _lmdb().Error as error:
+            self.entries = read_entries(self.file)
+        except ValueError as error:
             raise ValueError(
                 f"{self.root} is no lmdb folder that can be read: {error}; fetch it or unpack it again"
             ) from error
-        if not keys:
+        if not len(self):
             raise ValueError(f"{self.root} holds no images")
-        super().__init__([f"{self.root}/{key}" for key in keys], size, random_crop, **options)
 
-    def read(self, path: Path) -> tuple[np.ndarray, JointParams]:
-        key = os.fspath(path).rsplit("/", 1)[-1]
-        with _environment(self.root).begin() as transaction:
-            data = transaction.get(key.encode("ascii"))
-        if data is None:
-            raise BadImage(f"{self.root} holds no image {key}")
-        return read_transformed(path, self.transform, io.BytesIO(data))
+    def __len__(self) -> int:
+        return len(self.entries.offsets)
+
+    def load_sample(self, index: int) -> dict[str, Any]:
+        path = f"{self.root}/{self.entries.key(index).decode('utf-8', 'backslashreplace')}"
+        offset, size = int(self.entries.offsets[index]), int(self.entries.sizes[index])
+        with file_errors(path):
+            if size > MAX_FILE:
+                raise ValueError(f"{size} bytes, more than {MAX_FILE} are not read")
+            with open_file(self.file) as file:
+                data = os.pread(file.fileno(), size, offset)
+            if len(data) < size:
+                raise ValueError("it lies beyond the end of the file")
+        pixels, params = read_transformed(path, self.transform, io.BytesIO(data))
+        return self.image_item(pixels, params) | {"file_path_": path}
 
 
 class LSUNBase(DelegatingDataset):
@@ -108,47 +118,3 @@ class LSUNTowersValidation(LSUNTowersTrain):
     """The validation images of towers, cropped in the centre; see LSUNBase."""
 
     SPLIT = "validation"
-
-
-_environments: dict[str, tuple[int, Any]] = {}  # folder -> process, open environment
-
-
-def _environment(root: str) -> Any:
-    """Open an lmdb folder once in each process; lmdb allows no second time, and no sharing.
-
-    Raises:
-        ValueError: its file is cut off.
-    """
-    process, environment = _environments.get(root, (0, None))
-    if process != os.getpid():
-        if environment is not None:  # of the process that forked this one
-            environment.close()
-        environment = _lmdb().open(root, readonly=True, lock=False, readahead=False, meminit=False)
-        _check_whole(environment, os.path.join(root, "data.mdb"))
-        _environments[root] = os.getpid(), environment
-    return environment
-
-
-def _check_whole(environment: Any, file: str) -> None:
-    """Close an environment whose file is shorter than it says: reading beyond the end kills the process.
-
-    Of a whole file the last pages can be missing as well, if what they were for was removed at once.
-    """
-    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if (size := os.path.getsize(file)) < wanted:
-        environment.close()
-        raise ValueError(
-            f"{file} is cut off: it has {size} bytes of {wanted} or more; fetch it or unpack it again (if it "
-            "is whole, since images were removed from it, use what `mdb_copy -c` makes of it)"
-        )
-
-
-def _lmdb() -> Any:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ValueError(
-            'reading lmdb files needs the package lmdb: pip install "taming[data]", or pip install lmdb; or '
-            "unpack the images into a folder"
-        ) from error
-    return lmdb

@@ -31,8 +31,14 @@ def model_metadata(model: nn.Module, config: DictConfig) -> dict[str, str]:
     return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
 
 
+def run_directory(checkpoint: Path) -> Path:
+    """Return the run directory or exported folder that holds a checkpoint file."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def options_metadata(options: SamplingOptions) -> dict[str, str]:
-    """Describe how images are sampled, one entry for each option."""
+    """Say how images are sampled, with an entry for each option."""
     return {field.name: str(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
@@ -66,6 +72,8 @@ def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
     with Image.open(path) as image:
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
     found.pop("Software", None)
+    defaults = options_metadata(SamplingOptions())  # of options that are newer than the image
+    found = {key: value for key, value in defaults.items() if key in metadata} | found
     keys = [key for key in dict.fromkeys((*metadata, *found)) if found.get(key) != metadata.get(key)]
     if keys:
         other = ", ".join(f"{key} {found.get(key, 'unknown')}" for key in keys)

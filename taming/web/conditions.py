@@ -1,7 +1,7 @@
-"""What a model is conditioned on: which input of the page each condition needs, and the tensor it becomes.
+"""The conditions of a model: which input of the page each of them needs, and the tensor that it becomes.
 
-B batch, L labels, M tokens, H W pixels. A value is what the page hands over: a class number, a picture, a
-painting in the colours of the labels, a list of boxes, or the number of an item of the data set.
+B batch, L labels, M tokens, H W pixels. A value is what the page passes on: a class number, an image, a
+painting in the colors of the labels, a list of boxes, or the number of an item of the data set.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.conditioners.base import Conditioner
 from taming.web.painting import Size, check_shape, fitted, labels_of, paint_labels
 
-POINT = 0.06  # side of the box that stands for an object of which only the centre is known, as a share
-CLASS, LABELS, PICTURE, BOXES, TOKENS = "class", "label_map", "image", "boxes", "tokens"
+POINT = 0.06  # side, as a share, of the box that stands for an object of which only the center is known
+CLASS, LABELS, IMAGE, BOXES, TOKENS = "class", "label_map", "image", "boxes", "tokens"
 COORDINATES, NOTHING = "coordinates", "none"  # these two need no input
 
 Box = tuple[int, float, float, float, float]  # category, left, top, right, bottom in shares of the sides
@@ -39,8 +39,8 @@ class Condition:
         key: entry of the batch, which is its name too.
         kind: one of the constants above.
         names: of the classes, labels or categories.
-        trained: (H, W) in pixels beside a picture of the training size; None where that is its own.
-        channels: of a picture, 1 or 3.
+        trained: (H, W) in pixels beside an image of the training size; None if it has the size of the image.
+        channels: of an image, 1 or 3.
         builder: turns boxes into tokens.
     """
 
@@ -54,11 +54,11 @@ class Condition:
 
     @property
     def title(self) -> str:
-        """The key as people would write it."""
+        """The key with spaces."""
         return self.key.replace("_", " ")
 
     def size(self, size: Size, resolution: Size) -> Size:
-        """(H, W) of the condition of a picture of that size."""
+        """Return (H, W) of the condition beside an image of `size`."""
         if self.trained is None:
             return size
         return size[0] * self.trained[0] // resolution[0], size[1] * self.trained[1] // resolution[1]
@@ -67,9 +67,9 @@ class Condition:
 def conditions_of(
     model: Net2NetTransformer, dataset: Any | None = None, shapes: Mapping[str, Size] | None = None
 ) -> list[Condition]:
-    """The conditions of a model; names and builders are those of its data set, where there is one.
+    """Return the conditions of a model, with names and builders of its data set, if there is one.
 
-    `shapes` are the (H, W) that the data set's conditions have beside a picture of the training size.
+    `shapes` are the (H, W) that the conditions of the data set have beside an image of the training size.
     """
     own = None if dataset is None else unwrapped(dataset)
     stages = zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True)
@@ -81,8 +81,8 @@ def _condition(key: str, stage: Conditioner, trained: Size | None, dataset: Any)
         return Condition(key, CLASS, stage, _names(getattr(dataset, "class_names", ()), stage.vocab_size))
     if stage.kind == LABELS:
         return Condition(key, LABELS, stage, _names(getattr(dataset, "labels", ()), stage.n_labels), trained)
-    if stage.kind == PICTURE and stage.channels in (1, 3):
-        return Condition(key, PICTURE, stage, trained=trained, channels=stage.channels)
+    if stage.kind == IMAGE and stage.channels in (1, 3):
+        return Condition(key, IMAGE, stage, trained=trained, channels=stage.channels)
     if stage.kind in (COORDINATES, NOTHING):
         return Condition(key, stage.kind, stage)
     builder = getattr(dataset, "conditional_builders", {}).get(key)
@@ -93,7 +93,7 @@ def _condition(key: str, stage: Conditioner, trained: Size | None, dataset: Any)
 
 
 def _names(given: Any, count: int) -> tuple[str, ...]:
-    """Names, or numbers where the data set has no such list."""
+    """Return names, or numbers if the data set has no such list."""
     if isinstance(given, list | tuple) and len(given) == count and all(isinstance(n, str) for n in given):
         return tuple(given)
     return tuple(str(i) for i in range(count))
@@ -106,10 +106,10 @@ def to_tensor(
     condition: Condition, value: Any, size: Size, *, resolution: Size, seed: int,
     item: Callable[[int], Tensor],
 ) -> Tensor:
-    """A value as the condition's stage takes it, for a batch of one.
+    """Return a value as the condition's stage takes it, for a batch of one.
 
     Args:
-        size: (H, W) of the picture that is to be drawn.
+        size: (H, W) of the image that is to be generated.
         resolution: the training size.
         seed: of the order of boxes.
         item: called with a number, gives the condition of that item of the data set.
@@ -129,32 +129,32 @@ def to_tensor(
     if kind == BOXES:
         with seeded(seed):  # the builder shuffles
             value = condition.builder.build(annotations(condition, value))
-    if kind in (LABELS, PICTURE):
+    if kind in (LABELS, IMAGE):
         check_shape(name, value, wanted)
     if kind == LABELS:
         value = labels_of(value, len(condition.names), wanted)
-    if kind == PICTURE:
+    if kind == IMAGE:
         pixels = np.array(fitted(value, wanted).convert("L" if condition.channels == 1 else "RGB"))
         value = from_uint8(torch.from_numpy(pixels)).view(*wanted, -1).permute(2, 0, 1)
     return stage.from_user(value, wanted)
 
 
 def annotations(condition: Condition, boxes: Sequence[Box]) -> list[Annotation]:
-    """Boxes as a data set's annotations, cut to the picture.
+    """Return boxes as annotations of a data set, cut at the edges of the image.
 
     Raises:
         ValueError: a box without area, an unknown category, or more boxes than the model has room for.
     """
     room = condition.builder.no_max_objects
     if len(boxes) > room:
-        raise ValueError(f"{len(boxes)} boxes are drawn, but the model has room for {room}: remove some")
+        raise ValueError(f"there are {len(boxes)} boxes, but the model has room for {room}: remove some")
     found = []
     for number, (category, *corners) in enumerate(boxes, 1):
         left, right = sorted(corners[0::2])
         top, bottom = sorted(corners[1::2])
         box, _ = usable_box((left, top, right - left, bottom - top))
         if box is None:
-            raise ValueError(f"box {number} has no area within the picture: remove it, or move its corners")
+            raise ValueError(f"box {number} has no area within the image: remove it, or move its corners")
         if not 0 <= category < len(condition.names):
             raise ValueError(f"box {number} is of category {category}, but there are {len(condition.names)}")
         found.append(Annotation(
@@ -165,7 +165,7 @@ def annotations(condition: Condition, boxes: Sequence[Box]) -> list[Annotation]:
 
 
 def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[Box]:
-    """The boxes of a table: category, then left, top, right, bottom in percent.
+    """Return the boxes of a table: category, then left, top, right, bottom in percent.
 
     Rows without a category are left out.
 
@@ -188,29 +188,29 @@ def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[B
 
 
 def rows_of_boxes(condition: Condition, boxes: Sequence[Box]) -> list[list[Any]]:
-    """The table of some boxes; see `boxes_of_rows`."""
+    """Return the table of some boxes; see `boxes_of_rows`."""
     names = condition.names
     return [[names[category], *(round(share * 100, 1) for share in box)] for category, *box in boxes]
 
 
-def draw_layout(condition: Condition, boxes: Sequence[Box], size: Size) -> Image.Image:
-    """Boxes as a picture, as the model will read them: rounded to its grid."""
+def layout_image(condition: Condition, boxes: Sequence[Box], size: Size) -> Image.Image:
+    """Return an image of boxes as the model is given them, rounded to its grid."""
     with seeded(0):
         tokens = condition.builder.build(annotations(condition, boxes))
     layout = condition.builder.plot(tokens, lambda i: condition.names[i], size[::-1], font_size=15)
-    return ImageOps.expand(ImageOps.crop(to_pil(layout), 1), 1, "gray")  # where the picture ends
+    return ImageOps.expand(ImageOps.crop(to_pil(layout), 1), 1, "gray")  # the edge of the image
 
 
 # ---- tensors, of an item of the data set -> values
 
 
 def to_value(condition: Condition, tensor: Tensor, number: int) -> Any:
-    """The value of the page that stands for the condition of an item, a batch of one."""
+    """Return the value that stands on the page for the condition of an item, a batch of one."""
     if condition.kind == CLASS:
         return int(tensor.flatten()[0])
     if condition.kind == LABELS:
         return paint_labels(tensor[0].argmax(0).cpu().numpy(), len(condition.names))
-    if condition.kind == PICTURE:
+    if condition.kind == IMAGE:
         return to_pil(tensor[0])
     if condition.kind == BOXES:
         return _boxes(condition.builder, tensor[0])
@@ -222,7 +222,7 @@ def _boxes(builder: ObjectsCenterPointsConditionalBuilder, tokens: Tensor) -> li
     for which, where in builder.inverse_build(tokens)[0]:
         x, y, *sides = where
         width, height = sides or (POINT, POINT)
-        if not sides:  # the centre of the box, which must stay where it is
+        if not sides:  # the center of the box must stay where it is
             x, y = x - POINT / 2, y - POINT / 2
         category = builder.representation_to_annotation(which).category_no
         boxes.append((category, *(round(share, 3) for share in (x, y, x + width, y + height))))
@@ -230,7 +230,7 @@ def _boxes(builder: ObjectsCenterPointsConditionalBuilder, tokens: Tensor) -> li
 
 
 def described(condition: Condition, value: Any) -> str:
-    """One line about a value, for the settings of a picture."""
+    """Describe a value in one line, for the settings of an image."""
     if value is None:
         return "left out"
     if condition.kind == CLASS:

@@ -1,7 +1,8 @@
-"""The layout of the page, and what its buttons call; the work is done in `session.py`."""
+"""The layout of the page, and the functions that its buttons call; the work is done in `session.py`."""
 
 import html
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,13 +11,13 @@ from PIL import Image
 from taming.sampling import Cancelled, SamplingOptions
 from taming.web.panels import Panel, condition_panel, original_panel
 from taming.web.progress import Jobs, side_by_side
-from taming.web.request import MAX_PICTURES, Request
-from taming.web.session import Drawn, Loaded, Session
+from taming.web.request import MAX_IMAGES, Request
+from taming.web.session import Generated, Loaded, Session
 from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
 
 logger = logging.getLogger(__name__)
 
-KEPT = 100  # pictures of one visitor's gallery
+MAX_GALLERY = 100  # images that are shown to one visitor
 CSS = """
 .legend {display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px}
 .label {display: inline-flex; align-items: center; gap: 5px; white-space: nowrap}
@@ -27,12 +28,12 @@ CSS = """
 #details td:first-child {width: 9em; opacity: 0.7}
 .problem {color: #c00; font-weight: 600}
 .dark .problem {color: #f88}
-#live img, #picture img {width: 100%; height: 100%; object-fit: contain}
+#live img, #image img {width: 100%; height: 100%; object-fit: contain}
 """
 
 
 def require_gradio() -> None:
-    """Raise ValueError that says what to install, where gradio is not there."""
+    """Raise ValueError, with what to install, if gradio is missing."""
     try:
         import gradio  # noqa: F401
     except ImportError as error:
@@ -42,7 +43,7 @@ def require_gradio() -> None:
 
 
 def build_page(session: Session) -> Any:
-    """The page, a `gradio.Blocks`.
+    """Return the page, a `gradio.Blocks`.
 
     Raises:
         ValueError: gradio is not installed.
@@ -53,31 +54,31 @@ def build_page(session: Session) -> Any:
     jobs = Jobs()
     with gr.Blocks(title="taming", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         chosen, history = gr.State(None), gr.State([])
-        gr.Markdown("# taming\nPictures from a trained transformer: choose a run, say what you want, draw.")
+        gr.Markdown("# taming\nImages from a trained transformer: choose a run, give a condition.")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=360):
                 run = gr.Dropdown([], label="run", elem_id="run")
                 about = gr.HTML(elem_id="about", padding=True)
-                height, width, pictures = _sizes()
+                height, width, count = _sizes()
                 here = gr.Column()
-                with gr.Accordion("Complete a picture", open=False, elem_id="completion"):
+                with gr.Accordion("Complete an image", open=False, elem_id="completion"):
                     original, item = original_panel(session, chosen, [height, width])
-                settings = _settings()
+                options = _options()
             with gr.Column(min_width=360):
                 with gr.Row():
-                    draw = gr.Button("Draw", variant="primary", interactive=False, elem_id="draw")
+                    start = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
                 results = _results()
 
-        outputs = [*results.values(), history, draw, cancel]
+        outputs = [*results.values(), history, start, cancel]
         run.change(
-            _choose(session), run, [chosen, about, height, width, item, *settings.values(), draw],
+            _choose(session), run, [chosen, about, height, width, item, *options.values(), start],
             concurrency_id="load", show_progress="hidden",
         )
         page.load(_list_runs(session), None, run)
         gallery, details = results["gallery"], [results["details"], results["download"]]
         gallery.select(_select(), history, details, show_progress="hidden")
-        _keep_track(jobs, page, draw, cancel, results["status"])
+        _keep_track(jobs, page, start, cancel, results["status"])
 
         with here:
             @gr.render(inputs=chosen, show_progress="hidden")
@@ -89,22 +90,22 @@ def build_page(session: Session) -> Any:
                     condition_panel(session, loaded, condition, [height, width])
                     for condition in loaded.conditions
                 ]
-                inputs = [history, height, width, pictures, *settings.values(), *original.components]
+                inputs = [history, height, width, count, *options.values(), *original.components]
                 inputs += [component for panel in panels for component in panel.components]
-                draw.click(
-                    _draw(session, jobs, loaded, list(settings), original, panels), inputs, outputs,
-                    concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+                start.click(
+                    _generate(session, jobs, loaded, list(options), original, panels), inputs, outputs,
+                    concurrency_limit=1, concurrency_id="generate", show_progress="hidden",
                 )
-                there = gr.Timer(0.05)  # ticks when all of this is on the page, and a click would be heard
+                there = gr.Timer(0.05)  # ticks when all of this is on the page, and a click has an effect
                 there.tick(
-                    lambda: (gr.update(interactive=True), gr.Timer(active=False)), None, [draw, there],
+                    lambda: (gr.update(interactive=True), gr.Timer(active=False)), None, [start, there],
                     queue=False, show_progress="hidden",
                 )
     return page
 
 
-def _keep_track(jobs: Jobs, page: Any, draw: Any, cancel: Any, status: Any) -> None:
-    """Who waits for a drawing, wants none any longer, or has left."""
+def _keep_track(jobs: Jobs, page: Any, start: Any, cancel: Any, status: Any) -> None:
+    """Note which visitors wait for images, cancel, or have left."""
     import gradio as gr
 
     def wait(request: gr.Request) -> tuple:
@@ -117,13 +118,13 @@ def _keep_track(jobs: Jobs, page: Any, draw: Any, cancel: Any, status: Any) -> N
     def leave(request: gr.Request) -> None:
         jobs.forget(request.session_hash)
 
-    draw.click(wait, None, [status, cancel], queue=False, show_progress="hidden")
+    start.click(wait, None, [status, cancel], queue=False, show_progress="hidden")
     cancel.click(stop, None, None, queue=False)
     page.unload(leave)
 
 
 def _sizes() -> tuple[Any, Any, Any]:
-    """Height and width of a picture, and how many."""
+    """Return the inputs of height, width and number of images."""
     import gradio as gr
 
     with gr.Row():
@@ -131,14 +132,14 @@ def _sizes() -> tuple[Any, Any, Any]:
             gr.Number(64, label=f"{side}, pixels", precision=0, min_width=90, elem_id=side)
             for side in ("height", "width")
         )
-        pictures = gr.Slider(
-            1, MAX_PICTURES, 1, step=1, label="pictures", min_width=120, interactive=True, elem_id="pictures"
+        count = gr.Slider(
+            1, MAX_IMAGES, 1, step=1, label="images", min_width=120, interactive=True, elem_id="count"
         )
-    return height, width, pictures
+    return height, width, count
 
 
-def _settings() -> dict[str, Any]:
-    """The settings of the sampler, by their names in a Request."""
+def _options() -> dict[str, Any]:
+    """Return the inputs of the sampling options, by their names in `SamplingOptions`."""
     import gradio as gr
 
     on = {"interactive": True}  # not to be inferred: they are set when a run is chosen
@@ -154,7 +155,7 @@ def _settings() -> dict[str, Any]:
             min_p = gr.Slider(0.0, 0.5, 0.0, step=0.01, label="min-p (0: all codes)", **on)
         stride = gr.Slider(
             1, 16, 1, step=1, elem_id="stride", label="stride", **on,
-            info="of larger pictures: codes drawn before the window moves; more is faster",
+            info="on larger images: codes sampled before the window moves; more is faster",
         )
     return {
         "seed": seed, "temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p,
@@ -163,14 +164,14 @@ def _settings() -> dict[str, Any]:
 
 
 def _results() -> dict[str, Any]:
-    """Where the picture appears, and the gallery below it."""
+    """Return the outputs: the image while it is generated, and the gallery below it."""
     import gradio as gr
 
     status = gr.HTML("", elem_id="status", min_height=24, padding=True)
     live = gr.Image(
         show_label=False, interactive=False, height=420, format="png", buttons=["fullscreen"], elem_id="live"
     )
-    gr.HTML("Drawn so far; click a picture for its settings.", padding=True)
+    gr.HTML("Generated so far; click an image for its settings.", padding=True)
     return {
         "status": status,
         "live": live,
@@ -186,7 +187,7 @@ def _results() -> dict[str, Any]:
 
 
 def _list_runs(session: Session) -> Callable:
-    """When a page is opened: the runs there are now, the first usable one chosen."""
+    """Return the event of opening a page: list the runs, and choose the first that can be used."""
     import gradio as gr
 
     def list_runs() -> Any:
@@ -199,12 +200,12 @@ def _list_runs(session: Session) -> Callable:
 
 
 def _choose(session: Session) -> Callable:
-    """When a run is chosen: load it, and fit the inputs to it."""
+    """Return the event of choosing a run: load it, and fit the inputs to it."""
     import gradio as gr
 
     def choose(name: str | None) -> Iterator[tuple]:
         wait = gr.update(interactive=False)
-        yield None, "loading", *[gr.skip()] * 10, wait  # or Draw would draw with the run before
+        yield None, "loading", *[gr.skip()] * 10, wait  # until then the button would use the run before
         try:
             loaded = session.load(name)
         except (ValueError, FileNotFoundError) as error:
@@ -230,7 +231,7 @@ def _choose(session: Session) -> Callable:
 
 
 def _about(loaded: Loaded) -> str:
-    """One line about a run."""
+    """Describe a run in one line."""
     (height, width), given = loaded.resolution, ", ".join(condition.title for condition in loaded.conditions)
     what = "without a condition" if loaded.model.be_unconditional else f"given {given}"
     data = f"{len(loaded.dataset)} items to choose from" if loaded.dataset is not None else loaded.no_data
@@ -242,27 +243,26 @@ def _problem(error: Exception) -> str:
     return f'<span class="problem">{html.escape(str(error))}</span>'
 
 
-def _draw(
+def _generate(
     session: Session, jobs: Jobs, loaded: Loaded, names: list[str], original: Panel, panels: list[Panel]
 ) -> Callable:
-    """When it is its turn: draw, and show how far it is."""
+    """Return the event of the button, when it is its turn: generate, and show the progress."""
     import gradio as gr
 
-    def read(height: int, width: int, pictures: int, *values: Any) -> Request:
-        values = list(values)
-        settings = {name: values.pop(0) for name in names}
-        picture, mask = original.read(*[values.pop(0) for _ in original.components])
+    def read(height: int, width: int, count: int, *inputs: Any) -> Request:
+        values = list(inputs)
+        options = {name: values.pop(0) for name in names}
+        image, mask = original.read(*[values.pop(0) for _ in original.components])
         conditions = {
             condition.key: panel.read(*[values.pop(0) for _ in panel.components])
             for condition, panel in zip(loaded.conditions, panels, strict=True)
         }
         if height is None or width is None:
-            raise ValueError("give height and width of the picture, in pixels")
-        settings["seed"] = int(settings["seed"] or 0)
-        settings["top_k"] = settings["top_k"] or None  # an emptied input, or 0
+            raise ValueError("give height and width of the image, in pixels")
+        options["seed"] = int(options["seed"] or 0)
+        options["top_k"] = options["top_k"] or None  # an emptied input, or 0
         return Request(
-            loaded.run.name, (height, width), conditions, picture, mask, pictures,
-            SamplingOptions(**settings),
+            loaded.run.name, (height, width), conditions, image, mask, count, SamplingOptions(**options)
         )
 
     def shown(status: Any = None, live: Any = None, *rest: Any) -> tuple:
@@ -271,17 +271,17 @@ def _draw(
 
     ready = gr.update(interactive=True), gr.update(interactive=False)
 
-    def draw(request: gr.Request, history: list[Drawn], *values: Any) -> Iterator[tuple]:
+    def generate(request: gr.Request, history: list[Generated], *values: Any) -> Iterator[tuple]:
         busy = gr.update(interactive=False), gr.update(interactive=True)
         job = jobs.begin(request.session_hash)
         yield *shown(), gr.skip(), *busy
         try:
-            for news in session.draw(read(*values), job):
+            for news in session.generate(read(*values), job):
                 if isinstance(news, list):
-                    history = (news + history)[:KEPT]
-                    live = side_by_side([drawn.path for drawn in news])
-                    pictures = [(str(drawn.path), _caption(drawn)) for drawn in history]
-                    yield *shown("done", live, pictures, *_details(history[0])), history, *ready
+                    history = (news + history)[:MAX_GALLERY]
+                    live = side_by_side([image.path for image in news])
+                    gallery = [(str(image.path), _caption(image)) for image in history]
+                    yield *shown("done", live, gallery, *_details(history[0])), history, *ready
                 else:
                     yield *shown(html.escape(news.message), news.image), gr.skip(), *busy
         except Cancelled:
@@ -289,34 +289,34 @@ def _draw(
         except (ValueError, FileNotFoundError) as error:
             yield *shown(_problem(error)), gr.skip(), *ready
         except Exception as error:
-            logger.exception("drawing failed")
-            yield *shown(_problem(RuntimeError(f"drawing failed: {error}"))), gr.skip(), *ready
+            logger.exception("generation failed")
+            yield *shown(_problem(RuntimeError(f"generation failed: {error}"))), gr.skip(), *ready
         finally:
             jobs.end(request.session_hash)
 
-    return draw
+    return generate
 
 
-def _caption(drawn: Drawn) -> str:
-    return f"seed {drawn.settings['seed']}"
+def _caption(image: Generated) -> str:
+    return f"seed {image.settings['seed']}"
 
 
-def _details(drawn: Drawn) -> tuple:
-    """The table of settings and the download of one picture."""
+def _details(image: Generated) -> tuple:
+    """Return the table of settings and the download of one image."""
     import gradio as gr
 
     rows = "".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>"
-        for key, value in drawn.settings.items()
+        for key, value in image.settings.items()
     )
-    return f"<table>{rows}</table>", gr.update(value=str(drawn.path), visible=True)
+    return f"<table>{rows}</table>", gr.update(value=str(image.path), visible=True)
 
 
 def _select() -> Callable:
-    """When a picture of the gallery is clicked."""
+    """Return the event of clicking an image of the gallery."""
     import gradio as gr
 
-    def select(history: list[Drawn], event: gr.SelectData) -> tuple:
+    def select(history: list[Generated], event: gr.SelectData) -> tuple:
         return _details(history[event.index])
 
     return select
@@ -329,20 +329,21 @@ def launch(
     """Serve the page until it is interrupted, and return its address; nothing else is contacted.
 
     Args:
-        session: what it shows.
-        host: address to listen on; others than 127.0.0.1 let other machines in.
+        session: does the work. All files in its `outdir` can be downloaded by visitors, and no others.
+        host: address to listen on; any but 127.0.0.1 lets other machines in.
         port: the first free one from 7860 when None.
-        max_upload: size of a file in megabytes.
+        max_upload: largest file, in megabytes.
         block: wait for Ctrl-C; otherwise return at once.
 
     Raises:
-        ValueError: gradio is not installed, or the port is taken.
+        ValueError: gradio is not installed, there is no such host, or the port is taken.
     """
+    check_address(host, port)
     page = build_page(session)
     import gradio as gr
     from starlette.middleware import Middleware
 
-    # A second guard, over what gradio decodes by itself; Pillow refuses from twice this number on.
+    # A second limit, for what gradio decodes by itself; Pillow raises from twice this number on.
     Image.MAX_IMAGE_PIXELS = min(Image.MAX_IMAGE_PIXELS or MAX_UPLOAD_PIXELS, MAX_UPLOAD_PIXELS)
     limit = int(max_upload * 1e6)
     font = ["system-ui", "sans-serif"]  # of the visitor's machine: none is fetched
@@ -352,13 +353,29 @@ def launch(
             server_name=host, server_port=port, max_file_size=limit, allowed_paths=[str(session.outdir)],
             theme=theme, css=CSS, footer_links=[], share=False, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, quiet=True, prevent_thread_lock=True, inbrowser=False, show_error=False,
-            # what a form adds around the file, and pictures that the page sends back as text
+            # what a form adds around the file, and images that the page sends back as text
             app_kwargs={"middleware": [Middleware(BodyLimit, limit=2 * limit + 1_000_000)]},
         )
     except OSError as error:
-        place = f"{host}:{port}" if port else f"{host}, on none of the ports from 7860 on"
-        raise ValueError(f"cannot listen on {place}: choose another --port or --host") from error
+        raise ValueError(_cannot_listen(host, port, error)) from error
     print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
     if block:
         page.block_thread()
     return address
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise ValueError if nothing can listen on this host or port; gradio would wait instead."""
+    try:
+        address = socket.getaddrinfo(host.strip("[]"), port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(*address[:3]) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address[4])
+    except (OSError, UnicodeError) as error:
+        raise ValueError(_cannot_listen(host, port, error)) from error
+
+
+def _cannot_listen(host: str, port: int | None, error: Exception) -> str:
+    place = f"{host}:{port}" if port else host
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot listen on {place} ({reason}): choose another --port or --host"

@@ -1,7 +1,7 @@
 """One panel of the page for each condition of a model, and one for the original of a completion.
 
-Here and in `page.py` gradio is used; it is imported when a page is made. A panel's components are inputs of
-the drawing, and its `read` turns what they hold into a value of `taming.web.conditions`.
+Here and in `page.py` gradio is used; it is imported when a page is built. The components of a panel are
+inputs of the generation, and `read` turns what they hold into a value of `taming.web.conditions`.
 """
 
 import html
@@ -19,13 +19,13 @@ from taming.web.conditions import (
     BOXES,
     CLASS,
     COORDINATES,
+    IMAGE,
     LABELS,
     NOTHING,
-    PICTURE,
     TOKENS,
     Condition,
     boxes_of_rows,
-    draw_layout,
+    layout_image,
     rows_of_boxes,
 )
 from taming.web.painting import (
@@ -39,19 +39,19 @@ from taming.web.session import Loaded, Session
 from taming.web.uploads import read_upload
 
 HEADERS = ["what", "left %", "top %", "right %", "bottom %"]
-RED = "#ff0040"  # of the brush that marks what is drawn anew
+RED = "#ff0040"  # the brush that marks what is generated anew
 
 
 @dataclass
 class Panel:
-    """Inputs on the page, and how to read them."""
+    """Inputs on the page, and a function that reads them."""
 
     components: list[Any]
     read: Callable[..., Any]
 
 
 def shown(function: Callable) -> Callable:
-    """Have an event show a user's mistake on the page, and change nothing else."""
+    """Wrap an event so that a user's mistake is shown on the page and changes nothing else."""
     import gradio as gr
 
     @wraps(function)
@@ -67,16 +67,16 @@ def shown(function: Callable) -> Callable:
 
 
 def condition_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
-    """The inputs of one condition; `size` are the components of height and width."""
+    """Return the inputs of one condition; `size` are the components of height and width."""
     import gradio as gr
 
     make = {
-        CLASS: _class_panel, LABELS: _label_panel, PICTURE: _picture_panel, BOXES: _box_panel,
+        CLASS: _class_panel, LABELS: _label_panel, IMAGE: _image_panel, BOXES: _box_panel,
         TOKENS: _token_panel,
     }
     if condition.kind in (COORDINATES, NOTHING):
-        text = "The whole picture's coordinates are the condition." if condition.kind == COORDINATES else (
-            "This model draws without a condition.")
+        text = "The coordinates of the whole image are the condition." if condition.kind == COORDINATES else (
+            "This model generates without a condition.")
         gr.HTML(text, padding=True)
         return Panel([], lambda: None)
     with gr.Column(elem_id=f"condition-{condition.key}"):
@@ -108,13 +108,13 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(paint_labels(ids, count))
 
     def upload(path: str, *sides: int) -> dict:
-        read_upload(path)  # refuses what is no picture, or too large
-        picture = paint_labels(read_labels(path, condition.stage, exact=False).numpy(), count)
-        return _painting(_enlarged(picture, condition.size(sides, resolution)))
+        read_upload(path)  # raises for what is no image, or too large
+        image = paint_labels(read_labels(path, condition.stage, exact=False).numpy(), count)
+        return _painting(_enlarged(image, condition.size(sides, resolution)))
 
     def choose(number: int, *sides: int) -> dict:
-        picture = session.item(loaded.run.name, int(number), condition.key)
-        return _painting(_enlarged(picture, condition.size(sides, resolution)))
+        image = session.item(loaded.run.name, int(number), condition.key)
+        return _painting(_enlarged(image, condition.size(sides, resolution)))
 
     editor = gr.ImageEditor(
         canvas(0, *resolution), type="pil", format="png", sources=(), transforms=(),
@@ -134,7 +134,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
     return Panel([editor], lambda value: value and value["composite"])
 
 
-def _picture_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
+def _image_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
     import gradio as gr
 
     def upload(path: str, *sides: int) -> Image.Image:
@@ -143,13 +143,13 @@ def _picture_panel(session: Session, loaded: Loaded, condition: Condition, size:
     def choose(number: int, *_: int) -> Image.Image:
         return session.item(loaded.run.name, int(number), condition.key)
 
-    picture = gr.Image(
+    image = gr.Image(
         type="pil", format="png", interactive=False, label=condition.title, buttons=[], height=300,
-        elem_id="picture",
+        elem_id="image",
     )
     with gr.Row():
-        _sources(loaded, upload, choose, size, picture)
-    return Panel([picture], lambda value: value)
+        _sources(loaded, upload, choose, size, image)
+    return Panel([image], lambda value: value)
 
 
 def _token_panel(session: Session, loaded: Loaded, condition: Condition, size: list[Any]) -> Panel:
@@ -168,12 +168,12 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
     import gradio as gr
 
     def layout(rows: list, corner: tuple | None, *sides: int) -> Image.Image:
-        picture = draw_layout(condition, boxes_of_rows(condition, rows), canvas_size(_checked(sides)))
+        image = layout_image(condition, boxes_of_rows(condition, rows), canvas_size(_checked(sides)))
         if corner is not None:
-            x, y, draw = corner[0] * picture.width, corner[1] * picture.height, ImageDraw.Draw(picture)
+            x, y, draw = corner[0] * image.width, corner[1] * image.height, ImageDraw.Draw(image)
             draw.line((x - 12, y, x + 12, y), fill=RED, width=3)
             draw.line((x, y - 12, x, y + 12), fill=RED, width=3)
-        return picture
+        return image
 
     def click(name: str, rows: list, corner: tuple | None, *sides: int, x: int, y: int) -> tuple:
         height, width = canvas_size(_checked(sides))
@@ -198,8 +198,8 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
         list(condition.names), value=condition.names[0], elem_id="category", interactive=True,
         label="what to add: choose, then click two opposite corners of its box",
     )
-    picture = gr.Image(
-        draw_layout(condition, [], canvas_size((1, 1))), type="pil", format="png", interactive=False,
+    image = gr.Image(
+        layout_image(condition, [], canvas_size((1, 1))), type="pil", format="png", interactive=False,
         label=condition.title, height=400, buttons=[], elem_id="layout",
     )
     table = gr.Dataframe(
@@ -211,25 +211,25 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
     if loaded.dataset is not None:
         with gr.Row():
             number, button = _item_inputs(loaded)
-        button.click(shown(choose), [number, *size], [table, corner, picture])
+        button.click(shown(choose), [number, *size], [table, corner, image])
 
     def clicked(name: str, rows: list, where: tuple | None, h: int, w: int, event: gr.SelectData) -> tuple:
         x, y = event.index
         return shown(lambda: click(name, rows, where, h, w, x=x, y=y))()
 
-    outputs = [table, corner, picture]
-    picture.select(clicked, [what, table, corner, *size], outputs, show_progress="hidden")
+    outputs = [table, corner, image]
+    image.select(clicked, [what, table, corner, *size], outputs, show_progress="hidden")
     last.click(shown(remove), [table, *size], outputs, show_progress="hidden")
     none.click(shown(lambda *sides: remove([], *sides)), size, outputs, show_progress="hidden")
     for event in (table.input, *(side.blur for side in size)):
-        event(shown(lambda rows, *sides: layout(rows, None, *sides)), [table, *size], picture)
+        event(shown(lambda rows, *sides: layout(rows, None, *sides)), [table, *size], image)
     return Panel([table], lambda rows: boxes_of_rows(condition, rows))
 
 
 def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel, Any]:
-    """The picture to complete with the brush over it, and the row that takes an item of the data set.
+    """Return the panel of the image to complete, and the row that takes an item of the data set.
 
-    `name` holds the name of the run.
+    `name` is the component that holds the name of the run.
     """
     import gradio as gr
 
@@ -239,7 +239,7 @@ def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel,
     def choose(run: str, number: int, *sides: int) -> dict:
         return _painting(fitted(session.item(run, int(number)), canvas_size(_checked(sides))))
 
-    gr.Markdown("Choose a picture, then paint over what is to be drawn anew. The rest of it stays.")
+    gr.Markdown("Choose an image, then paint over what is to be generated. The rest of it stays.")
     editor = gr.ImageEditor(
         type="pil", format="png", sources=(), transforms=(), layers=False, interactive=True, label="original",
         brush=gr.Brush(default_size=60, colors=[RED], color_mode="fixed"), height=480, buttons=[],
@@ -267,7 +267,7 @@ def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel,
 
 
 def _sources(loaded: Loaded, upload: Callable, choose: Callable, size: list[Any], target: Any) -> None:
-    """A button to upload, and one to take an item of the data set."""
+    """Add a button to upload, and one to take an item of the data set."""
     import gradio as gr
 
     button = gr.UploadButton("upload", file_types=["image"], size="sm", min_width=110, elem_id="upload")
@@ -287,36 +287,36 @@ def _item_inputs(loaded: Loaded) -> tuple[Any, Any]:
     return number, gr.Button("take the item", size="sm", min_width=110, elem_id="take")
 
 
-def _refit(editor: Any, size: list[Any], picture: str, condition_size: Callable[[Size], Size]) -> None:
-    """Give a painting the new proportions where the size is changed; `picture` is what of it stays."""
+def _refit(editor: Any, size: list[Any], part: str, condition_size: Callable[[Size], Size]) -> None:
+    """Give a painting the new proportions if the size is changed; `part` is the entry of it that stays."""
     import gradio as gr
 
     def refit(value: dict | None, *sides: int) -> Any:
-        if value is None or value[picture] is None:
+        if value is None or value[part] is None:
             return gr.skip()
         height, width = canvas_size(condition_size(_checked(sides)))
-        if value[picture].size == (width, height):
+        if value[part].size == (width, height):
             return gr.skip()
-        return _painting(value[picture].resize((width, height), Image.Resampling.NEAREST))
+        return _painting(value[part].resize((width, height), Image.Resampling.NEAREST))
 
     for side in size:
         side.blur(shown(refit), [editor, *size], editor, show_progress="hidden")
 
 
-def _painting(picture: Image.Image) -> dict:
-    """What an editor shows: a background, on which nothing is painted yet."""
-    return {"background": picture, "layers": [], "composite": picture}
+def _painting(image: Image.Image) -> dict:
+    """Return the value of an editor: a background, on which nothing is painted yet."""
+    return {"background": image, "layers": [], "composite": image}
 
 
 def _enlarged(labels: Image.Image, size: Size) -> Image.Image:
-    """A painted label map to paint on, of the proportions of that size."""
+    """Return a painted label map as large as the canvas for an image of `size`."""
     return labels.resize(canvas_size(_checked(size))[::-1], Image.Resampling.NEAREST)
 
 
 def _checked(size: Size) -> Size:
-    """Raise unless both sides are numbers above 0; an emptied input is None."""
+    """Return the size as integers; raise ValueError unless both are above 0. An emptied input is None."""
     if not all(side and side > 0 for side in size):
-        raise ValueError("give height and width of the picture first, in pixels")
+        raise ValueError("give height and width of the image first, in pixels")
     return int(size[0]), int(size[1])
 
 

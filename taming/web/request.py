@@ -1,4 +1,4 @@
-"""What a visitor asks for, and whether a model can generate it, said before anything is computed."""
+"""What a visitor asks for, checked before anything is computed."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,21 +10,21 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SamplingOptions
 from taming.web.painting import Size
 
-MAX_PICTURES = 16
+MAX_IMAGES = 16
 MAX_SEED = 2**53  # what a browser can hold exactly
 
 
 @dataclass
 class Request:
-    """What is to be drawn.
+    """What is to be generated.
 
     Attributes:
         run: name of the run.
         size: (H, W) in pixels.
         conditions: the value of each condition by its key, see `taming.web.conditions`; None to leave it out.
-        original: picture of which a part is to be drawn anew.
-        mask: layers of the brush over it; what they touch is drawn.
-        pictures: how many.
+        original: image of which a part is to be generated anew.
+        mask: layers of the brush over it; what they touch is generated.
+        count: number of images.
         options: see `SamplingOptions`; image number i of a seed is the same in any batch.
     """
 
@@ -33,12 +33,12 @@ class Request:
     conditions: dict[str, Any] = field(default_factory=dict)
     original: Image.Image | None = None
     mask: list[Image.Image | None] = field(default_factory=list)
-    pictures: int = 1
+    count: int = 1
     options: SamplingOptions = SamplingOptions(seed=0)
 
 
 def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
-    """Raise ValueError, with what would do, for a setting that is out of range for the model."""
+    """Raise ValueError, with what is allowed, for an option that is out of range for the model."""
     check_size(model, request, max_pixels)
     request.options.check(
         codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
@@ -49,13 +49,13 @@ def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) 
 
 
 def check_size(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
-    """Raise ValueError, with the nearest size that works, for a size the model cannot draw."""
-    (height, width), count = request.size, request.pictures
+    """Raise ValueError, with the nearest size that works, for a size that the model cannot generate."""
+    (height, width), count = request.size, request.count
     check_drawable(model, request.size, None, "size")
-    if not 1 <= count <= MAX_PICTURES:
-        raise ValueError(f"{count} pictures: give 1 to {MAX_PICTURES}")
+    if not 1 <= count <= MAX_IMAGES:
+        raise ValueError(f"{count} images: give 1 to {MAX_IMAGES}")
     if height * width * count > max_pixels:
         raise ValueError(
             f"{count} x {height}x{width} are {height * width * count / 1e6:.2f} million pixels; at most "
-            f"{max_pixels / 1e6:g} million are drawn at once here (--max-pixels)"
+            f"{max_pixels / 1e6:g} million are generated at once here (--max-pixels)"
         )

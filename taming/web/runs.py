@@ -1,4 +1,4 @@
-"""Which runs there are to choose from."""
+"""The runs that the page offers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ DEPTH = 3  # folders below the one that is searched
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, an exported folder or a checkpoint file, and why it cannot be drawn from, if so."""
+    """A run directory, an exported folder or a checkpoint file; `problem` says why it cannot be used."""
 
     name: str
     path: Path
@@ -21,13 +21,15 @@ class Run:
 
 
 def find_runs(places: Sequence[str | Path]) -> list[Run]:
-    """List the runs that places are or hold, the newest first; those of a first stage only if named directly.
+    """List the runs at some places, the newest first; those of a first stage only if they are named directly.
+
+    A place is a run, or a folder of runs.
 
     Raises:
         FileNotFoundError: a place does not exist, or there is no run at all.
     """
     found: dict[Path, Run] = {}
-    for place in map(Path, places):
+    for place in (Path(place).expanduser() for place in places):
         if not place.exists():
             raise FileNotFoundError(f"{place} does not exist: give a run, a checkpoint, or a folder of runs")
         if place.is_file() or _is_run(place):
@@ -49,7 +51,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _below(folder: Path, depth: int) -> list[Path]:
-    """Runs in a folder, which are not searched themselves."""
+    """Return the runs in a folder; these are not searched themselves."""
     runs = []
     for path in folder.iterdir():
         if path.is_dir() and not path.name.startswith("."):
@@ -73,16 +75,16 @@ def _described(path: Path, name: str) -> Run:
 
 
 def _is_first_stage(path: Path) -> bool:
-    """Whether its YAML files, where it has any, name a model that is no transformer."""
+    """Tell whether the YAML files of a run, if it has any, name a model that is no transformer."""
     files = sorted(path.glob("configs/*.yaml")) or sorted(path.glob("config.yaml"))
     try:
         model = get_obj_from_str(load_config(files).model.target) if files else None
-    except Exception:  # a config that is broken, or of a package that is not allowed: loading it will say so
+    except Exception:  # a broken config, or a package that is not allowed: loading it will say so
         return False
     return isinstance(model, type) and not issubclass(model, Net2NetTransformer)
 
 
 def _with_own_names(runs: list[Run]) -> list[Run]:
-    """Runs of one name, from several places, by their whole paths."""
+    """Name runs of the same name, from several places, by their whole paths."""
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else Run(str(run.path), run.path, run.problem) for run in runs]

@@ -1,4 +1,4 @@
-"""What the page does, without the page: load a run, turn settings into conditions, draw, cancel, save.
+"""The work behind the page: load a run, turn inputs into conditions, generate, cancel, save.
 
 B batch, H W pixels, h w latent grid, f pixels per code.
 """
@@ -6,6 +6,7 @@ B batch, H W pixels, h w latent grid, f pixels per code.
 import logging
 import queue
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,28 +19,29 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from taming.checkpoint import load_model
-from taming.images import save_png, to_pil
+from taming.checkpoint import find_checkpoint, load_model
+from taming.images import from_pil, save_png, to_pil
+from taming.inference.completion import keep_pixels
 from taming.inference.dataset import batch_of
 from taming.inference.decoding import PRECISIONS, decode
-from taming.inference.provenance import options_metadata
+from taming.inference.provenance import options_metadata, run_directory
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
 from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value
 from taming.web.painting import Size, brushed, check_shape, fitted
-from taming.web.progress import Job, Progress, Watch, from_pil
+from taming.web.progress import Job, Progress, Watch
 from taming.web.request import Request, check_request
 from taming.web.runs import Run, find_runs
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2  # models in memory
+MAX_MODELS = 2  # in memory
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run in memory; `no_data` says why there is no data set, where there is none."""
+    """A run in memory; `no_data` says why there is no data set, if there is none."""
 
     run: Run
     model: Net2NetTransformer
@@ -55,42 +57,43 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A finished picture: its file, which holds the settings too, and the settings."""
+class Generated:
+    """A finished image: its file, which also holds the settings, and the settings."""
 
     path: Path
     settings: dict[str, str]
 
 
 class Session:
-    """The runs, the models in memory, and one drawing at a time.
+    """The runs, the models in memory, and one job at a time.
 
     Args:
         places: runs, or folders of runs.
-        outdir: folder for the pictures.
+        outdir: a new folder for the images, which the page serves.
+        keep: another folder, which gets a copy of each image and is not served; None for no copies.
         device: name of the device; see `pick_device`.
-        data_of: makes the data set of a run from its config; None for no data sets.
-        max_pixels: of all pictures of one drawing together.
+        data_of: builds the data set of a run from its config; None for no data sets.
+        max_pixels: of all images of one job together.
         precision: of the transformers' weights, "32", "bf16" or "16".
     """
 
     def __init__(
-        self, places: Sequence[str | Path], outdir: str | Path, *, device: str | None = None,
-        data_of: Callable[[DictConfig], Any] | None = None, max_pixels: int = 4_000_000,
-        precision: str = "32",
+        self, places: Sequence[str | Path], outdir: str | Path, *, keep: Path | None = None,
+        device: str | None = None, data_of: Callable[[DictConfig], Any] | None = None,
+        max_pixels: int = 4_000_000, precision: str = "32",
     ):
-        self.places, self.outdir, self.max_pixels = list(places), Path(outdir), max_pixels
+        self.places, self.outdir, self.keep, self.max_pixels = list(places), Path(outdir), keep, max_pixels
         self.device, self._data_of, self._dtype = pick_device(device), data_of, PRECISIONS[precision]
         self._models: dict[str, Loaded] = {}
-        self._loading, self._drawing = threading.Lock(), threading.Lock()
+        self._loading, self._generating = threading.Lock(), threading.Lock()
         find_runs(self.places)  # without any run, say so now
 
     def runs(self) -> list[Run]:
-        """The runs there are now."""
+        """List the runs."""
         return find_runs(self.places)
 
     def load(self, name: str) -> Loaded:
-        """A run by its name, from memory or from its checkpoint.
+        """Return a run by its name, from memory or from its checkpoint.
 
         Raises:
             ValueError: no such run, one without a checkpoint, or one that is no transformer.
@@ -100,7 +103,7 @@ class Session:
             if run is None or run.problem:
                 raise ValueError(run.problem if run else f"there is no run {name!r}: choose another one")
             if name not in self._models:
-                while len(self._models) >= KEPT:
+                while len(self._models) >= MAX_MODELS:
                     self._models.pop(next(iter(self._models)))
                 self._models[name] = self._read(run)
             self._models[name] = self._models.pop(name)  # the latest is the last to go
@@ -126,7 +129,7 @@ class Session:
         return replace(loaded, conditions=conditions_of(model, dataset, self._shapes(loaded)))
 
     def _shapes(self, loaded: Loaded) -> dict[str, Size]:
-        """(H, W) of the picture conditions of the first item, beside a picture of the training size."""
+        """Return (H, W) of the first item's conditions that are images, beside one of the training size."""
         model = loaded.model
         if loaded.dataset is None or model.downsample_cond_size > -1:
             return {}
@@ -140,7 +143,7 @@ class Session:
     # ---- items of the data set
 
     def item(self, name: str, number: int, key: str | None = None) -> Any:
-        """The condition `key` of an item of a run's data set, as the page shows it; its picture if None.
+        """Return the condition `key` of an item of a run's data set, as the page shows it; its image if None.
 
         Raises:
             ValueError: no data set, no such item, or a run that cannot be loaded.
@@ -162,47 +165,50 @@ class Session:
         values = [c] if torch.is_tensor(c) else c
         return x, dict(zip(loaded.model.cond_keys, values, strict=True))
 
-    # ---- drawing
+    # ---- generation
 
-    def draw(self, request: Request, job: Job) -> Iterator[Progress | list[Drawn]]:
-        """Draw, telling how far it is now and then; the last thing told is the list of what was drawn.
+    def generate(self, request: Request, job: Job) -> Iterator[Progress | list[Generated]]:
+        """Generate images; yield the progress now and then, and the list of images at the end.
 
         Raises:
-            ValueError: a setting, a picture or a condition that does not do; the message says what would.
+            ValueError: an option, an image or a condition is not allowed; the message says what is.
             Cancelled: the job was cancelled.
         """
-        with self._drawing:
+        with self._generating:
             if job.cancelled:
                 raise Cancelled(-1, torch.zeros(0))
             yield Progress("loading the run")
             loaded = self.load(request.run)
             check_request(loaded.model, request, self.max_pixels)
-            yield from self._draw(loaded, request, job)
+            yield from self._generate(loaded, request, job)
 
-    def _draw(self, loaded: Loaded, request: Request, job: Job) -> Iterator[Progress | list[Drawn]]:
-        model, told = loaded.model, queue.SimpleQueue()
+    def _generate(self, loaded: Loaded, request: Request, job: Job) -> Iterator[Progress | list[Generated]]:
+        model = loaded.model
+        reports: queue.SimpleQueue[Progress | Tensor | BaseException] = queue.SimpleQueue()
         parts = self._condition(loaded, request)
-        known, keep = self._known(loaded, request)
-        shape = model.latent_shape(*request.size)
-        watch = Watch(model, shape, keep, job, told.put)
+        original, known, keep = self._known(loaded, request)
+        watch = Watch(model, model.latent_shape(*request.size), keep, job, reports.put)
 
         def work() -> None:
             try:
                 codes = model.sample_codes(
                     parts, request.options, size=request.size, known=known, mask=keep, callback=watch,
-                    generator=image_generators(request.options.seed or 0, range(request.pictures)),
+                    generator=image_generators(request.options.seed or 0, range(request.count)),
                 )
-                told.put(Progress("decoding"))
-                told.put(decode(model, codes))
+                reports.put(Progress("decoding"))
+                images = decode(model, codes)
+                if original is not None and keep is not None:
+                    images = keep_pixels(images, original.cpu(), keep.cpu(), model.first_stage_model.factor)
+                reports.put(images)
             except BaseException as error:
-                told.put(error)
+                reports.put(error)
 
-        thread = threading.Thread(target=torch.no_grad()(work), name="drawing", daemon=True)
+        thread = threading.Thread(target=torch.no_grad()(work), name="generation", daemon=True)
         thread.start()
         try:
-            while isinstance(news := told.get(), Progress):
+            while isinstance(news := reports.get(), Progress):
                 yield news
-        finally:  # also where nobody listens any longer
+        finally:  # also if nobody reads the progress any longer
             job.cancel()
             thread.join()
         if isinstance(news, BaseException):
@@ -210,7 +216,7 @@ class Session:
         yield [self._save(image, number, loaded, request) for number, image in enumerate(news)]
 
     def _condition(self, loaded: Loaded, request: Request) -> list[Tensor]:
-        """What `sample_codes` takes, for all pictures: codes (B, h, w) or tokens (B, M) of each condition."""
+        """Return what `sample_codes` takes: codes (B, h, w) or tokens (B, M) of each condition."""
         def item(number: int) -> Tensor:
             return self._read_item(loaded, number)[1][condition.key]
 
@@ -228,30 +234,34 @@ class Session:
             raise ValueError("every condition is left out: leave at least one in")
         c = values if len(values) > 1 else values[0]
         parts = loaded.model.encode_conditions(c, request.size)
-        return [part.expand(request.pictures, *part.shape[1:]) for part in parts]
+        return [part.expand(request.count, *part.shape[1:]) for part in parts]
 
     @staticmethod
-    def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Tensor | None]:
-        """Codes (B, h, w) of the original, and where they stay, (h, w); a touched code is drawn anew."""
+    def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the original (1, 3, H, W), its codes (B, h, w) and where they stay, (h, w) bool.
+
+        A code that the brush touches is generated anew.
+        """
         if request.original is None:
-            return None, None
+            return None, None, None
         model, size = loaded.model, request.size
         check_shape("the original", request.original, size)
-        _, codes = model.encode_to_z(from_pil(fitted(request.original, size))[None].to(model.device))
+        original = from_pil(fitted(request.original, size))[None].to(model.device)
+        _, codes = model.encode_to_z(original)
         codes = model.permuter(codes, reverse=True).view(1, *model.latent_shape(*size))
         touched = brushed(request.mask, size)[None].float()
-        redrawn = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
-        if not redrawn.any():
+        generated = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
+        if not generated.any():
             raise ValueError(
-                "nothing of the original is brushed over, so there is nothing to draw: paint over what is to "
-                "be drawn anew, or remove the original"
+                "nothing of the original is brushed over, so there is nothing to generate: paint over a part "
+                "of it, or remove the original"
             )
-        return codes.expand(request.pictures, -1, -1), ~redrawn
+        return original, codes.expand(request.count, -1, -1), ~generated
 
-    def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Drawn:
+    def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Generated:
         settings = {
-            "run": loaded.run.name, "step": str(loaded.step), "size": "{}x{}".format(*request.size),
-            "number": str(number), **options_metadata(request.options),
+            "run": run_directory(find_checkpoint(loaded.run.path).resolve()).name, "step": str(loaded.step),
+            "size": "{}x{}".format(*request.size), "number": str(number), **options_metadata(request.options),
         }
         for condition in loaded.conditions:
             if condition.key in request.conditions:
@@ -261,4 +271,8 @@ class Session:
             share = brushed(request.mask, request.size).float().mean().item()
             settings["completion"] = f"{share:.0%} of an original was brushed over"
         name = f"{time.strftime('%Y%m%d-%H%M%S')}_{request.options.seed}_{number}_{secrets.token_hex(8)}.png"
-        return Drawn(save_png(image, self.outdir / name, text=settings), settings)
+        file = save_png(image, self.outdir / name, text=settings)
+        if self.keep is not None:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, self.keep / name)
+        return Generated(file, settings)

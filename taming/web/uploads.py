@@ -1,4 +1,4 @@
-"""What comes from outside: files that may be no pictures, or far too large ones, and bodies without an end.
+"""Limits on what visitors send: files that may be no images or far too large, and endless request bodies.
 
 H W pixels.
 """
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from taming.data.files.errors import BadImage
 from taming.data.files.images import read_image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs, or are no pictures
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # other readers of Pillow start programs
 MAX_UPLOAD_PIXELS = 50_000_000  # more than a camera has; 150 MB as RGB
 
 Message = MutableMapping[str, Any]
@@ -22,10 +22,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.Image:
-    """Read an uploaded file as an upright RGB picture; its header is judged before anything is decoded.
+    """Read an uploaded file as an upright RGB image; its header is checked before anything is decoded.
 
     Raises:
-        ValueError: no picture, a damaged one, or one of more than `max_pixels` pixels.
+        ValueError: no image, a damaged one, or one of more than `max_pixels` pixels.
     """
     path = Path(path)
     try:
@@ -35,24 +35,24 @@ def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.
         width = height = None  # Pillow's own limit, which is higher
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         kinds = ", ".join(FORMATS)
-        raise ValueError(f"{path.name} is no picture that can be read here: take one of {kinds}") from error
-    if width is None or width * height > max_pixels:
-        size = "of more pixels than can be" if width is None else f"{width}x{height} pixels"
+        raise ValueError(f"{path.name} is no image that can be read here: take one of {kinds}") from error
+    if width is None or height is None or width * height > max_pixels:
+        size = "far more" if width is None else f"{height}x{width} (height x width)"
         raise ValueError(
-            f"{path.name} is too large: it says that it is {size}, and at most {max_pixels / 1e6:g} million "
-            "are read; make it smaller first"
+            f"{path.name} is too large: its header says {size} pixels, and at most {max_pixels / 1e6:g} "
+            "million are read; make it smaller first"
         )
     try:
         return Image.fromarray(read_image(path))
     except BadImage as error:
-        raise ValueError(f"{path.name} is a damaged picture: {error.__cause__ or error}") from error
+        raise ValueError(f"{path.name} is a damaged image: {error.__cause__ or error}") from error
 
 
 class BodyLimit:
-    """ASGI middleware that refuses requests with a body of more than `limit` bytes, with status 413.
+    """ASGI middleware that answers requests with a body of more than `limit` bytes with status 413.
 
-    The limit on files alone leaves the other ways in open: paintings, and what pretends to be one. Whoever
-    leaves amid a body, or was refused then, is no error of the server's, and its log stays silent.
+    The limit of gradio on files does not cover other requests, paintings for instance. A visitor who leaves
+    while a body is sent, or is rejected then, is no error of the server, and nothing is logged.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], limit: int):
@@ -64,17 +64,17 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        received, refused = int(length) if length.isdigit() else 0, False
+        received, rejected = int(length) if length.isdigit() else 0, False
 
-        async def refuse() -> None:
-            nonlocal refused
-            refused = True
+        async def reject() -> None:
+            nonlocal rejected
+            rejected = True
             headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
             await send({"type": "http.response.start", "status": 413, "headers": headers})
             await send({"type": "http.response.body", "body": f"more than {self.limit} bytes".encode()})
 
         if received > self.limit:
-            return await refuse()
+            return await reject()
         received = 0
 
         async def counted() -> Message:
@@ -82,14 +82,14 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.limit:  # a body in pieces, which named no length
-                if not refused:
-                    await refuse()
+                if not rejected:
+                    await reject()
                 return {"type": "http.disconnect"}
             return message
 
-        async def unless_refused(message: Message) -> None:
-            if not refused:
+        async def unless_rejected(message: Message) -> None:
+            if not rejected:
                 await send(message)
 
         with suppress(ClientDisconnect):
-            await self.app(scope, counted, unless_refused)
+            await self.app(scope, counted, unless_rejected)

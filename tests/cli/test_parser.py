@@ -27,6 +27,7 @@ def parser():
 
 
 @pytest.mark.parametrize("words", [
+    ["--num-samples", "3"], ["--num_samples", "3"], ["--num_samples=3"], ["--num-s", "3"], ["--num_s", "3"],
 ])
 def test_spellings_of_an_option(parser, words):
     assert parser.read(words).num_samples == 3

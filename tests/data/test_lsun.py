@@ -1,9 +1,8 @@
 """LSUN from a folder, from lists and from lmdb files."""
 
-import io
+import gzip
 import pickle
-import subprocess
-import sys
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,8 @@ import torch
 from PIL import Image
 
 from taming.data import lsun
+from taming.data.files.lmdb_file import read_entries
 from taming.images import to_uint8
-
-ROOT = Path(__file__).parents[2]
-
-
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -45,65 +39,143 @@ def test_a_folder_is_split(folder):
         lsun.LSUNTowersTrain(8)
 
 
-def write_lmdb(path, values: dict[str, bytes]):
-    lmdb = pytest.importorskip("lmdb")
-    path.mkdir(parents=True)
-    with lmdb.open(str(path), map_size=2**22) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
+# ---- lmdb files
 
 
-def encoded(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
+def picture(seed: int) -> np.ndarray:
+    """The image number `seed` of lsun.mdb.gz."""
+    side = 40 if seed % 40 == 7 else 2  # the larger ones have pages of their own
+    return np.random.default_rng(seed).integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
 
 
-def test_an_lmdb_file_is_read(folder):
-    images = {f"{i:040x}": encoded(picture(i)) for i in range(3)}
-    write_lmdb(folder / "church_outdoor_train_lmdb", images)
+@pytest.fixture
+def file(folder):
+    """A file of 120 images, by their numbers in 40 digits: made by lmdb 0.9.36, a tree of two levels."""
+    path = folder / "church_outdoor_train_lmdb/data.mdb"
+    path.parent.mkdir()
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "lsun.mdb.gz").read_bytes()))
+    return path
+
+
+def test_an_lmdb_file_is_read(file):
     data = lsun.LSUNChurchesTrain(None, flip=False)
-    assert len(data) == 3 and data[2]["file_path_"].endswith(f"train_lmdb/{2:040x}")
+    assert len(data) == 120 and data[2]["file_path_"].endswith(f"train_lmdb/{2:040x}")
     for copy in (data, pickle.loads(pickle.dumps(data))):  # as loader processes can get it
-        assert np.array_equal(to_uint8(copy[2]["image"]), np.asarray(picture(2)))
+        for i in range(120):
+            assert np.array_equal(to_uint8(copy[i]["image"]), picture(i))
     batches = torch.utils.data.DataLoader(data, 1, num_workers=2)
-    for i, batch in enumerate(batches):
-        assert np.array_equal(to_uint8(batch["image"][0].numpy()), np.asarray(picture(i)))
+    for i, batch in zip(range(10), batches, strict=False):
+        assert np.array_equal(to_uint8(batch["image"][0].numpy()), picture(i))
 
 
-def test_a_broken_image_in_an_lmdb_file_is_skipped(folder):
-    write_lmdb(folder / "x", {"a": encoded(picture(0)), "b": b"", "c": encoded(picture(2))})
-    data = lsun.LSUNTowersValidation(16, root=folder / "x")
-    with pytest.raises(ValueError, match="cannot read image .*x/b: UnidentifiedImageError"):
-        data.data.load_sample(1)
-    assert data[1]["file_path_"].endswith("x/c")
-
-
-def test_a_broken_lmdb_file_ends_the_run(folder):
+def test_entries_are_those_that_the_library_reads(tmp_path):
     lmdb = pytest.importorskip("lmdb")
-    assert lmdb.Error
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 40, 3000):
+        sizes = rng.integers((1, 0), (500, 9000), (count, 2))
+        values = {rng.bytes(int(key)): rng.bytes(int(value)) for key, value in sizes}
+        path = tmp_path / str(count)
+        with lmdb.open(str(path), map_size=2**26) as opened, opened.begin(write=True) as transaction:
+            for key, value in values.items():
+                transaction.put(key, value)
+            for key in list(values)[::7]:  # leave free pages behind
+                transaction.delete(key)
+                del values[key]
+        entries = read_entries(path / "data.mdb")
+        content = (path / "data.mdb").read_bytes()
+        places = zip(entries.offsets.tolist(), entries.sizes.tolist(), strict=True)
+        found = {entries.key(i): content[start:start + size] for i, (start, size) in enumerate(places)}
+        assert found == values and list(found) == sorted(values)
+
+
+def test_a_broken_image_in_an_lmdb_file_is_skipped(file, caplog):
+    entries = read_entries(file)
+    with file.open("r+b") as opened:
+        opened.seek(int(entries.offsets[1]))
+        opened.write(b"no image")
+    data = lsun.LSUNChurchesTrain(16)
+    with pytest.raises(ValueError, match=f"cannot read image .*/{1:040x}: UnidentifiedImageError"):
+        data.data.load_sample(1)
+    assert data[1]["file_path_"].endswith(f"{2:040x}") and "1 of 120 are bad so far" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"no such thing" * 1000, b"", bytes(100_000)])
+def test_what_is_no_lmdb_file_is_one_line(folder, content):
     (folder / "x").mkdir()
-    (folder / "x/data.mdb").write_bytes(b"no such thing" * 1000)
-    with pytest.raises(ValueError, match="x is no lmdb folder that can be read"):
+    (folder / "x/data.mdb").write_bytes(content)
+    with pytest.raises(ValueError, match="x is no lmdb folder that can be read: it is no lmdb file .*; f"):
         lsun.LSUNTowersTrain(root=folder / "x")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_file_that_is_cut_off_does_not_kill_the_process(folder, share):
-    write_lmdb(folder / "x", {f"{i:040x}": encoded(picture(i)) for i in range(50)})
-    file = folder / "x/data.mdb"
+def test_a_file_that_is_cut_off_is_one_line(file, share):
     size = file.stat().st_size
-    data = file.read_bytes()[:int(share * size)]
-    file.write_bytes(data)
-    words = [sys.executable, "-c", "import sys; from taming.data.lsun import LmdbImages as L; L(sys.argv[1])"]
-    done = subprocess.run([*words, str(folder / "x")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1  # where the file is read beyond its end, -7
-    assert f"ValueError: {file} is cut off: it has {len(data)} bytes of {size} or more" in done.stderr
+    with file.open("r+b") as opened:
+        left = opened.truncate(int(share * size))
+    with pytest.raises(ValueError, match=f"it is cut off: it has {left} bytes of {size} or more"):
+        lsun.LSUNChurchesTrain()
 
 
-def test_without_the_package_the_error_names_it(folder, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    (folder / "x").mkdir()
-    (folder / "x/data.mdb").write_bytes(b"")
-    with pytest.raises(ValueError, match=r'lmdb: pip install "taming\[data\]", or pip install lmdb;'):
-        lsun.LSUNTowersTrain(root=folder / "x")
+def put(file, place, layout, *values):
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        opened.write(struct.pack(layout, *values))
+
+
+@pytest.fixture
+def root(file):
+    """The byte where the root of the tree, a branch, begins."""
+    (transaction, number) = max(
+        struct.unpack("<8xQ", file.read_bytes()[start + 136:start + 152])
+        + struct.unpack("<Q", file.read_bytes()[start + 128:start + 136]) for start in (0, 4096)
+    )
+    assert struct.unpack_from("<H", file.read_bytes(), number * 4096 + 10) == (1,)
+    return number * 4096
+
+
+@pytest.mark.parametrize("change, message", [
+    ("loop", "page .* is not where the tree"), ("far", "page .* is not where the tree"),
+    ("many", "a page of the tree is damaged"), ("outside", "a page of the tree is damaged"),
+    ("nested", "nested databases"), ("meta", "a page of the tree is damaged"),
+])
+def test_a_hostile_tree_is_one_line(file, root, change, message):
+    data = file.read_bytes()
+    first = root + struct.unpack_from("<H", data, root + 16)[0]
+    leaf = struct.unpack_from("<HH", data, first)[0] * 4096
+    node = leaf + struct.unpack_from("<H", data, leaf + 16)[0]
+    if change == "loop":
+        put(file, first, "<HHH", root // 4096, 0, 0)
+    elif change == "far":
+        put(file, first, "<HHH", 65535, 65535, 65535)
+    elif change == "many":  # a thousand times the same node
+        put(file, leaf + 12, "<H", 16 + 2 * 1000)
+        put(file, leaf + 16, "<1000H", *[node - leaf] * 1000)
+    elif change == "outside":
+        put(file, leaf + 16, "<H", 65534)
+    elif change == "nested":
+        put(file, node + 4, "<H", 2)
+    else:
+        for start in (0, 4096):
+            put(file, start + 128, "<Q", 0)  # a root that is no page of the tree
+    with pytest.raises(ValueError, match=message):
+        lsun.LSUNChurchesTrain()
+
+
+def test_values_that_lie_are_bad_samples(file, root, caplog):
+    data = file.read_bytes()
+    leaf = struct.unpack_from("<H", data, root + struct.unpack_from("<H", data, root + 16)[0])[0] * 4096
+    nodes = [leaf + place for place in struct.unpack_from("<8H", data, leaf + 16)]
+    assert struct.unpack_from("<H", data, nodes[7] + 4) == (1,)  # has pages of its own
+    put(file, nodes[7], "<HH", 0, 65535)  # a size of 4 GB
+    put(file, nodes[7] + 48, "<Q", 1 << 63)  # far behind the end
+    data = lsun.LSUNChurchesTrain(8)
+    assert data[7]["file_path_"].endswith(f"{8:040x}") and "4294901760 bytes, more than" in caplog.text
+    put(file, nodes[7], "<HH", 5000, 0)
+    with pytest.raises(ValueError, match=f"{7:040x}: ValueError: it lies beyond the end"):
+        lsun.LSUNChurchesTrain(8).data.load_sample(7)
+
+
+def test_an_lmdb_file_must_be_a_file(folder):
+    (folder / "x/data.mdb").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is a folder, but must be a file"):
+        lsun.LmdbImages(folder / "x")

@@ -8,13 +8,14 @@ from PIL import Image
 
 from taming.checkpoint import save_exported
 from taming.cli import command, sample_dataset
-from taming.cli.options import load_dataset, load_model
+from taming.cli.options import load_dataset, sampling_options
 from taming.cli.parser import build_parser
 from taming.cli.sample_dataset import generate
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.images import save_png
 from taming.inference.distributed import TokenBar
+from taming.inference.loading import load_transformer
 
 DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 
@@ -114,7 +115,7 @@ def test_larger_than_trained(tmp_path):
 
 def test_completion_keeps_the_upper_codes(tmp_path):
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--known", "0.5"])
-    model, config, _, _ = load_model(options)
+    model, config, _ = load_transformer(options.run, sampling_options(options), device=options.device)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     dataset = load_dataset(config, options)[0]
@@ -220,7 +221,7 @@ def paint(file, size, white):
 def test_a_mask_says_what_is_drawn(tmp_path):
     mask = paint(tmp_path / "mask.png", (64, 64), (15, 32, 17, 33))  # touches the first two codes of row 2
     options = parse(["-r", export(tmp_path / "run", "depth"), "-o", str(tmp_path), "--mask", str(mask)])
-    model, config, _, _ = load_model(options)
+    model, config, _ = load_transformer(options.run, sampling_options(options), device=options.device)
     decoded, decode = [], model.first_stage_model.decode_code
     model.first_stage_model.decode_code = lambda codes: (decoded.append(codes), decode(codes))[1]
     bar = TokenBar(4)
@@ -238,7 +239,7 @@ def test_masks_that_will_not_do(tmp_path, capsys):
     black = paint(tmp_path / "black.png", (32, 32), (0, 0, 0, 0))
     wide = paint(tmp_path / "wide.png", (32, 64), (0, 0, 9, 9))
     for arguments, message in (
-        (["--mask", black], "leaves nothing to generate, values are 0 to 0 of 255"),
+        (["--mask", black], "leaves nothing to generate, values are 0"),
         (["--mask", wide], "has 32x64 pixels (height x width), but the images 32x32"),
         (["--mask", tmp_path / "no.png"], "cannot read image"),
         (["--mask", black, "--known", 0.5], "give one of them"),

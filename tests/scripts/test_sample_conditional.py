@@ -55,14 +55,14 @@ def test_the_arguments_of_2021(tmp_path, served):
     assert "no section `data`" in served["session"].load("run").no_data
 
 
-def test_several_places_and_a_folder_that_keeps_pictures(tmp_path, served):
+def test_several_places_and_a_folder_that_keeps_images(tmp_path, served):
     pytest.importorskip("gradio")
     for name in ("a", "b"):
         export(tmp_path / name / "run", "coord")
     out = tmp_path / "kept"
     words = ["-r", str(tmp_path / "a"), "-r", str(tmp_path / "b"), "-o", str(out), "--precision", "bf16"]
     assert main([*words, "--host", "0.0.0.0", "--port", "9", "--device", "cpu"]) == 0
-    assert len(served["session"].runs()) == 2 and served["session"].outdir == out
+    assert len(served["session"].runs()) == 2 and served["session"].keep == out
     assert (served["host"], served["port"]) == ("0.0.0.0", 9)
     (loaded,) = served["session"]._models.values()
     assert str(next(loaded.model.transformer.parameters()).dtype) == "torch.bfloat16"

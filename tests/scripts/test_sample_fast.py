@@ -7,11 +7,12 @@ from safetensors.torch import load_file, save_file
 
 from taming.checkpoint import load_model, save_exported
 from taming.cli import command, sample
-from taming.cli.options import load_model as load_options_model
+from taming.cli.options import sampling_options
 from taming.cli.parser import build_parser
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
 from taming.inference.decoding import PRECISIONS, decode
+from taming.inference.loading import load_transformer
 from taming.modules.transformer.cpu_inference import PackedLinear
 
 main = command("sample")
@@ -230,7 +231,7 @@ def test_what_broke_off_is_drawn_again(labelled, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_reduced_precision_is_that_of_the_transformer(labelled, tmp_path, precision):
     options = parse(["-r", labelled, "--precision", precision, "--device", "cpu"])
-    model, _, _, note = load_options_model(options)
+    model, _, note = load_transformer(options.run, sampling_options(options), device=options.device)
     assert {p.dtype for p in model.transformer.parameters()} == {PRECISIONS[precision]}
     assert {p.dtype for p in model.first_stage_model.parameters()} == {torch.float32}
     assert note["precision"] == precision

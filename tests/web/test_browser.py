@@ -55,7 +55,7 @@ def address(tmp_path_factory):
     for key in ("segmentation", "objects_bbox"):
         export(folder / "runs" / key, key)
     (folder / "runs" / "unfinished" / "checkpoints").mkdir(parents=True)
-    words = ["-r", str(folder / "runs"), "-o", str(folder / "drawn"), "--device", "cpu"]
+    words = ["-r", str(folder / "runs"), "-o", str(folder / "kept"), "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(
@@ -96,7 +96,7 @@ class Visitor:
     def __init__(self, browser, address):
         self.browser = browser
         browser.get(address)
-        self.until(lambda: self.one("#draw").is_enabled())
+        self.until(lambda: self.one("#generate").is_enabled())
 
     def one(self, selector):
         return self.browser.find_element(By.CSS_SELECTOR, selector)
@@ -128,7 +128,7 @@ class Visitor:
         found[0].click()
         if run != "unfinished":
             self.until(lambda: f"given {run.replace('_', ' ')}" in self.one("#about").text)
-            self.until(lambda: self.one("#draw").is_enabled())
+            self.until(lambda: self.one("#generate").is_enabled())
 
     def put(self, name, value):
         """Type a number into an input."""
@@ -141,15 +141,15 @@ class Visitor:
         field = self.until(lambda: self.browser.find_element(By.XPATH, f"{within}//input[@type='file']"))
         field.send_keys(str(path))
 
-    def draw(self):
-        """Click on Draw, and return the status that it ends with."""
-        self.until(lambda: self.one("#draw").is_enabled())
+    def generate(self):
+        """Click on Generate, and return the status that it ends with."""
+        self.until(lambda: self.one("#generate").is_enabled())
         self.browser.execute_script(
             "window.changes = 0; window.watcher?.disconnect();"
             "window.watcher = new MutationObserver(() => {window.changes += 1});"
-            "window.watcher.observe(document.querySelector('#draw'), {attributeFilter: ['disabled']})"
+            "window.watcher.observe(document.querySelector('#generate'), {attributeFilter: ['disabled']})"
         )
-        self.one("#draw").click()
+        self.one("#generate").click()
         self.until(lambda: self.browser.execute_script("return window.changes >= 2"))  # off, and on again
         return self.status
 
@@ -173,20 +173,20 @@ def visitor(browser, address):
     return Visitor(browser, address)
 
 
-def test_draw_a_picture_and_download_it(visitor, browser):
+def test_generate_an_image_and_download_it(visitor, browser):
     assert "trained at 32x32 pixels" in visitor.until(lambda: visitor.one("#about").text)
     visitor.choose("class_label")
     visitor.put("seed", 7)
-    assert visitor.draw() == "done"
+    assert visitor.generate() == "done"
     visitor.until(lambda: visitor.one("#live img").get_attribute("naturalWidth") == str(SIDE))
     visitor.until(lambda: visitor.one("#gallery img"))
     details = visitor.one("#details").text
     assert "seed 7" in details and "0 (mountains at dawn)" in details
     visitor.one("#download").click()
     (file,) = visitor.until(lambda: list(browser.downloads.glob("*.png")))
-    with Image.open(file) as picture:
-        assert picture.size == (SIDE, SIDE)
-        assert picture.info["seed"] == "7" and picture.info["class_label"] == "0 (mountains at dawn)"
+    with Image.open(file) as image:
+        assert image.size == (SIDE, SIDE)
+        assert image.info["seed"] == "7" and image.info["class_label"] == "0 (mountains at dawn)"
     visited = "return performance.getEntriesByType('resource').map(entry => new URL(entry.name).hostname)"
     assert set(browser.execute_script(visited)) == {"127.0.0.1"}
 
@@ -195,7 +195,7 @@ def test_watch_and_cancel(visitor):
     visitor.choose("class_label")
     visitor.put("height", 256)
     visitor.put("width", 256)
-    visitor.one("#draw").click()
+    visitor.one("#generate").click()
     progress = r"(\d+) of 1024 codes, \d+ a second, \d+ s left"
     seen = visitor.until(lambda: re.match(progress, visitor.status))
     first = visitor.until(lambda: visitor.one("#live img").get_attribute("src"))
@@ -204,17 +204,17 @@ def test_watch_and_cancel(visitor):
     assert visitor.one("#live img").get_attribute("naturalWidth") == "256"
     visitor.one("#cancel").click()
     assert visitor.until(lambda: visitor.status == "cancelled")
-    visitor.until(lambda: visitor.one("#draw").is_enabled())
+    visitor.until(lambda: visitor.one("#generate").is_enabled())
     assert not visitor.one("#cancel").is_enabled()
 
 
 def test_garbage_bombs_and_large_files(visitor, tmp_path):
-    (tmp_path / "garbage.png").write_bytes(b"this is no picture")
+    (tmp_path / "garbage.png").write_bytes(b"this is no image")
     (tmp_path / "huge.png").write_bytes(np.random.default_rng(0).bytes(300_000))
     Image.new("1", (20_000, 9_000)).save(tmp_path / "bomb.png")
     visitor.one("#completion button").click()
     for name, message in (
-        ("garbage.png", "garbage.png is no picture that can be read here"),
+        ("garbage.png", "garbage.png is no image that can be read here"),
         ("bomb.png", "bomb.png is too large"),
         ("huge.png", "maximum"),
     ):
@@ -225,11 +225,11 @@ def test_garbage_bombs_and_large_files(visitor, tmp_path):
 def test_paint_a_segmentation(visitor):
     visitor.choose("segmentation")
     visitor.until(lambda: "sky" in visitor.one(".legend").text)
-    assert visitor.draw() == "done"
+    assert visitor.generate() == "done"
     before = visitor.one("#details").text
     visitor.stroke("#painting", (-60, 0), (60, 10), (60, -10))
     time.sleep(0.5)
-    assert visitor.draw() == "done"
+    assert visitor.generate() == "done"
     assert visitor.until(lambda: visitor.one("#details").text != before)
 
 
@@ -239,10 +239,10 @@ def test_brush_over_an_original(visitor):
     visitor.until(lambda: visitor.one("#take-original").is_displayed())
     visitor.one("#take-original").click()
     time.sleep(1.5)
-    assert "there is nothing to draw" in visitor.draw()
+    assert "there is nothing to generate" in visitor.generate()
     visitor.stroke("#original", (-100, 50), (200, 0))
     time.sleep(0.5)
-    assert visitor.draw() == "done"
+    assert visitor.generate() == "done"
     assert visitor.until(lambda: re.search(r"completion \d+% of an original", visitor.one("#details").text))
 
 
@@ -254,7 +254,7 @@ def test_boxes_by_two_clicks(visitor, browser):
         ActionChains(browser).move_to_element_with_offset(layout, *place).click().perform()
         visitor.until(lambda before=before: visitor.one("#layout img").get_attribute("src") != before)
         layout = visitor.one("#layout img")
-    assert visitor.draw() == "done"
+    assert visitor.generate() == "done"
     assert visitor.until(lambda: '[["sun", ' in visitor.one("#details").text)
 
 
@@ -262,10 +262,10 @@ def test_what_does_not_work_is_said(visitor):
     visitor.choose("class_label")
     for name, value, message in (
         ("width", 36, "the nearest is 32x32"), ("width", 32, "done"),
-        ("top-k", 99, "top-k is 99: there are 16 codes, give 1 to 16"),
+        ("top-k", 99, "top_k is 99: give 1 to 16"),
     ):
         visitor.put(name, value)
-        assert message in visitor.draw()
+        assert message in visitor.generate()
     visitor.choose("unfinished")
     visitor.until(lambda: "has no checkpoint yet" in visitor.one("#about").text)
-    assert not visitor.one("#draw").is_enabled()
+    assert not visitor.one("#generate").is_enabled()

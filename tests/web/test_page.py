@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -13,7 +14,8 @@ pytest.importorskip("gradio", reason="the page needs gradio")
 
 from taming.web import page as page_module  # noqa: E402
 from taming.web.page import build_page, launch  # noqa: E402
-from taming.web.progress import Jobs  # noqa: E402
+from taming.web.progress import Job, Jobs  # noqa: E402
+from taming.web.request import Request  # noqa: E402
 from taming.web.session import Session  # noqa: E402
 from tests.web.tiny_runs import export  # noqa: E402
 
@@ -22,7 +24,7 @@ from tests.web.tiny_runs import export  # noqa: E402
 def session(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     export(folder / "run", "class_label")
-    return Session([folder], tmp_path_factory.mktemp("drawn"), device="cpu")
+    return Session([folder], tmp_path_factory.mktemp("images"), device="cpu")
 
 
 def test_without_gradio_it_says_what_to_install(session, monkeypatch):
@@ -38,8 +40,8 @@ def test_a_run_fits_the_inputs_to_it(session):
     assert "trained at 32x32 pixels given class label" in about
     stride, guidance = rest[-1], rest[3]
     assert stride["maximum"] == 4 and guidance["interactive"] is False
-    _, (name, about, *rest, draw) = page_module._choose(session)("<b>gone")
-    assert name is None and "there is no run &#x27;&lt;b&gt;gone&#x27;" in about and not draw["interactive"]
+    _, (name, about, *rest, button) = page_module._choose(session)("<b>gone")
+    assert name is None and "there is no run &#x27;&lt;b&gt;gone&#x27;" in about and not button["interactive"]
 
 
 def test_jobs_belong_to_visitors():
@@ -52,7 +54,7 @@ def test_jobs_belong_to_visitors():
     assert two.cancelled and not jobs.begin("two").cancelled
 
 
-def test_a_drawing_can_be_cancelled_before_its_turn():
+def test_a_job_can_be_cancelled_before_its_turn():
     jobs = Jobs()
     jobs.wait("one")
     jobs.cancel("one")
@@ -62,7 +64,7 @@ def test_a_drawing_can_be_cancelled_before_its_turn():
     assert not jobs.begin("one").cancelled  # another click
 
 
-def test_a_click_that_is_heard_twice_begins_one_drawing():
+def test_a_click_that_is_heard_twice_begins_one_job():
     jobs = Jobs()
     job = jobs.begin("one")
     jobs.wait("one")  # comes late
@@ -107,5 +109,38 @@ def test_a_port_that_is_taken(session, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: choose another --port"):
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port} .Address already in use.: "):
             launch(session, port=port, block=False)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "a..b", "::ffff:300.0.0.1"])
+def test_a_host_that_cannot_be_listened_on_ends_at_once(session, host):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"cannot listen on {host} .*: choose another --port or --host"):
+        launch(session, host=host, block=False)
+    assert time.monotonic() - start < 15
+
+
+def fetched(address, path):
+    """The status of a request for a file, and the file."""
+    try:
+        with urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_only_the_images_that_the_page_wrote_are_served(address, session, tmp_path_factory):
+    keep = tmp_path_factory.mktemp("kept")
+    for file in (keep / "private.png", keep / "sub" / "private.txt"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"private")
+    session.keep = keep
+    request = Request("run", (32, 32), {"class_label": 0})
+    *_, (image,) = session.generate(request, Job())
+    copy = keep / image.path.name
+    assert fetched(address, image.path) == (200, copy.read_bytes())
+    run = session.runs()[0].path / "config.yaml"
+    for file in (copy, keep / "private.png", keep / "sub" / "private.txt", run, __file__):
+        assert fetched(address, file)[0] == 403, file
+    assert {path.name for path in keep.iterdir()} == {"private.png", "sub", copy.name}

@@ -40,7 +40,7 @@ def test_a_code_is_brushed_if_one_pixel_is():
     assert not brushed([Image.new("RGBA", (64, 64))], (8, 8)).any() and not brushed([], (8, 8)).any()
 
 
-def test_pictures_are_cut_about_their_centre():
+def test_images_are_cropped_around_their_center():
     picture = Image.new("RGB", (40, 10), "black")
     ImageDraw.Draw(picture).rectangle((15, 0, 24, 9), fill="white")
     middle = np.asarray(fitted(picture, (20, 20)))

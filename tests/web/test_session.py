@@ -1,4 +1,4 @@
-"""What the page does, without a page: the same pictures as the model itself, progress, cancelling, errors."""
+"""The work behind the page, without a page: the images of the model itself, progress, cancelling, errors."""
 
 import dataclasses
 import threading
@@ -14,9 +14,9 @@ from taming.data.sampler import SeededDataset
 from taming.images import to_pil
 from taming.modules.misc.coord import CoordStage
 from taming.sampling import Cancelled, SamplingOptions, image_generators
-from taming.web.conditions import draw_layout
+from taming.web.conditions import layout_image
 from taming.web.painting import paint_labels
-from taming.web.progress import Job, Progress, Watch, side_by_side, so_far
+from taming.web.progress import Job, Progress, Watch, preview, side_by_side
 from taming.web.request import Request
 from taming.web.session import Session
 from tests.web.tiny_runs import NULL, SIDE, export
@@ -37,24 +37,24 @@ def session(tmp_path_factory):
                 "pose_tokens", "coord", "image"):
         export(folder / key, key)
     export(folder / "two", "class_label", "segmentation")
-    return Session([folder], tmp_path_factory.mktemp("drawn"), device="cpu", data_of=data_of)
+    return Session([folder], tmp_path_factory.mktemp("images"), device="cpu", data_of=data_of)
 
 
 OPTIONS = {field.name for field in dataclasses.fields(SamplingOptions)}
 
 
-def drawn(session, *arguments, **settings):
-    """The finished pictures, their settings, and what was told before."""
+def generated(session, *arguments, **settings):
+    """The finished images, their settings, and the progress before."""
     how = {name: settings.pop(name) for name in [*settings] if name in OPTIONS}
     options = SamplingOptions(seed=0).replace(**how)
-    *told, last = session.draw(Request(*arguments, **settings, options=options), Job())
-    assert all(isinstance(news, Progress) for news in told)
-    return [Image.open(one.path) for one in last], [one.settings for one in last], told
+    *reports, last = session.generate(Request(*arguments, **settings, options=options), Job())
+    assert all(isinstance(news, Progress) for news in reports)
+    return [Image.open(one.path) for one in last], [one.settings for one in last], reports
 
 
 def refusal(session, *arguments, **settings):
     with pytest.raises(ValueError) as caught:
-        drawn(session, *arguments, **settings)
+        generated(session, *arguments, **settings)
     return str(caught.value)
 
 
@@ -62,11 +62,11 @@ def same(picture, image):
     return (np.asarray(picture) == np.asarray(to_pil(image[0]))).all()
 
 
-def test_pictures_are_those_of_the_model(session):
+def test_images_are_those_of_the_model(session):
     model = load_model(session.places[0] / "class_label")[0]
     settings = dict(temperature=0.9, top_k=8, top_p=0.9, min_p=0.01)
     values = {"class_label": 3}
-    pictures, notes, _ = drawn(session, "class_label", SIZE, values, seed=5, pictures=2, **settings)
+    pictures, notes, _ = generated(session, "class_label", SIZE, values, seed=5, count=2, **settings)
     for number, picture in enumerate(pictures):
         generator = image_generators(5, [number])
         assert same(picture, model.generate(torch.tensor([[3]]), generator=generator, **settings))
@@ -80,7 +80,7 @@ def test_pictures_are_those_of_the_model(session):
 
 def test_larger_ones_too(session):
     model = load_model(session.places[0] / "coord")[0]
-    (picture,), notes, _ = drawn(session, "coord", (SIDE, 64), stride=2)
+    (picture,), notes, _ = generated(session, "coord", (SIDE, 64), stride=2)
     c = model.encode_conditions(CoordStage(8, 1).default((SIDE, 64)), (SIDE, 64))
     image = model.generate(c, size=(SIDE, 64), stride=2, generator=image_generators(0, [0]))
     assert picture.size == (64, SIDE) and same(picture, image) and notes[0]["size"] == "32x64"
@@ -104,7 +104,7 @@ def test_an_item_of_the_data_set_gives_the_tokens_that_it_has(session, key):
         assert parts[0].equal(expected[0])
 
 
-def test_the_picture_of_an_item(session):
+def test_the_image_of_an_item(session):
     assert session.item("class_label", 2).size == (SIDE, SIDE)
     for number in (-1, 6):
         with pytest.raises(ValueError, match=f"no item {number}: the data set has 0 to 5"):
@@ -122,7 +122,7 @@ def test_without_a_data_set(session, tmp_path):
 
     broken = Session(session.places, tmp_path, device="cpu", data_of=broken)
     assert broken.load("class_label").no_data == "no data set: the disk is elsewhere"
-    assert len(drawn(broken, "class_label", SIZE, {"class_label": 0})[0]) == 1
+    assert len(generated(broken, "class_label", SIZE, {"class_label": 0})[0]) == 1
 
 
 def test_completion_keeps_what_is_not_brushed(session):
@@ -131,15 +131,19 @@ def test_completion_keeps_what_is_not_brushed(session):
     layer = Image.new("RGBA", (512, 512))
     ImageDraw.Draw(layer).rectangle((0, 260, 511, 511), fill="red")  # of 4 rows of codes the lower 2
     loaded = session.load("image")
-    known, keep = session._known(loaded, Request("image", SIZE, original=original, mask=[layer]))
+    _, known, keep = session._known(loaded, Request("image", SIZE, original=original, mask=[layer]))
     assert keep[:2].all() and not keep[2:].any()
-    *_, found = session.draw(Request("image", SIZE, original=original, mask=[layer], pictures=2), Job())
+    *_, found = session.generate(Request("image", SIZE, original=original, mask=[layer], count=2), Job())
     parts = model.encode_conditions(torch.zeros(2, 1))
-    codes = model.sample_codes(parts, known=known.expand(2, -1, -1), mask=keep,
-                             generator=image_generators(0, range(2)))
+    codes = model.sample_codes(
+        parts, known=known.expand(2, -1, -1), mask=keep, generator=image_generators(0, range(2)),
+    )
     assert (codes[:, :2] == known[:, :2]).all()
     images = model.first_stage_model.decode_code(codes).clamp(-1, 1)
-    assert all(same(Image.open(one.path), image[None]) for one, image in zip(found, images, strict=True))
+    for one, image in zip(found, images, strict=True):
+        pixels, decoded = np.asarray(Image.open(one.path)), np.asarray(to_pil(image))
+        assert (pixels[:12] == np.asarray(original)[:12]).all()  # 2 rows of codes, less half a code
+        assert (pixels[16:] == decoded[16:]).all() and (pixels[:12] != decoded[:12]).any()
     assert found[0].settings["completion"] == "50% of an original was brushed over"
 
 
@@ -148,21 +152,21 @@ def test_conditions_that_are_left_out_are_null_tokens(session):
     value = session.item("two", 1, "segmentation")
     parts = session._condition(loaded, Request("two", SIZE, {"class_label": None, "segmentation": value}))
     assert parts[0].tolist() == [[NULL]] and parts[1].shape == (1, 4, 4) and parts[1].max() < 10
-    request = Request("two", SIZE, {"class_label": 2, "segmentation": value}, pictures=3)
+    request = Request("two", SIZE, {"class_label": 2, "segmentation": value}, count=3)
     both = session._condition(loaded, request)
     assert both[0].tolist() == [[2]] * 3 and both[1].shape == (3, 4, 4)
     nothing = {"class_label": None, "segmentation": None}
     assert "leave at least one in" in refusal(session, "two", SIZE, nothing)
-    _, notes, _ = drawn(session, "two", SIZE, {"class_label": 2, "segmentation": None}, guidance=2.0)
+    _, notes, _ = generated(session, "two", SIZE, {"class_label": 2, "segmentation": None}, guidance=2.0)
     assert notes[0]["segmentation"] == "left out" and notes[0]["guidance"] == "2.0"
 
 
 def test_progress_can_be_seen(session, monkeypatch):
-    monkeypatch.setattr("taming.web.progress.EVERY", 0.0)
-    monkeypatch.setattr("taming.web.progress.SHARE", 1e9)
+    monkeypatch.setattr("taming.web.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("taming.web.progress.PREVIEW_SHARE", 1e9)
     for size in (SIZE, (SIDE, 64)):
-        _, _, told = drawn(session, "class_label", size, {"class_label": 0})
-        shown = [news for news in told if news.image is not None]
+        _, _, reports = generated(session, "class_label", size, {"class_label": 0})
+        shown = [news for news in reports if news.image is not None]
         total = size[0] * size[1] // 64
         assert [news.message.split(" codes")[0] for news in shown] == [
             f"{done} of {total}" for done in range(1, total + 1)
@@ -171,42 +175,42 @@ def test_progress_can_be_seen(session, monkeypatch):
         assert gray[0] > 0.9 and gray[-1] < 0.1 and sorted(gray, reverse=True) == gray
 
 
-def test_several_pictures_stand_side_by_side_meanwhile(session):
+def test_several_images_are_side_by_side_meanwhile(session):
     model = session.load("class_label").model
     keep = torch.zeros(4, 4, dtype=torch.bool)
-    picture = so_far(model, (4, 4), keep, 7, torch.ones(2, 8, dtype=torch.int64))
+    picture = preview(model, (4, 4), keep, 7, torch.ones(2, 8, dtype=torch.int64))
     assert picture.size == (2 * SIDE + 6, SIDE + 4)
     lower = np.asarray(picture)[2 + SIDE // 2 : 2 + SIDE, 2 : 2 + SIDE]
     assert (lower == 217).all() and not (np.asarray(picture)[2:18, 2:34] == 217).all()
 
 
-def test_cancel_before_and_while_drawing(session, monkeypatch):
-    monkeypatch.setattr("taming.web.progress.EVERY", 0.0)
+def test_cancel_before_and_while_generating(session, monkeypatch):
+    monkeypatch.setattr("taming.web.progress.INTERVAL", 0.0)
     job, steps = Job(), 0
     with pytest.raises(Cancelled):
-        for news in session.draw(Request("class_label", (256, 256), {"class_label": 0}), job):
+        for news in session.generate(Request("class_label", (256, 256), {"class_label": 0}), job):
             steps += 1
             if "of 1024 codes" in news.message:
                 job.cancel()
     assert steps < 100
     with pytest.raises(Cancelled):
-        next(session.draw(Request("class_label", SIZE, {"class_label": 0}), job))
-    assert len(drawn(session, "class_label", SIZE, {"class_label": 0})[0]) == 1
+        next(session.generate(Request("class_label", SIZE, {"class_label": 0}), job))
+    assert len(generated(session, "class_label", SIZE, {"class_label": 0})[0]) == 1
 
 
-def test_a_drawing_that_nobody_listens_to_stops(session):
+def test_a_job_whose_progress_nobody_reads_stops(session):
     job = Job()
-    drawing = session.draw(Request("class_label", (512, 512), {"class_label": 0}), job)
-    while "of 4096 codes" not in next(drawing).message:
+    stream = session.generate(Request("class_label", (512, 512), {"class_label": 0}), job)
+    while "of 4096 codes" not in next(stream).message:
         pass
-    drawing.close()
-    assert job.cancelled and "drawing" not in [thread.name for thread in threading.enumerate()]
+    stream.close()
+    assert job.cancelled and "generation" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_one_at_a_time(session):
-    first = session.draw(Request("class_label", SIZE, {"class_label": 0}), Job())
+    first = session.generate(Request("class_label", SIZE, {"class_label": 0}), Job())
     next(first)
-    second = session.draw(Request("class_label", SIZE, {"class_label": 1}), Job())
+    second = session.generate(Request("class_label", SIZE, {"class_label": 1}), Job())
     done = []
     thread = threading.Thread(target=lambda: done.extend(second))
     thread.start()
@@ -231,7 +235,7 @@ SKETCH = paint_labels(np.zeros((64, 64), int), 10)
     (("class_label", (32, 60)), {}, "must be multiples of f = 8, at least 32x32"),
     (("class_label", (32, 60)), {}, "the nearest is 32x64"),
     (("class_label", (2048, 2048)), {}, "4.19 million pixels; at most 4 million"),
-    (("class_label", SIZE), {"pictures": 17}, "17 pictures: give 1 to 16"),
+    (("class_label", SIZE), {"count": 17}, "17 images: give 1 to 16"),
     (("class_label", SIZE), {"top_k": 17}, "top_k is 17: give 1 to 16"),
     (("class_label", SIZE), {"top_k": -1}, "top_k is -1"),
     (("class_label", SIZE), {"top_p": 0.0}, "top_p is 0: give above 0, up to 1"),
@@ -255,18 +259,18 @@ def test_bad_input(session, arguments, settings, message):
 def test_boxes(session):
     condition = session.load("objects_bbox").conditions[0]
     boxes = [(2, 0.1, 0.5, 0.3, 0.9)]
-    picture = np.asarray(draw_layout(condition, boxes, (64, 64)))
+    picture = np.asarray(layout_image(condition, boxes, (64, 64)))
     assert (picture[2:28, 30:60] == 255).all() and (picture[30:60, 5:22] != 255).any()
     for wrong, message in (
-        ([(2, 0.5, 0.5, 0.5, 0.9)], "box 1 has no area within the picture"),
-        ([(2, 1.5, 0.1, 1.9, 0.9)], "box 1 has no area within the picture"),
+        ([(2, 0.5, 0.5, 0.5, 0.9)], "box 1 has no area within the image"),
+        ([(2, 1.5, 0.1, 1.9, 0.9)], "box 1 has no area within the image"),
         ([(99, 0.1, 0.1, 0.2, 0.2)], "box 1 is of category 99, but there are 9"),
-        (boxes * 13, "13 boxes are drawn, but the model has room for 12"),
+        (boxes * 13, "there are 13 boxes, but the model has room for 12"),
     ):
         assert message in refusal(session, "objects_bbox", SIZE, {"objects_bbox": wrong})
 
 
-def test_runs_that_cannot_be_drawn_from(session, tmp_path):
+def test_runs_that_cannot_be_used(session, tmp_path):
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     other = Session([tmp_path, *session.places], tmp_path / "out", device="cpu")
     assert "has no checkpoint yet" in refusal(other, "new", SIZE)
@@ -277,11 +281,11 @@ def test_runs_that_cannot_be_drawn_from(session, tmp_path):
     assert "stage1 is a VQModel: choose a run of stage 2" in refusal(only, "stage1", SIZE)
 
 
-def test_the_rate_is_that_of_all_pictures(session):
-    told = []
+def test_the_rate_is_that_of_all_images(session):
+    reports = []
     model = session.load("class_label").model
-    watch = Watch(model, (4, 4), None, Job(), told.append)
+    watch = Watch(model, (4, 4), None, Job(), reports.append)
     watch.start -= 1.0
-    watch.told -= 1.0
+    watch.reported -= 1.0
     assert watch(7, torch.zeros(2, 8, dtype=torch.int64)) is True
-    assert told[0].message == "8 of 16 codes, 16 a second, 1 s left"
+    assert reports[0].message == "8 of 16 codes, 16 a second, 1 s left"

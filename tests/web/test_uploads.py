@@ -1,4 +1,4 @@
-"""What strangers send: no pictures, damaged ones, bombs, bodies without an end."""
+"""What strangers send: files that are no images, damaged ones, bombs, endless bodies."""
 
 import asyncio
 import struct
@@ -22,13 +22,13 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is no picture that can be read here"),
-    (b"not a picture", "is no picture that can be read here: take one of PNG, JPEG"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture"),  # Pillow would start ghostscript
-    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
-    (png_header(8000, 8000), "it says that it is 8000x8000 pixels, and at most 50 million are read"),
-    (png_header(60000, 60000), "is too large: it says that it is of more pixels than can be"),
-    (png_header(64, 64), "is a damaged picture"),
+    (b"", "is no image that can be read here"),
+    (b"not an image", "is no image that can be read here: take one of PNG, JPEG"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),  # Pillow would start ghostscript
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image"),
+    (png_header(8000, 8000), "its header says 8000x8000 (height x width) pixels, and at most 50 million"),
+    (png_header(60000, 60000), "is too large: its header says far more pixels, and at most 50"),
+    (png_header(64, 64), "is a damaged image"),
 ], ids=["empty", "text", "postscript", "svg", "large", "larger than Pillow allows", "cut off"])
 def test_what_is_refused(tmp_path, content, message):
     path = tmp_path / "upload.png"
@@ -46,7 +46,7 @@ def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
         read_upload(path)
 
 
-def test_pictures_of_all_modes_come_upright_as_rgb(tmp_path):
+def test_images_of_all_modes_come_upright_as_rgb(tmp_path):
     for mode, color in (("L", 128), ("RGBA", (1, 2, 3, 255)), ("P", 0), ("I;16", 65535), ("1", 1)):
         Image.new(mode, (6, 4), color).save(tmp_path / "a.png")
         assert (read_upload(tmp_path / "a.png").mode, read_upload(tmp_path / "a.png").size) == ("RGB", (6, 4))

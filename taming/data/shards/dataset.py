@@ -14,24 +14,27 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from taming.data.base import FaultTolerantDataset
 from taming.data.files.depth import read_depth
 from taming.data.files.errors import BadSample
-from taming.data.files.images import read_transformed
+from taming.data.files.images import MAX_FILE, read_transformed
 from taming.data.files.label_maps import check_same_size, encode_ids, read_ids, validate_ids
 from taming.data.files.lists import EXTENSIONS, read_lines
 from taming.data.shards.index import Index, ShardError, expand, fetch, index_of, is_address, local_copy
 from taming.data.transforms.joint import JointParams, Size
+from taming.util import open_file
 
 logger = logging.getLogger(__name__)
 
 IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 # What a sample can hold beside its image, by the key of items: the ending of the member.
 PARTS = {"class_label": "cls", "caption": "txt", "segmentation": "seg.png", "depth": "depth.png"}
+MAX_TEXT = 1 << 20  # bytes of a label or a caption
+MAX_CLASS = 1 << 31
 _OPEN = 64  # shards that a process keeps open
 
 
@@ -96,23 +99,24 @@ class TarShards(FaultTolerantDataset):
         self.n_labels, self.segmentation_ids = n_labels, segmentation_ids
         self.shift_segmentation = shift_segmentation
         self._sizes: list[int] = []  # bytes, of each shard
-        self._names: np.ndarray  # (N,) the samples, utf-8
+        self._names: bytes  # of the samples, one after the other, UTF-8
+        self._ends: np.ndarray  # (N + 1,) where they begin and end in it
         self._shard: np.ndarray  # (N,) the number of each one's shard
         self._where: dict[str, np.ndarray]  # (N, 2) offset and size of a part in bytes; size -1: none
         self._image: np.ndarray  # (N,) number of the image's ending in IMAGES
         self._collect()
         self.keys = self._chosen(keys)
         self.class_names = _class_names(classes_from, self.shards[0])
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the last used last
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # by shard, the last used last
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._shard)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}  # another process opens its own
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw the order of an epoch, (N,); of `mixed_shards` shards, drawn at random, at a time."""
+        """Return a random order of an epoch, (N,), in which `mixed_shards` shards are mixed at a time."""
         if self.mixed_shards is None:
             return rng.permutation(len(self))
         order = rng.permutation(len(self.shards))
@@ -134,7 +138,8 @@ class TarShards(FaultTolerantDataset):
         return item
 
     def _name(self, index: int) -> str:
-        return f"{self.shards[self._shard[index]]}/{self._names[index].decode()}"
+        start, end = self._ends[index:index + 2]
+        return f"{self.shards[self._shard[index]]}/{self._names[start:end].decode()}"
 
     def _decode(self, key: str, part: "_Member", params: JointParams) -> dict[str, Any]:
         """Turn the bytes of a part into what items hold."""
@@ -156,11 +161,11 @@ class TarShards(FaultTolerantDataset):
             number = int(text)
         except ValueError as error:  # UnicodeDecodeError is one
             raise BadSample(f"{part} holds no {'number' if key == 'class_label' else 'text'}") from error
-        if not self.class_names:
-            return {"class_label": number}
-        if not 0 <= number < len(self.class_names):
-            raise BadSample(f"{part} says class {number}, but there are {len(self.class_names)} class names")
-        return {"class_label": number, "human_label": self.class_names[number]}
+        count = len(self.class_names)
+        if not 0 <= number < (count or MAX_CLASS):
+            known = f"there are {count} class names" if count else f"classes are 0 to {MAX_CLASS - 1}"
+            raise BadSample(f"{part} says class {number}, but {known}")
+        return {"class_label": number} | ({"human_label": self.class_names[number]} if count else {})
 
     # ---- bytes
 
@@ -168,59 +173,66 @@ class TarShards(FaultTolerantDataset):
         """Read a part of a sample."""
         number = int(self._shard[index])
         offset, size = map(int, self._where[key][index])
-        data = os.pread(self._file(number), size, offset)
+        most = MAX_TEXT if key in ("class_label", "caption") else MAX_FILE
+        if size > most:
+            raise BadSample(f"{name} has {size} bytes, more than {most} are not read")
+        data = os.pread(self._file(number).fileno(), size, offset)
         if len(data) < size:
             raise BadSample(f"{name}: the shard ends early; fetch or pack it again")
         return _Member(data, name)
 
-    def _file(self, number: int) -> int:
-        """Open a shard, which is fetched if it is an address; return its descriptor."""
+    def _file(self, number: int) -> BinaryIO:
+        """Open a shard, which is fetched if it is an address."""
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
         path = self.shards[number]
         if is_address(path):
+            assert self.cache_dir is not None
             path = fetch(path, self.cache_dir, self._sizes[number])
-        self._files[number] = os.open(path, os.O_RDONLY)
+        self._files[number] = open_file(path, "shard")
         if len(self._files) > _OPEN:
-            os.close(self._files.popitem(last=False)[1])
+            self._files.popitem(last=False)[1].close()
         return self._files[number]
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        for file in getattr(self, "_files", {}).values():
+            file.close()
 
     # ---- the index
 
     def _collect(self) -> None:
-        """Look into every shard, or its index."""
+        """Read the index of every shard, or else its headers."""
         names: list[bytes] = []
-        shard, image = [], []
-        where: dict[str, list[tuple[int, int]]] = {key: [] for key in ("image", *PARTS)}
-        left_alone: set[str] = set()
+        shard, image = [np.empty(0, np.int32)], [np.empty(0, np.int8)]
+        where = [np.empty((0, 1 + len(PARTS), 2), np.int64)]
+        unread: set[str] = set()
         for number, path in enumerate(self.shards):
             index = index_of(path, self.cache_dir)
             self._sizes.append(index.size)
-            samples = _samples_of(index, path)
-            for name, parts in samples.items():
+            kinds, places = [], []
+            for name, parts in _samples_of(index, path).items():
                 ending = next((ending for ending in parts if ending in IMAGES), None)
-                left_alone |= set(parts) - {*PARTS.values(), ending}
+                unread |= set(parts) - {*PARTS.values(), ending}
                 if ending is None:
                     continue
                 names.append(name.encode())
-                shard.append(number)
-                image.append(IMAGES.index(ending))
-                where["image"].append(parts[ending])
-                for key, part in PARTS.items():
-                    where[key].append(parts.get(part, (0, -1)))
+                kinds.append(IMAGES.index(ending))
+                places.append([parts[ending], *(parts.get(part, (0, -1)) for part in PARTS.values())])
+            if places:
+                shard.append(np.full(len(places), number, np.int32))
+                image.append(np.array(kinds, np.int8))
+                where.append(np.array(places, np.int64))
         if not names:
             more = " ..." if len(self.shards) > 1 else ""
             raise ValueError(f"{self.shards[0]}{more} holds no images ({', '.join(IMAGES)})")
-        if left_alone:
-            logger.info("members of %s are not read: .%s", self.shards[0], ", .".join(sorted(left_alone)))
-        self._names, self._shard = np.array(names), np.array(shard, np.int32)
-        self._image = np.array(image, np.int8)
-        self._where = {key: np.array(places, np.int64) for key, places in where.items()}
+        if unread:
+            endings = ", .".join(sorted(ending[:20] for ending in unread)[:20])
+            logger.info("members of %s are not read: .%s", self.shards[0], endings)
+        self._names = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)])
+        self._shard, self._image = np.concatenate(shard), np.concatenate(image)
+        self._where = dict(zip(("image", *PARTS), np.concatenate(where).swapaxes(0, 1), strict=True))
 
     def _chosen(self, keys: Sequence[str] | None) -> tuple[str, ...]:
         """Return the keys of `keys`, or of all, that few enough samples lack; say what is lacking."""
@@ -235,7 +247,7 @@ class TarShards(FaultTolerantDataset):
                 continue
             state = f"{count} of {total} samples have no .{PARTS[key]} for the key {key}"
             if count:
-                state += f", such as {self._name(lacks.argmax())}"
+                state += f", such as {self._name(int(lacks.argmax()))}"
             share = self.max_bad_fraction
             if skipped == total or (skipped > 1 and skipped > share * total):
                 state += f": add them, or raise max_bad_fraction={share}, or give keys without {key}"

@@ -1,4 +1,4 @@
-"""A folder of images, with what belongs to each, into tar shards (`shards.py` reads them)."""
+"""Pack a folder of images, with what belongs to each, into tar shards, which `dataset.py` reads."""
 
 import io
 import os
@@ -9,9 +9,11 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
+from taming.data.files.images import MAX_FILE
 from taming.data.files.lists import class_folders, find_images
 from taming.data.shards import PARTS
 from taming.data.shards.index import Index, write_index
+from taming.util import read_bytes
 
 Sample = dict[str, str | bytes]  # ending -> a file, or what is in it
 
@@ -55,8 +57,8 @@ def pack(
         raise ValueError(f"a shard needs room: max_bytes is {max_bytes}, max_samples {max_samples}")
     _check_free(outdir, name)
     numbers = {label: number for number, label in enumerate(class_folders(folder))} if classes else {}
-    others = {PARTS["segmentation"]: segmentation, PARTS["depth"]: depth}
-    others = {ending: Path(other) for ending, other in others.items() if other is not None}
+    given = {PARTS["segmentation"]: segmentation, PARTS["depth"]: depth}
+    others = {ending: Path(other) for ending, other in given.items() if other is not None}
     for path in paths:
         _sample(Path(path), folder, numbers, captions, others)
     named = [*zip(_names(paths, folder), paths, strict=True)]
@@ -157,7 +159,7 @@ class _Shard:
     def add(self, key: str, sample: Sample) -> None:
         """Append one sample."""
         for ending, part in sample.items():
-            data = Path(part).read_bytes() if isinstance(part, str) else part
+            data = read_bytes(part, "part", max_bytes=MAX_FILE) if isinstance(part, str) else part
             info = tarfile.TarInfo(f"{key}.{ending}")
             info.size, info.mode = len(data), 0o644
             self.tar.addfile(info, io.BytesIO(data))

@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 import threading
+from contextlib import suppress
 from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +17,8 @@ from PIL import Image
 from taming.data.files.depth import depth_to_rgba
 from taming.data.shards import TarShards
 from taming.data.shards import index as shard_index
-from taming.data.shards.index import ShardError, scan
+from taming.data.shards.index import ShardError, expand, scan
+from tests.data.files.hostile import read_within_budget
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -161,7 +164,7 @@ def test_numbers_of_an_index_that_cannot_be_are_named(shard, size, members):
 def test_a_transfer_that_breaks_off_is_tried_again(shard, tmp_path, monkeypatch, quick, fails):
     tries = []
 
-    def download(address, path, chunk_size):
+    def download(address, path, chunk_size, max_bytes):
         tries.append(address)
         if address.endswith(".json"):
             raise FileNotFoundError(address)
@@ -301,3 +304,166 @@ def test_names_of_classes_that_cannot_be_read_are_told_with_their_file(shard, co
     file = shard.parent / "classes.txt"
     with pytest.raises(ValueError, match=f"^class name file {re.escape(str(file))} {what}"):
         TarShards(shard)
+
+
+# ---- what a stranger's shard can claim
+
+
+def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar file; `size` is its field, as it is."""
+    block = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    block[:100], block[124:136], block[156:157] = name.ljust(100, b"\0"), size.ljust(12, b"\0"), kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def binary(size: int) -> bytes:
+    """A number in a header beyond the octal ones."""
+    return ((1 << 95) + size if size >= 0 else (1 << 96) + size).to_bytes(12, "big")
+
+
+END = bytes(1024)
+LONG = header(b"x.png", b"%011o" % 8192, b"x")
+HOSTILE_SHARDS = {
+    "long_name.tar": (header(b"x.png", binary(1 << 40), b"L") + END, "a header has 1099511627776 bytes"),
+    "long_pax.tar": (header(b"x.png", b"%011o" % (1 << 32), b"x") + END, "a header has 4294967296 bytes"),
+    "member.tar": (header(b"x.png", binary(1 << 50)) + END, "unexpected end|Invalid argument"),
+    "negative.tar": (header(b"x.png", binary(-512)) + END, "has -512 bytes|cannot"),
+    "negative_name.tar": (header(b"x.png", binary(-512), b"L") + END, "a header has -512 bytes"),
+    "digits.tar": (LONG + b"1" * 8192 + END, "more than 100 digits"),
+    "nested.tar": ((header(b"x", b"%011o" % 8, b"g") + b"8 a=bcd\n".ljust(512, b"\0")) * 3000 + END, ""),
+    "name.tar": (header(b"x", b"%011o" % 5000, b"L") + (b"y" * 4990).ljust(5120, b"\0")
+                 + header(b"x.png", b"%011o" % 0) + END, "the name of a file has 4990 characters"),
+    "empty.tar": (b"", "empty file"),
+}
+HOSTILE_INDICES = {
+    "deep": "[" * 100_000, "deep_members": '{"size": 10240, "members": ' + "[" * 100_000,
+    "digits": '{"size": ' + "9" * 10_000 + ', "members": []}',
+    "name": '{"size": 10240, "members": [["' + "n" * 5000 + '.png", 512, 10]]}',
+    "list": "[]", "null": "null", "empty": "", "text": "\ufeff{", "no members": '{"size": 10240}',
+    "pairs": '{"size": 10240, "members": [["0.png", 512]]}', "words": '{"size": 10240, "members": "0.png"}',
+    "negative": '{"size": 10240, "members": [["0.png", -512, 10]]}',
+    "many": '{"size": 10240, "members": [' + '["0.png",512,0],' * 2_000_000 + '["0.png",512,0]]}',
+}
+
+
+def test_hostile_shards_are_refused_within_the_budget(tmp_path):
+    for name, (data, _) in HOSTILE_SHARDS.items():
+        (tmp_path / name).write_bytes(data)
+    with (tmp_path / "sparse.tar").open("wb") as file:
+        file.truncate(1 << 42)
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
+    for name, content in HOSTILE_INDICES.items():
+        write(tmp_path / f"index_{name}.tar", {"0.png": IMAGE})
+        (tmp_path / f"index_{name}.tar.json").write_text(content)
+    write(tmp_path / "index_pipe.tar", {"0.png": IMAGE})
+    os.mkfifo(tmp_path / "index_pipe.tar.json")
+    said = read_within_budget("taming.data.shards:TarShards", sorted(tmp_path.glob("*.tar")))
+    for name, (_, reason) in HOSTILE_SHARDS.items():
+        assert re.search(f"^shard {tmp_path / name} is broken: .*({reason})", said[name]), (name, said[name])
+    assert "bytes follow its end" in said["sparse.tar"]
+    assert "is a pipe, but must be a file" in said["pipe.tar"] and "is a device" in said["zero.tar"]
+    for name in (*HOSTILE_INDICES, "pipe"):
+        text = said[f"index_{name}.tar"]
+        remedy = "pack several smaller shards" if name == "many" else "delete it"
+        assert text.startswith(f"index {tmp_path}/index_{name}.tar.json ") and remedy in text, text
+
+
+@pytest.mark.slow
+def test_a_shard_of_too_many_members_is_refused_within_the_budget(tmp_path):
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(header(b"x.txt", b"%011o" % 0) * 250_001 + END)
+    said = read_within_budget("taming.data.shards:TarShards", [tmp_path / "x.tar"])
+    assert "it has more than 250000 members: pack several smaller shards" in said["x.tar"]
+
+
+@pytest.mark.parametrize("key, ending", [("image", "png"), ("class_label", "cls"), ("caption", "txt")])
+def test_an_index_that_claims_huge_parts_makes_bad_samples(tmp_path, caplog, key, ending):
+    """The shard is sparse, so that they lie within it."""
+    path = write(tmp_path / "x.tar", {f"{i}.{e}": IMAGE if e == "png" else b"1" for i in range(3)
+                                      for e in ("png", "cls", "txt")})
+    members = scan(path).members
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)
+    lying = [(n, o, 1 << 41) if n == f"1.{ending}" else (n, o, s) for n, o, s in members]
+    (tmp_path / "x.tar.json").write_text(json.dumps({"size": 1 << 42, "members": lying}))
+    dataset = TarShards(path, max_bad_fraction=0.4)
+    assert [item["file_path_"][-5] for item in dataset] == ["0", "2", "2"]
+    assert f"1.{ending} has {1 << 41} bytes, more than" in caplog.text and "1 of 3 are bad" in caplog.text
+
+
+def test_labels_that_are_no_classes_are_bad_samples(tmp_path, caplog):
+    labels = {0: b"7", 1: b"-1", 2: b"9" * 30, 3: b"9" * 10_000, 4: b"1.5", 5: b"\xff", 6: b"2147483647"}
+    members = {}
+    for i, label in labels.items():
+        members |= {f"{i}.png": IMAGE, f"{i}.cls": label}
+    dataset = TarShards(write(tmp_path / "x.tar", members), max_bad_fraction=0.8)
+    assert [item["class_label"] for item in dataset] == [7] + [2147483647] * 6
+    assert f"{tmp_path}/x.tar/1.cls says class -1, but classes are 0 to 2147483647" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", [
+    "x-{0..999999999}.tar", "x-{0..9999}-{0..9999}.tar", "http://host/{0..99999}{0..99999}.tar",
+    "{0..1000000}", "{000000000000000000..999999999999999999}.tar",
+])
+def test_ranges_that_stand_for_too_many_shards_are_refused(pattern):
+    expected = f"shards {pattern}: the ranges stand for more than 1000000 shards"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        expand(pattern)
+
+
+def test_ranges_are_written_out_in_order():
+    assert expand("http://h/{08..10}-{1..2}.tar") == [
+        f"http://h/{a}-{b}.tar" for a in ("08", "09", "10") for b in (1, 2)]
+    with pytest.raises(FileNotFoundError, match="there is no shard"):
+        expand("x-{0..999999}.tar")
+    with pytest.raises(ValueError, match="runs backwards"):
+        expand("x-{5..4}.tar")
+
+
+def test_names_that_are_no_text_and_of_any_length_are_kept(tmp_path):
+    names = ["a", "b" * 600, "\udcff\udcfe", "\u00e4/\u00f6"]
+    dataset = TarShards(write(tmp_path / "x.tar", {f"{name}.png": IMAGE for name in names}))
+    stems = [item["file_path_"].removeprefix(f"{tmp_path}/x.tar/") for item in dataset]
+    assert stems == ["a.png", "b" * 600 + ".png", "\\udcff\\udcfe.png", "\u00e4/\u00f6.png"]
+
+
+@pytest.mark.parametrize("what", ["x.tar", "x.tar.json"])
+def test_a_server_that_sends_without_end_is_left(shard, tmp_path, monkeypatch, quick, capfd, what):
+    """The limit is the size that the index says, or what an index may have."""
+    index = scan(shard)
+    sent = []
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/x.tar.json" and what == "x.tar":
+                body = json.dumps({"size": index.size, "members": index.members}).encode()
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    sent.append(self.wfile.write(bytes(1 << 16)))
+
+        def log_message(self, format, *args):
+            pass
+
+    monkeypatch.setattr(shard_index, "MAX_INDEX", 1 << 20)
+    monkeypatch.setattr(shard_index, "_PIECE", 1 << 16)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_port}/x.tar"
+    try:
+        text = message(lambda: TarShards(address, cache_dir=tmp_path / "cache")[0])
+    finally:
+        http.shutdown()
+        http.server_close()
+    most = index.size if what == "x.tar" else 1 << 20
+    assert f"cannot fetch http://127.0.0.1:{http.server_port}/{what}: " in text
+    assert f"sends more than {most} bytes" in text and sum(sent) < 1 << 28
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.stat().st_size > 10_000]
