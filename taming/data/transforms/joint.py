@@ -174,11 +174,8 @@ class JointTransform:
         self.crop_size = _check_crop(check_size("crop_size", crop_size), self.size)
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
-        self.random_crop = random_crop
-        self.flip = flip
-        self.interpolation = interpolation
-        self.enlarge = enlarge
-        self.whole = whole
+        self.random_crop, self.flip, self.interpolation = random_crop, flip, interpolation
+        self.enlarge, self.whole = enlarge, whole
         self._warned_of_enlarging = False
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
