@@ -126,4 +126,4 @@ def test_placements_follow_torch_s_generator():
     first = [transform.get_params(50, 70) for _ in range(20)]
     torch.manual_seed(3)
     assert first == [transform.get_params(50, 70) for _ in range(20)]
-    assert len(set(first)) > 15 and 3 < sum(params.mirrored for place in first) < 17
+    assert len(set(first)) > 15 and 3 < sum(params.mirrored for params in first) < 17
