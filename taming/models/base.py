@@ -6,7 +6,7 @@ B batch, C channels, H W pixels.
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -236,12 +236,12 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     # ---- checkpoints
 
-    def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
+    def init_from_ckpt(self, path: str, ignore_keys: str | Sequence[str] = ()) -> None:
         """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`."""
-        checkpoint = read_checkpoint(find_checkpoint(path))
+        checkpoint = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
-            self, checkpoint["state_dict"], source=str(path), ignore=tuple(ignore_keys), optional=("loss.",)
+            self, checkpoint["state_dict"], source=str(path), ignore=ignore_keys, optional=("loss.",)
         )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
