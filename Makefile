@@ -18,10 +18,10 @@ BROKEN := $(shell $(PY) -c '' 2>/dev/null || echo FORCE)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo        train both stages on built-in landscapes, draw pictures (minutes, no GPU)"
+	@echo "make demo        train both stages on built-in landscapes and generate images: minutes, no GPU"
 	@echo "make test        run the tests"
 	@echo "make lint        check the style"
-	@echo "make bench       measure the speed of sampling"
+	@echo "make bench       measure the speed of sampling and training"
 	@echo "make env         install the package for development into $(VENV)"
 	@echo "make clean       remove build products and caches; make clean-venv removes .venv"
 
@@ -71,7 +71,7 @@ $(DEV): pyproject.toml $(BROKEN)
 FORCE:
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv:

@@ -1,17 +1,21 @@
-"""YAML files into one configuration, and a `{target, params}` mapping into the object that it describes.
+"""Read YAML files into one configuration, and build the object that a `{target, params}` mapping describes.
 
-A configuration may come from a stranger, so `target` is not free to name any Python object: what it may name
-is the table SAFE_TARGETS, which only trusted code can extend (`allow_targets`), never a YAML file.
+A configuration may come from a stranger. What a `target` may name is the table SAFE_TARGETS; what a callback,
+a logger or a data set may write to is the run directory; resolvers (`${oc.env:HOME}`) are off. Only the
+caller can allow more (`allow_targets`), never a YAML file.
 """
 
 import copy
 import importlib
 import inspect
+import io
 import logging
 import os
 import pkgutil
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,29 +24,42 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from taming.config_limits import check_interpolations, check_size, resolvers_in, without_resolvers
 from taming.parameters import did_you_mean, find_problem
 
 logger = logging.getLogger(__name__)
 
-# What a target may be: (module prefix, whether functions are accepted besides classes). An object is judged
-# by the module that *defines* it, so that nothing is reachable merely because a listed module imports it.
-# Tuples on purpose: a list that a configuration could reach and append to would be no limit.
-SAFE_TARGETS: tuple[tuple[str, bool], ...] = (
-    ("taming.models", False),
-    ("taming.modules", True),  # networks and losses: no files, no processes
-    ("taming.sampling", True),  # pure functions of tensors
-    ("taming.lr_scheduler", True),  # pure functions of a batch number
-    ("taming.metrics", False),
-    ("taming.data", False),  # data sets; the functions beside them unpack archives and write files
-    ("taming.training.callbacks", False),
-    ("taming.eval", False),
+MODEL, DATA, TRAINING = "model", "data", "training"
+
+# What a target may be: (module prefix, whether functions are accepted besides classes, what it is part of).
+# An object is judged by the module that *defines* it, so that nothing is reachable merely because a listed
+# module imports it. Tuples on purpose: a list that a configuration could reach and append to would be no
+# limit.
+SAFE_TARGETS: tuple[tuple[str, bool, str], ...] = (
+    ("taming.models", False, MODEL),
+    ("taming.modules", True, MODEL),  # networks and losses: no files, no processes
+    ("taming.sampling", True, MODEL),  # pure functions of tensors
+    ("taming.lr_scheduler", True, MODEL),  # pure functions of a batch number
+    ("taming.metrics", False, MODEL),
+    ("torch.nn", False, MODEL),  # layers and losses as building blocks
+    ("torch.optim", False, MODEL),  # optimizers and schedulers, for custom training recipes
+    ("taming.data", False, DATA),  # data sets; the functions beside them unpack archives and write files
+    ("torchvision.transforms", False, DATA),  # preprocessing of the data
+    ("taming.training.callbacks", False, TRAINING),
+    ("taming.eval", False, TRAINING),
+    ("pytorch_lightning.callbacks", False, TRAINING),  # the `lightning.callbacks` section
+    ("pytorch_lightning.loggers", False, TRAINING),  # the `lightning.logger` section
     # Not here: taming.config, taming.checkpoint, taming.training.command, taming.util: they load and write.
-    ("torch.optim", False),  # optimizers and schedulers, for custom training recipes
-    ("torch.nn", False),  # layers and losses as building blocks
-    ("torchvision.transforms", False),  # preprocessing of the data
-    ("pytorch_lightning.callbacks", False),  # the `lightning.callbacks` section
-    ("pytorch_lightning.loggers", False),  # the `lightning.logger` section
 )
+
+# Parameters of callbacks and loggers, and of data sets, that name places to write to.
+OUTPUT_PARAMETERS = {
+    TRAINING: (
+        "dirpath", "save_dir", "log_dir", "logdir", "dir", "root_dir", "path", "exclude_batches_path",
+        "offline_directory", "artifact_location", "cache_dir",
+    ),
+    DATA: ("cache_dir",),
+}
 
 # What older files say, and where that lives now. `main` itself is never imported: the main.py of the current
 # folder may be anybody's.
@@ -89,7 +106,11 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("huggingface_hub", "hub"),
 )
 
-_allowed: tuple[tuple[str, bool], ...] = ()  # what allow_targets added; rebound, never changed in place
+MAX_YAML = 1 << 20  # bytes of a file, which take a few seconds to read
+
+_allowed: tuple[str, ...] = ()  # what allow_targets added; rebound, never changed in place
+_parts: ContextVar[tuple[str, ...]] = ContextVar("parts", default=(MODEL, DATA, TRAINING))
+_run: ContextVar[Path | None] = ContextVar("run", default=None)
 
 
 class ConfigError(ValueError):
@@ -99,14 +120,15 @@ class ConfigError(ValueError):
 def load_config(paths: str | Path | Iterable[str | Path], dotlist: Sequence[str] = ()) -> DictConfig:
     """Merge YAML files from left to right, then `key.sub=value` items; what comes later wins.
 
-    Interpolations (`${...}`) stay as they are until the configuration is used.
+    Interpolations (`${...}`) stay as they are until the configuration is used. Resolvers (`${oc.env:...}`)
+    that are not allowed become text.
 
     Raises:
         FileNotFoundError: a file is missing; the message names it.
-        ConfigError: a file is not YAML or no mapping, or an item is malformed; the message names the culprit.
+        ConfigError: a file is not YAML, no mapping or too large, or an item is malformed; the message names
+        it.
     """
-    if isinstance(paths, str | Path):
-        paths = [paths]
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
     config = OmegaConf.create({})
     for path in paths:
         config = _merge(config, _load_yaml(Path(path).expanduser()), str(path))
@@ -122,13 +144,17 @@ def override_config(config: DictConfig, dotlist: Sequence[str]) -> DictConfig:
         ConfigError: an item is malformed, or sets one element of a list of values, or a key of a list.
     """
     for item in dotlist:
-        addition = _load_item(item)
+        addition = safe_config(_load_item(item), repr(item))
         key, _, _ = item.partition("=")
         if _leads_into_list(config, key, item):
             config = copy.deepcopy(config)
             OmegaConf.update(config, key, OmegaConf.select(addition, key), merge=True, force_add=True)
         else:
             config = _merge(config, addition, repr(item))
+    try:
+        check_interpolations(OmegaConf.to_container(config))
+    except ValueError as error:
+        raise ConfigError(f"the configuration {error}") from error
     return config
 
 
@@ -167,19 +193,86 @@ def config_names() -> list[str]:
     return sorted(file.with_suffix("").as_posix() for file in files)
 
 
-def allow_targets(*packages: str) -> None:
-    """Let configurations name the classes and functions that the given packages define.
+def allow_targets(*names: str) -> None:
+    """Allow configurations more than the usual; what each name is shows from its form.
 
-    Allow only what you would also run: `my_package`, or more narrowly `my_package.models`. Nothing in a YAML
-    file reaches this function.
+    - A package, `my_package`, or more narrowly `my_package.models`: the classes and functions that it defines
+    may
+      be targets. Allow only what you would also run.
+    - A folder, with a `/` in its path, or an address: callbacks, loggers and data sets may write there.
+    - A resolver, `oc.env`: configurations that are read from now on may use it.
+
+    Nothing in a YAML file reaches this function. Raises ConfigError for a name that is none of these.
     """
     global _allowed
-    for package in packages:
-        name = package.removesuffix(".*").removesuffix(".")
-        if not name or not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"cannot allow {package!r}: name a package, such as my_package")
-        if (name, True) not in _allowed:
-            _allowed = (*_allowed, (name, True))
+    for each in names:
+        name = each.removesuffix(".*").removesuffix(".")
+        if "/" in each or each.startswith("~"):
+            name = each if "://" in each else str(Path(each).expanduser().resolve())
+        elif not name or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"cannot allow {each!r}: name a package, my_package, or a folder, ./name")
+        if name not in _allowed:
+            _allowed = (*_allowed, name)
+
+
+@contextmanager
+def models_only() -> Iterator[None]:
+    """Within the block, configurations may name models and networks only: what a checkpoint may hold."""
+    token = _parts.set((MODEL,))
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+@contextmanager
+def run_directory(folder: str | Path) -> Iterator[None]:
+    """Within the block, callbacks, loggers and data sets of configurations may write below `folder`."""
+    token = _run.set(Path(folder).resolve())
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+def is_foreign(config: Any) -> bool:
+    """Tell whether a mapping or list has a target of a package that the caller allowed, at any depth."""
+    if isinstance(config, Mapping):
+        target = config.get("target")
+        packages = tuple((name, True, MODEL) for name in _allowed)
+        is_one = isinstance(target, str) and _lies_within(target, packages)
+        return is_one or any(map(is_foreign, config.values()))
+    return isinstance(config, list | tuple) and any(map(is_foreign, config))
+
+
+def safe_config(config: Any, source: str) -> DictConfig:
+    """Make an OmegaConf configuration of dicts and lists that may come from a stranger.
+
+    Resolvers that are not allowed are kept as text. `source` is for messages. Raises ConfigError where the
+    configuration is no mapping, or stands for too much (see `taming.config_limits`).
+    """
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config)
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{source} must hold a mapping (key: value), not a {type(config).__name__}")
+    try:
+        check_size(config)
+        plain = without_resolvers(dict(config), _allowed)
+        check_interpolations(plain)
+        return OmegaConf.create(plain)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{source} {first_line(error)}") from error
+
+
+def storable(config: Any) -> dict[str, Any]:
+    """Copy a whole configuration as plain dicts and lists for a file.
+
+    Interpolations are replaced by their values, but resolvers are kept as text, so that no value of this
+    machine's environment gets into a file.
+    """
+    plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else dict(config)
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(without_resolvers(plain)), resolve=True)
+    return resolved
 
 
 def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any) -> Any:
@@ -190,8 +283,9 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
     object to instantiate.
 
     Raises:
-        ConfigError: no target, a target that is missing or not allowed, or parameters that do not fit its
-            signature. What the constructor itself raises passes through, with a note that names the target.
+        ConfigError: no target, a target that is missing or not allowed, parameters that do not fit its
+            signature, or a place to write to that is not allowed. What the constructor itself raises passes
+            through, with a note that names the target.
     """
     if not isinstance(config, Mapping | DictConfig):
         raise ConfigError(f"expected a mapping with the keys target and params, got {config!r}")
@@ -211,8 +305,9 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
     params = {} if params is None else params
     if not isinstance(params, dict):
         raise ConfigError(f"params of target {target} must be a mapping, got {params!r}")
-    params = params | extra
     obj = get_obj_from_str(target)
+    _check_texts(target, obj, params)
+    params = params | extra
     if problem := find_problem(obj, params):
         raise ConfigError(f"target {target} {problem}")
     try:
@@ -230,11 +325,12 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     if not isinstance(string, str) or string.count(".") < 1:
         raise ConfigError(f"a target is a dotted path such as taming.models.vqgan.VQModel, got {string!r}")
     historic = dict(HISTORIC_TARGETS)
-    if string in historic:
-        module_name, name = historic[string].rsplit(".", 1)
-        if name != string.rsplit(".", 1)[1]:
-            logger.warning("%s no longer exists: using %s instead", string, historic[string])
-        return getattr(_import(module_name, string, reload), name)
+    if (home := historic.get(string, "")).startswith("taming.config."):
+        return globals()[home.rsplit(".", 1)[1]]
+    if home:
+        if home.rsplit(".", 1)[1] != string.rsplit(".", 1)[1]:
+            logger.warning("%s no longer exists: using %s instead", string, home)
+        string = home
     module_name, _, name = string.rpartition(".")
     if module_name in (moved := dict(HISTORIC_MODULES)):
         string = f"{moved[module_name]}.{name}"
@@ -244,11 +340,11 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
         raise ConfigError(f"target {string!r} is unknown{near}; known: {_names(known)}")
     parts = string.split(".")
     if any(not part.isidentifier() or part.startswith("_") for part in parts):
-        raise ConfigError(f"target {string!r} is refused: every part must be a public Python name")
+        raise ConfigError(f"target {string!r} is not allowed: every part must be a public Python name")
     module_name, name = ".".join(parts[:-1]), parts[-1]
-    if not _lies_within(module_name, SAFE_TARGETS + _allowed):  # before the import, which would run its code
+    if not _lies_within(module_name, _listed()):  # before the import, which would run its code
         near = _closest_module(".".join(parts[:2])) if parts[0] == "taming" else ""
-        raise ConfigError(_refusal(string, parts[0], f"{module_name} is not on the allowed list{near}"))
+        raise ConfigError(_not_allowed(string, parts[0], f"{module_name} is not on the allowed list{near}"))
     module = _import(module_name, string, reload)
     if not hasattr(module, name):
         found = [key for key, value in vars(module).items() if _is_callable(value)]
@@ -263,17 +359,23 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
 def _load_yaml(path: Path) -> DictConfig:
     """Read one YAML file that holds a mapping (or nothing)."""
     if not path.is_file():
-        kind = "is a folder, not a YAML file" if path.is_dir() else "does not exist"
+        kind = "is a folder or device, not a YAML file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"config file {path} {kind}")
+    if path.stat().st_size > MAX_YAML:
+        raise ConfigError(f"config file {path} is larger than {MAX_YAML >> 20} MB: it is no configuration")
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"config file {path} must hold a mapping (key: value), not a {root.id}")
-        loaded = OmegaConf.load(path)
+        check_size(root)
+        return safe_config(OmegaConf.load(io.StringIO(text)) if root else {}, f"config file {path}")
+    except ConfigError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
-    return loaded if isinstance(loaded, DictConfig) else OmegaConf.create({})
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config file {path} {error}") from error
 
 
 def _load_item(item: str) -> DictConfig:
@@ -310,7 +412,8 @@ def _leads_into_list(config: DictConfig, key: str, item: str) -> bool:
 
 def _merge(config: DictConfig, addition: DictConfig, source: str) -> DictConfig:
     try:
-        return OmegaConf.merge(config, addition)
+        merged: Any = OmegaConf.merge(config, addition)
+        return merged
     except (TypeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{source} does not fit what was loaded before it: {error}") from error
 
@@ -321,7 +424,7 @@ def _plain(value: Any) -> Any:
     Texts that begin with `~/` become paths below the home folder.
     """
     if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        value = OmegaConf.to_container(_without_resolvers(value), resolve=True, throw_on_missing=True)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -330,36 +433,95 @@ def _plain(value: Any) -> Any:
     return os.path.expanduser(value) if is_home else value
 
 
-def _lies_within(dotted: str, prefixes: tuple[tuple[str, bool], ...]) -> bool:
-    return any(dotted == prefix or dotted.startswith(prefix + ".") for prefix, _ in prefixes)
+def _without_resolvers(node: Any) -> Any:
+    """Return an OmegaConf node, or one of a copy in which resolvers that are not allowed are text."""
+    root = OmegaConf.to_container(node._get_root())
+    safe = without_resolvers(root, _allowed)
+    if safe == root:
+        return node
+    key = node._get_full_key(None)
+    return OmegaConf.select(OmegaConf.create(safe), key) if key else OmegaConf.create(safe)
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each text in dicts and lists with the key that it stands under, but not of nested targets."""
+    if isinstance(value, Mapping) and "target" not in value:
+        for name, item in value.items():
+            yield from _texts(item, str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str | os.PathLike):
+        yield key, os.fspath(value)
+
+
+def _check_texts(target: str, obj: Any, params: Mapping[str, Any]) -> None:
+    """Raise where a parameter has a resolver that is off, or names a place that must not be written to."""
+    part = next((entry[2] for entry in SAFE_TARGETS if _lies_within(obj.__module__, (entry,))), "")
+    for key, text in _texts(params):
+        if resolvers := resolvers_in(text):
+            raise ConfigError(
+                f"{key}: {text} of target {target} uses the resolver {resolvers[0]}, which is off since it "
+                f"reads more than the file: write the value itself, or allow it with --allow {resolvers[0]}"
+            )
+        leads_away = os.path.isabs(text) or text.startswith("~") or "://" in text or ".." in Path(text).parts
+        is_output = key in OUTPUT_PARAMETERS.get(part, ()) or (part == TRAINING and leads_away)
+        if is_output and not _may_write(text):
+            raise ConfigError(
+                f"{key}: {text} of target {target} lies outside of {_run.get() or 'a run directory'}, and "
+                f"configurations write nothing there: leave it out, or allow it with --allow {text}"
+            )
+
+
+def _may_write(place: str) -> bool:
+    """Tell whether a path lies below the run directory or an allowed folder, or is an allowed address."""
+    if "://" in place:
+        return any(place == name or place.startswith(name.rstrip("/") + "/") for name in _allowed)
+    path = Path(place).expanduser().resolve()
+    run = _run.get()
+    roots = [Path(name) for name in _allowed if os.path.isabs(name)] + ([run] if run else [])
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _listed() -> tuple[tuple[str, bool, str], ...]:
+    """List what a target may be here and now."""
+    parts = _parts.get()
+    usual = tuple(entry for entry in SAFE_TARGETS if entry[2] in parts)
+    return usual + tuple((name, True, MODEL) for name in _allowed)
+
+
+def _lies_within(dotted: str, entries: Iterable[tuple[str, bool, str]]) -> bool:
+    return any(dotted == prefix or dotted.startswith(prefix + ".") for prefix, _, _ in entries)
 
 
 def _is_callable(obj: Any) -> bool:
-    """Tell whether this is a plain class or function, of which the defining module is known."""
+    """Tell whether this is a plain class or function, whose defining module is known."""
     return inspect.isclass(obj) or inspect.isfunction(obj)
 
 
 def _check_object(target: str, obj: Any) -> None:
-    """Refuse whatever is not a class, or a function where those are accepted, defined inside the list."""
+    """Raise unless it is a class, or a function where those are accepted, that is defined inside the list."""
     if not _is_callable(obj):
         kind = type(obj).__name__
-        raise ConfigError(f"target {target!r} is refused: it is a {kind}, not a class or function")
+        raise ConfigError(f"target {target!r} is not allowed: it is a {kind}, not a class or function")
     home = str(getattr(obj, "__module__", None))
     package = home.split(".")[0]
-    listed = SAFE_TARGETS + _allowed
+    listed = _listed()
     if not _lies_within(home, listed):
-        raise ConfigError(_refusal(target, package, f"it is defined in {home}, not on the allowed list"))
-    if inspect.isfunction(obj) and not _lies_within(home, tuple(entry for entry in listed if entry[1])):
-        raise ConfigError(_refusal(target, package, f"only classes of {home} may be named, not functions"))
+        raise ConfigError(_not_allowed(target, package, f"it is defined in {home}, not on the allowed list"))
+    if inspect.isfunction(obj) and not _lies_within(home, (entry for entry in listed if entry[1])):
+        raise ConfigError(_not_allowed(target, package, f"only classes of {home} may be named"))
 
 
-def _refusal(target: str, package: str, reason: str) -> str:
-    """Phrase why a target is refused, what would allow it, and what is allowed."""
+def _not_allowed(target: str, package: str, reason: str) -> str:
+    """Phrase why a target is not allowed, what would allow it, and what is allowed."""
     remedy = f'if you trust {package}, allow it: --allow {package}, or allow_targets("{package}") from Python'
     if package == "taming":
         remedy = "call it from your own code instead"
-    listed = _names(prefix + ".*" for prefix, _ in SAFE_TARGETS + _allowed)
-    return f"target {target!r} is refused: {reason}; {remedy}. Allowed now: main.*, {listed}"
+    if _lies_within(target, SAFE_TARGETS) and not _lies_within(target, _listed()):
+        remedy = "models are loaded from this file, which needs no data set, callback or logger"
+    listed = _names(f"{entry[0]}.*" for entry in _listed())
+    return f"target {target!r} is not allowed: {reason}; {remedy}. Allowed now: main.*, {listed}"
 
 
 def _import(module_name: str, target: str, reload: bool) -> ModuleType:
@@ -392,6 +554,11 @@ def _closest_module(missing: str) -> str:
     if name in names or not names:
         return ""
     return did_you_mean(name, names) or f"; {parent} has: {_names(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def _names(names: Iterable[str]) -> str:

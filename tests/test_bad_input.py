@@ -10,7 +10,7 @@ from tests.tiny import write_transformer, write_vqgan
 
 @pytest.mark.parametrize(("words", "message"), [
     (["model.params.nembed=3"], "does not accept 'nembed' (did you mean n_embed"),
-    (["model.target=os.system"], "target 'os.system' is refused"),
+    (["model.target=os.system"], "target 'os.system' is not allowed"),
     (["model.params.image_key=picture"], "the training data has no 'picture', only 'class_label', 'image'"),
     (["data.params.train.params.size=33"], "images of 33x33 pixels are no multiple of f = 4: crop to 32x32"),
     (["data.params.batch_size=9"], "the training set holds 8: lower batch_size to at most 8"),
@@ -44,7 +44,7 @@ def test_checkpoint_of_another_model(tmp_path, capsys):
     status = main([*words, f"model.params.ckpt_path={tmp_path / 'other.ckpt'}"])
     message = capsys.readouterr().err
     assert_refused(status, message, "do not fit VQModel; nothing was loaded", tmp_path)
-    assert "left over in the file: 1 (transformer.weight)" in message
+    assert "unexpected in the file: 1 (transformer.weight)" in message
 
 
 def test_list_of_missing_files(tmp_path, capsys):

@@ -9,7 +9,14 @@ import torch
 from omegaconf import OmegaConf
 
 from taming import config
-from taming.config import ConfigError, allow_targets, get_obj_from_str, instantiate_from_config, load_config
+from taming.config import (
+    ConfigError,
+    allow_targets,
+    get_obj_from_str,
+    instantiate_from_config,
+    load_config,
+    run_directory,
+)
 from taming.parameters import find_problem
 
 
@@ -275,7 +282,7 @@ def test_allowing_a_part_allows_that_part(package):
         get_obj_from_str("stranger.models.Plain")
     allow_targets("stranger.models.", "stranger.models")
     assert get_obj_from_str("stranger.models.Plain").__name__ == "Plain"
-    assert config._allowed == (("stranger.other", True), ("stranger.models", True))
+    assert config._allowed == ("stranger.other", "stranger.models")
 
 
 @pytest.mark.parametrize("package_name", ["", "*", ".", "a b", "os;", "a..b"])
@@ -309,7 +316,7 @@ def test_main_of_the_current_folder_is_not_imported(write, monkeypatch, tmp_path
 
 
 def test_a_logger_that_is_gone_has_a_successor(caplog, tmp_path):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), run_directory(tmp_path):
         made = instantiate_from_config({
             "target": "pytorch_lightning.loggers.TestTubeLogger",
             "params": {"name": "testtube", "save_dir": str(tmp_path)},

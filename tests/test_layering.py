@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # part of the package -> parts that it may import, besides itself
-GROUND = {"config", "parameters", "images", "colormap", "util", "lr_scheduler"}
+GROUND = {"config", "config_limits", "parameters", "images", "colormap", "util", "lr_scheduler"}
 BELOW_MODELS = {"modules", "sampling", "metrics", "checkpoint", *GROUND}
 BELOW_COMMANDS = {"models", "data", *BELOW_MODELS}
 LAYERS = {
@@ -25,13 +25,14 @@ LAYERS = {
     "colormap": {"images"},
     "lr_scheduler": set(),
     "parameters": set(),
-    "config": {"parameters", "util"},
+    "config_limits": set(),
+    "config": {"config_limits", "parameters", "util"},
     "checkpoint": {"config", "util"},
     "metrics": set(),
     "sampling": {"util"},
     # LPIPS reads a file
     "modules": {"sampling", "metrics", "checkpoint", "parameters", "images", "colormap", "util"},
-    "data": {"config", "parameters", "images", "colormap", "util"},
+    "data": {"config", "config_limits", "parameters", "images", "colormap", "util"},
     "models": BELOW_MODELS,
     "eval": BELOW_COMMANDS,
     "inference": BELOW_COMMANDS,
@@ -155,7 +156,7 @@ def test_the_layers_themselves_have_no_cycle():
     ("taming.models.vqgan", "from main import instantiate_from_config", "the package may import main"),
     ("taming.models.vqgan", "1\nimport_module('scripts.x')", "imports scripts"),
     ("taming.models.vqgan", "from taming.training.callbacks import Image", "imports taming.training"),
-    ("taming.config", "import taming.checkpoint", "config may import parameters, util"),
+    ("taming.config", "import taming.checkpoint", "config may import config_limits, parameters, util"),
     ("taming.unheard", "from taming.util import download", "has no layer"),
 ])
 def test_a_wrong_import_is_reported(module, source, message):

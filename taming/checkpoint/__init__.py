@@ -1,17 +1,19 @@
 """Checkpoints: find, read safely, load with a report, convert, publish."""
 
 from taming.checkpoint.load import (
-    CONFIG_NAME,
     LOSS_WEIGHTS,
     PERCEPTUAL_WEIGHTS,
-    WEIGHTS_NAME,
-    Config,
     NoConfigError,
     build_model,
     config_of,
     find_checkpoint,
     load_model,
     read_checkpoint,
+)
+from taming.checkpoint.save import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Config,
     save_exported,
     without_ckpt_paths,
     write_checkpoint,

@@ -12,19 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from taming.checkpoint.load import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    Config,
     NoConfigError,
     build_model,
     config_of,
     find_checkpoint,
     load_model,
     read_checkpoint,
+)
+from taming.checkpoint.save import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Config,
     save_exported,
     without_ckpt_paths,
     write_checkpoint,
 )
+from taming.config import storable
 
 FILES = (".ckpt", ".pt", ".pth")  # endings of files that torch.save writes
 
@@ -64,7 +67,7 @@ def extract(
     """
     file, target = find_checkpoint(source), Path(target)
     files = _files(target, file)
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, tensors=("state_dict",))
     state = checkpoint["state_dict"]
     prefix = name.rstrip(".") + "."
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -97,22 +100,20 @@ def _files(target: Path, source: Path) -> list[Path]:
 
 
 def _content(state: Mapping[str, Tensor], config: DictConfig | None) -> dict[str, Any]:
-    """What goes into a file: the tensors, apart from whatever file they are mapped from, and plain values."""
-    content: dict[str, Any] = {"state_dict": {key: value.detach().clone() for key, value in state.items()}}
-    if config is not None:
-        content["config"] = OmegaConf.to_container(without_ckpt_paths(config), resolve=True)
-    return content
+    """Put together what a file holds: tensors, each with no more data than its own, and plain values."""
+    own = {key: value.detach().clone() for key, value in state.items()}
+    return {"state_dict": own} | ({} if config is None else {"config": storable(without_ckpt_paths(config))})
 
 
 def _config_of_part(
     checkpoint: Mapping[str, Any], file: Path, name: str, config: str | Path | Config | None
 ) -> DictConfig | None:
-    """The config of a part, under `model`, out of that of the whole; None if there is none."""
+    """Cut the config of a part, under `model`, out of that of the whole; None if there is none."""
     try:
-        whole = config_of(checkpoint, file, config).model
+        whole = storable(config_of(checkpoint, file, config))["model"]
     except NoConfigError:
         return None
-    params = OmegaConf.to_container(whole, resolve=True).get("params") or {}
+    params = whole.get("params") or {}
     section = params.get(f"{name.removesuffix('_model')}_config")
     if section == "__is_first_stage__":
         section = params.get("first_stage_config")

@@ -1,47 +1,58 @@
 """Find a checkpoint, read it without running anything in it, load it into a model completely or not at all.
 
-A checkpoint comes from a stranger, and a pickle is code, so nothing is unpickled freely: files go through
-torch's `weights_only` reader or safetensors. Loading is strict, and reports by name what it leaves out.
+A checkpoint comes from a stranger, and a pickle is code: it is read as data (see
+`taming.checkpoint.pickles`). Its config may build models only. Loading is strict, and reports by name what it
+leaves out.
 """
 
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from taming.checkpoint.legacy_pickle import read_pickled
-from taming.checkpoint.meta_init import hollow_parameters, is_whole
-from taming.checkpoint.state_dict import LoadReport, fill, load_weights, some_of
-from taming.config import instantiate_from_config, load_config
-from taming.util import atomic_write
-
-__all__ = [
-    "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
-    "NoConfigError", "build_model", "config_of", "find_checkpoint", "load_model", "load_weights",
-    "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
-]
+from taming.checkpoint.deferred_init import DeferredInit
+from taming.checkpoint.files import FormatError, TensorFile
+from taming.checkpoint.hub import fetch, is_hub_name
+from taming.checkpoint.pickles import Finisher, ForbiddenNameError, Placeholder, StoredTensor
+from taming.checkpoint.save import (
+    CONFIG_NAME,
+    LARGE,
+    WEIGHTS_NAME,
+    Config,
+    absolute_paths,
+    run_of,
+    without_ckpt_paths,
+)
+from taming.checkpoint.state_dict import load_weights, some_of
+from taming.config import (
+    first_line,
+    get_obj_from_str,
+    instantiate_from_config,
+    is_foreign,
+    load_config,
+    models_only,
+    safe_config,
+)
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.yaml"
 
 # Patterns as load_weights takes them. Files of 2021 hold the frozen LPIPS network, some inside a first stage;
 # a discriminator may be in the file or in the config alone, and inference needs neither.
 PERCEPTUAL_WEIGHTS = (r"(.*\.)?loss\.perceptual_loss\..*",)
 LOSS_WEIGHTS = (r"(.*\.)?loss\..*",)
 
-Config = Mapping[str, Any] | DictConfig
+SPARE_BYTES = 1 << 30  # that a model may have besides its weights in the file: buffers, a discriminator
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class NoConfigError(ValueError):
-    """Nothing says what the model of a checkpoint is; the message lists where was looked."""
+    """Nothing says what the model of a checkpoint is; the message lists the places."""
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -66,48 +77,115 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(
-    path: str | Path, map_location: str | torch.device = "cpu", *, mmap: bool = True
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    *,
+    mmap: bool = False,
+    tensors: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint file into a dict with at least the key `state_dict`; nothing in it is executed.
 
-    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, and safetensors. With `mmap`
-    tensors stay on disk until they are used, so that unwanted optimizer states cost nothing; replace such a
-    file by renaming another one over it, never by writing into it.
+    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, and safetensors. Tensors get memory
+    of their own, and are compared with the file's checksums.
+
+    Args:
+        path: the file.
+        map_location: device for the tensors.
+        mmap: leave tensors in the file until they are used, without comparing checksums. Writing to the file
+            while they are in use ends the process; replacing it by another one does not.
+        tensors: the entries whose tensors are wanted, `("state_dict",)` for instance; those of others are on
+            the meta device, shapes without data. None stands for all.
 
     Raises:
         ValueError: the file is empty, damaged, not a checkpoint, or asks for code; the message says which.
     """
     path = Path(path).expanduser()
-    if path.stat().st_size == 0:
+    if not path.is_dir() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): it was not written or copied completely; get it again")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, map_location)
-    content = read_pickled(path, map_location, mmap)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        _check_entries(content["state_dict"], path)
-        return content
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return {"state_dict": content}
-    found = f"keys: {some_of(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-    raise ValueError(f"{path} is not a checkpoint: there is no state_dict in it (it holds {found})")
+
+    def data(stored: StoredTensor) -> Tensor:
+        return file.tensor(stored).to(map_location)
+
+    def shape_only(stored: StoredTensor) -> Tensor:
+        return torch.empty_strided(stored.shape, stored.stride, dtype=stored.dtype, device="meta")
+
+    with TensorFile(path, mmap) as file:
+        try:
+            content, metadata = file.structure()
+            content = _as_checkpoint(content)
+            finishers = {wanted: Finisher(data if wanted else shape_only) for wanted in (True, False)}
+            found = {
+                key: finishers[tensors is None or key in tensors].finish(value)[0]
+                for key, value in content.items() if isinstance(key, str)
+            }
+        except ForbiddenNameError as error:
+            names = ", ".join(error.names[:5]) + (", ..." if len(error.names) > 5 else "")
+            raise ValueError(
+                f"{path} asks for {names}, which weights do not need and which could run code here, so "
+                "nothing was loaded. Get the weights as .safetensors, or as a file that holds tensors, "
+                "numbers and strings only"
+            ) from error
+        except FormatError as error:
+            raise ValueError(f"{path} is not a checkpoint: {error}") from error
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as error:  # damaged or hostile bytes can be the cause of any
+            raise ValueError(
+                f"{path} is truncated, damaged or not a checkpoint ({first_line(error)}); get it again and "
+                "compare its size"
+            ) from error
+    _check_entries(found["state_dict"], path)
+    if metadata.get("step", "").isdecimal():
+        found["batches_seen"] = int(metadata["step"])
+    run = run_of(path)
+    return {key: value if key in LARGE else absolute_paths(value, run) for key, value in found.items()}
 
 
+@overload
 def load_model(
-    path: str | Path, *, device: str | torch.device = "cpu", config: str | Path | Config | None = None
-) -> tuple[nn.Module, DictConfig, int]:
+    path: str | Path, cls: type[Model], *, device: str | torch.device = ...,
+    config: str | Path | Config | None = ..., mmap: bool = ..., revision: str | None = ...,
+    token: str | None = ..., cache_dir: str | Path | None = ...,
+) -> tuple[Model, DictConfig, int]: ...
+@overload
+def load_model(
+    path: str | Path, cls: None = None, *, device: str | torch.device = ...,
+    config: str | Path | Config | None = ..., mmap: bool = ..., revision: str | None = ...,
+    token: str | None = ..., cache_dir: str | Path | None = ...,
+) -> tuple[Any, DictConfig, int]: ...
+def load_model(
+    path: str | Path, cls: type[nn.Module] | None = None, *, device: str | torch.device = "cpu",
+    config: str | Path | Config | None = None, mmap: bool = False, revision: str | None = None,
+    token: str | None = None, cache_dir: str | Path | None = None,
+) -> tuple[Any, DictConfig, int]:
     """Build the model of a checkpoint: `model, config, step = load_model("logs/RUN")`, in eval mode.
 
-    `path` is a checkpoint file, a run directory or an exported folder. The config is `config` (a YAML file or
-    a mapping) if given, else that of the checkpoint (see config_of). `step` counts batches. Other files that
-    the config names under `ckpt_path` are not needed. On the CPU the weights stay mapped from the file.
+    Other files that the config names under `ckpt_path` are not needed. The weights are in memory of their own
+    and were compared with the file's checksums.
+
+    Args:
+        path: a checkpoint file, a run directory, an exported folder, or a repository `owner/name` of the
+            model hub.
+        cls: what the model must be, `VQModel` for instance; for type checkers, its type as well.
+        device: where to put it.
+        config: a YAML file or a mapping; None takes that of the checkpoint (see `config_of`).
+        mmap: on the CPU, leave the weights in the file until they are used; see `read_checkpoint`.
+        revision, token, cache_dir: of the model hub: branch, tag or commit; access token; folder for
+        downloads.
+
+    Returns:
+        The model, its config, and the number of batches that it was trained on.
 
     Raises:
-        FileNotFoundError, ValueError: see find_checkpoint, read_checkpoint, config_of and load_weights.
+        FileNotFoundError, ValueError: see `find_checkpoint`, `read_checkpoint`, `config_of` and
+        `build_model`.
     """
+    if is_hub_name(path):
+        path = fetch(str(path), revision=revision, token=token, cache_dir=cache_dir)
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, mmap=mmap, tensors=("state_dict",))
     found = config_of(checkpoint, file, config)
-    model = build_model(found, checkpoint["state_dict"], str(file))
+    model: Any = build_model(found, checkpoint["state_dict"], str(file), cls)
     counts = checkpoint.get("batches_seen"), checkpoint.get("global_step")
     step = next((count for count in counts if isinstance(count, int) and count > 0), 0)
     if hasattr(model, "batches_seen"):
@@ -120,20 +198,28 @@ def config_of(
 ) -> DictConfig:
     """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
 
-    In this order: `config`; the checkpoint's key `config`; in a run directory its `configs/*.yaml`, merged in
-    the order of their names; beside the file `config.yaml`, or the file's own name with `.yaml`. Raises
-    NoConfigError if there is none of these, and ValueError if it has no section `model`.
+    In this order: `config`; the checkpoint's key `config`, with the section `data` of the run directory,
+    whose paths are those of this machine; in a run directory its `configs/*.yaml`, merged in the order of
+    their names; beside the file `config.yaml`, or the file's own name with `.yaml`.
+
+    Raises:
+        NoConfigError: there is none of these.
+        ValueError: it has no section `model`, or see `load_config`.
     """
     path = Path(path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     beside = [path.with_name(CONFIG_NAME), path.with_suffix(".yaml")]
+    files = sorted(run.glob("configs/*.yaml"))
     if isinstance(config, str | Path):
         found, origin = load_config(config), str(config)
     elif config is not None:
-        found, origin = OmegaConf.create(config), "the given config"
+        found, origin = safe_config(config, "the given config"), "the given config"
     elif isinstance(checkpoint.get("config"), dict):
-        found, origin = OmegaConf.create(checkpoint["config"]), f"the config inside {path}"
-    elif files := sorted(run.glob("configs/*.yaml")) or [file for file in beside if file.is_file()][:1]:
+        origin = f"the config inside {path}"
+        found = safe_config(checkpoint["config"], origin)
+        if "data" in found and files:
+            found.data = load_config(files).get("data", found.data)
+    elif files := files or [file for file in beside if file.is_file()][:1]:
         found, origin = load_config(files), ", ".join(map(str, files))
     else:
         looked = ", ".join(map(str, (run / "configs" / "*.yaml", *beside)))
@@ -141,97 +227,85 @@ def config_of(
             f"no config for {path}: there is none inside it, and none of these exists: {looked}; "
             "name the YAML file that it was trained with: load_model(path, config=...)"
         )
-    if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("model")):
+    if not OmegaConf.is_dict(found.get("model")):
         raise ValueError(f"{origin} has no section `model`; name another: load_model(path, config=...)")
     return found
 
 
-def build_model(config: Config, state: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Build the model of a config's section `model` and fill it from `state`, whole or not at all.
+def build_model(
+    config: Config, state: Mapping[str, Tensor], source: str, cls: type[nn.Module] | None = None
+) -> nn.Module:
+    """Build the model of a config's section `model` once, and fill it from `state`, whole or not at all.
 
-    If possible, no random numbers and no second copy of the weights are made in between: the tensors of
-    `state` become the model's. `source` is for messages.
+    The tensors of `state` become the model's. Where all classes are of this package and torch, which compute
+    nothing from initial weights, parameters are initialised only if `state` has no values for them. The
+    global random generator is not touched. `source` is for messages.
 
     Raises:
-        ValueError: the config names no model of torch, or `state` does not fit it; see load_weights.
+        ValueError: the config names no model, or none of the class `cls`; it does not build, or is far larger
+            than `state`; or `state` does not fit it (see `load_weights`).
     """
-    section = without_ckpt_paths(config).model
-    options = {"source": source, "ignore": PERCEPTUAL_WEIGHTS, "optional": LOSS_WEIGHTS, "assign": True}
-    try:
-        with hollow_parameters():
+    with models_only(), torch.random.fork_rng(devices=[]):
+        section = without_ckpt_paths(config).model
+        target = get_obj_from_str(section.get("target"))
+        if not (inspect.isclass(target) and issubclass(target, nn.Module)):
+            raise ValueError(f"target {section.target} in the config of {source} is no torch module")
+        if cls is not None and not issubclass(target, cls):
+            raise other_class(source, target, cls)
+        if is_foreign(OmegaConf.to_container(section)):
             model = instantiate_from_config(section)
-    except Exception as error:  # a constructor that computes with weights; a wrong config fails again below
-        logger.debug("building %s without weights failed: %s", section.get("target"), error)
-        model = None
-    report = fill(model, state, **options) if isinstance(model, nn.Module) else None
-    if report is None or not is_whole(model):
-        model = instantiate_from_config(section)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"target {section.get('target')} in the config of {source} is no torch module")
-        report = fill(model, state, **options)
-    logger.info("%s", report)
-    return model
+            _fill(model, state, source)
+            return model
+        deferred = DeferredInit(max_bytes=SPARE_BYTES + 4 * sum(map(_size, state.values())))
+        try:
+            with deferred:
+                model = instantiate_from_config(section)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # of a config that its file came with, not of the caller's code
+            raise ValueError(
+                f"the model of {source} cannot be built with its config ({type(error).__name__}: "
+                f"{first_line(error)}); name another: load_model(path, config=...)"
+            ) from error
+        _fill(model, state, source)
+        deferred.finish(model)
+        return model
 
 
-def save_exported(model: nn.Module, config: Config, folder: str | Path, step: int = 0) -> Path:
-    """Write a model's weights and config to `folder`, as load_model reads them, and return the folder.
-
-    `model.safetensors` carries the number of batches seen; `config.yaml` loses every `ckpt_path`, since all
-    weights are here. Each file appears whole or not at all.
-    """
-    folder = Path(folder)
-    plain = without_ckpt_paths(config)
-    if not OmegaConf.is_dict(plain.get("model")):
-        raise ValueError("the config to export with has no section `model` (target and params)")
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for key, value in model.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        tensors[key] = value.clone() if storage in storages else value  # safetensors refuses shared memory
-        storages.add(storage)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / CONFIG_NAME) as config_file, atomic_write(folder / WEIGHTS_NAME) as weights:
-        OmegaConf.save(plain, config_file, resolve=True)
-        save_file(tensors, weights, metadata={"format": "pt", "step": str(int(step))})
-    return folder
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    load_weights(
+        model, state, source=source, ignore=PERCEPTUAL_WEIGHTS, optional=LOSS_WEIGHTS, assign=True
+    )
 
 
-def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint that appears whole or not at all; models mapped from its predecessor stay intact."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial, partial.open("wb") as file:  # given a path, torch hides what failed
-        torch.save(content, file)
+def _size(value: Any) -> int:
+    return value.nbytes if isinstance(value, Tensor) else 0
+
+
+def other_class(source: str, found: type, cls: type) -> ValueError:
+    """Make the error that says which class a checkpoint holds, and how to load that."""
+    names = [f"{each.__module__}.{each.__qualname__}" for each in (found, cls)]
+    return ValueError(
+        f"{source} holds a {names[0]}, not a {names[1]}: call {found.__name__}.from_pretrained, or "
+        "load_model without cls, which takes any"
+    )
+
+
+def _as_checkpoint(content: Any) -> dict[Any, Any]:
+    """Return what a file holds if it is a checkpoint, a bare state dict as one."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        return content
+    if isinstance(content, dict) and content and {*map(type, content.values())} == {StoredTensor}:
+        return {"state_dict": content}
+    kind = "Tensor" if isinstance(content, StoredTensor) else type(content).__name__
+    found = f"keys: {some_of(content)}" if isinstance(content, dict) else f"a {kind}"
+    raise FormatError(f"there is no state_dict in it (it holds {found})")
 
 
 def _check_entries(state: Mapping[Any, Any], path: Path) -> None:
-    """Raise unless keys are names and tensors are ordinary ones, which a module can take over."""
+    """Raise unless keys are names, and tensors are ordinary ones, which a module can take over."""
     for key, value in state.items():
-        unusual = isinstance(value, Tensor) and (value.is_meta or value.layout is not torch.strided)
+        unusual = isinstance(value, Placeholder)
         if not isinstance(key, str) or unusual:
             kind = "a tensor without data, or a sparse one" if unusual else "no name of a weight"
             raise ValueError(f"{path} is not a checkpoint of weights: {key!r} in its state_dict is {kind}")
-
-
-def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        content: dict[str, Any] = {"state_dict": load_file(path, device=str(map_location))}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); get it again") from error
-    if metadata.get("step", "").isdecimal():
-        content["batches_seen"] = int(metadata["step"])
-    return content
-
-
-def without_ckpt_paths(config: Config) -> DictConfig:
-    """Copy a config, or a section of one, without the keys `ckpt_path` at any depth; interpolations stay."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: strip(item) for key, item in value.items() if key != "ckpt_path"}
-        return [strip(item) for item in value] if isinstance(value, list) else value
-
-    return OmegaConf.create(strip(OmegaConf.to_container(OmegaConf.create(config))))

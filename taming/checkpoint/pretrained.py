@@ -1,35 +1,25 @@
 """Models that save themselves, config and all, and are built again from a folder or from the model hub."""
 
 import inspect
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, Self
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
-from taming.checkpoint.load import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    config_of,
-    find_checkpoint,
-    load_model,
-    read_checkpoint,
-    save_exported,
-)
-from taming.config import get_obj_from_str
+from taming.checkpoint.hub import push
+from taming.checkpoint.load import load_model, other_class
+from taming.checkpoint.save import save_exported
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
-_INSTALL = 'pip install "taming[hub]"'
 _RECORD = "_constructor_arguments"  # where an instance keeps them
 
 
-class Pretrained:
-    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a torch module.
+class Pretrained(nn.Module):
+    """A torch module with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     A model remembers what its constructor was given, by name, with OmegaConf nodes made plain: that is its
     config. A class that takes `*args` hands them to its parent, as it does with `**kwargs`.
@@ -63,61 +53,34 @@ class Pretrained:
         return save_exported(self, self.pretrained_config(), folder, step=getattr(self, "batches_seen", 0))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", mmap: bool = False,
+        revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None,
+    ) -> Self:
         """Build the model of a local folder, run or checkpoint, else of a repository `owner/name` of the hub.
 
-        It comes in eval mode, with all of its weights or not at all; see `load_model`.
+        It comes in eval mode, with all of its weights or not at all; see `load_model` for the arguments.
 
         Raises:
             ValueError: it is of another class, or its weights do not fit its config.
             FileNotFoundError: it is neither here nor on the hub, or the hub's client is not installed.
         """
-        path = Path(name).expanduser()
-        if not path.exists() and _HUB_NAME.fullmatch(str(name)):
-            path = _fetch(str(name))
-        file = find_checkpoint(path)
-        config = config_of(read_checkpoint(file), file)
-        found = get_obj_from_str(config.model.get("target"))
-        if found is not cls:
-            raise ValueError(
-                f"{name} holds a {_path(found)}, not a {_path(cls)}: call {found.__name__}.from_pretrained, "
-                "or load_model, which takes any"
-            )
-        return load_model(file, device=device, config=config)[0]
+        model, _, _ = load_model(
+            name, cls, device=device, mmap=mmap, revision=revision, token=token, cache_dir=cache_dir
+        )
+        if type(model) is not cls:
+            raise other_class(str(name), type(model), cls)
+        return model
 
-    def push_to_hub(self, repo: str, *, private: bool | None = None) -> str:
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Save to the repository `owner/name` of the model hub, made if it is new; returns its address.
 
         Raises:
-            ValueError: the hub's client is not installed, or see `pretrained_config`.
+            ValueError: the hub cannot be reached or does not take it, its client is not installed, or see
+                `pretrained_config`.
         """
-        try:
-            api = _hub().HfApi()
-        except ModuleNotFoundError as error:
-            raise ValueError(f"push_to_hub needs the model hub's client: {_INSTALL}") from error
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            address = api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder)
-        return str(address)
-
-
-def _hub() -> ModuleType:
-    import huggingface_hub
-
-    return huggingface_hub
-
-
-def _fetch(name: str) -> Path:
-    """Download weights and config of a repository into the hub's cache, and return their folder."""
-    try:
-        return Path(_hub().snapshot_download(name, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no folder {name}; if it is one of the model hub, install its client: {_INSTALL}"
-        ) from error
-    except OSError as error:  # no such repository, no right to it, no network
-        raise FileNotFoundError(f"there is no folder {name}, and the model hub gave none: {error}") from error
+            return push(self.save_pretrained(folder), repo, private=private, token=token)
 
 
 def _path(cls: type) -> str:
@@ -130,7 +93,8 @@ def _named(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        kinds = {p.name: p.kind for p in list(inspect.signature(base.__init__).parameters.values())[1:]}
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        kinds = {parameter.name: parameter.kind for parameter in parameters}
         names += [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
         if inspect.Parameter.VAR_POSITIONAL not in kinds.values():
             break

@@ -110,7 +110,7 @@ def train_stage(out: Path, name: str, arguments: list[str]) -> None:
     words = [*arguments, "-l", str(out), "-n", f"demo_{name}"]
     last = stage_run(out, name) / "checkpoints" / "last.ckpt"
     if last.is_file():
-        checkpoint = read_checkpoint(last)
+        checkpoint = read_checkpoint(last, tensors=())
         if checkpoint["batches_seen"] >= checkpoint["config"]["lightning"]["trainer"]["max_steps"]:
             print(f"{last.parents[1]} is trained already")
             return

@@ -135,23 +135,12 @@ class _CocoImagesAndCaptions(CocoBase):
     YEAR = ""
 
     def __init__(
-        self,
-        size: Size,
-        onehot_segmentation: bool = False,
-        use_stuffthing: bool = False,
-        crop_size: Size = None,
-        force_no_crop: bool = False,
-        given_files: Collection[str] | None = None,
-        *,
-        dataroot: str | os.PathLike | None = None,
-        datajson: str | os.PathLike | None = None,
-        **options: Any,
+        self, size: Size, onehot_segmentation: bool = False, use_stuffthing: bool = False, *args: Any,
+        dataroot: str | os.PathLike | None = None, datajson: str | os.PathLike | None = None, **options: Any,
     ) -> None:
-        super().__init__(
-            size, dataroot or f"data/coco/{self.YEAR}",
-            datajson or f"data/coco/annotations/captions_{self.YEAR}.json",
-            onehot_segmentation, use_stuffthing, crop_size, force_no_crop, given_files, **options,
-        )
+        dataroot = dataroot or f"data/coco/{self.YEAR}"
+        datajson = datajson or f"data/coco/annotations/captions_{self.YEAR}.json"
+        super().__init__(size, dataroot, datajson, onehot_segmentation, use_stuffthing, *args, **options)
 
 
 class CocoImagesAndCaptionsTrain(_CocoImagesAndCaptions):

@@ -4,22 +4,12 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths
-from taming.data.files.lists import (
-    class_folders,
-    existing_folder,
-    find_images,
-    read_class_names,
-    read_list_file,
-)
+from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths  # noqa: F401
+from taming.data.files import lists
+from taming.data.files.lists import find_images
 from taming.data.splits import choose_side
 from taming.data.transforms.joint import Size
 from taming.parameters import Range
-
-__all__ = [
-    "ConcatDatasetWithIndex", "CustomBase", "CustomClassTest", "CustomClassTrain", "CustomTest",
-    "CustomTrain", "FolderImages", "ImagePaths", "NumpyPaths",
-]
 
 Path = str | os.PathLike
 Share = Annotated[float, Range(0, 1, above=True)]
@@ -50,7 +40,7 @@ class FolderImages(ImagePaths):
         **options: Any,
     ) -> None:
         if list_file is not None and folder is None:
-            paths, source = read_list_file(list_file), list_file
+            paths, source = lists.read_list_file(list_file), list_file
         elif folder is not None and list_file is None:
             paths, source = find_images(folder), folder
         else:
@@ -135,16 +125,15 @@ class CustomClassTrain(CustomBase):
         **options: Any,
     ) -> None:
         super().__init__()
-        folder = existing_folder(folder)
-        own = class_folders(folder)
-        self.class_names = own if classes_from is None else read_class_names(classes_from)
+        folder = lists.existing_folder(folder)
+        own = lists.class_folders(folder)
+        self.class_names = own if classes_from is None else lists.read_class_names(classes_from)
         numbers = {name: number for number, name in enumerate(self.class_names)}
         if unknown := [name for name in own if name not in numbers]:
             raise ValueError(
                 f"{len(unknown)} class folders of {folder} are unknown to {classes_from}, which has "
-                f"{len(self.class_names)} "
-                f"classes: {', '.join(unknown[:5])}; rename or remove them, or add those classes to the "
-                "training set"
+                f"{len(numbers)} classes: {', '.join(unknown[:5])}; rename or remove them, or add those "
+                "classes to the training set"
             )
         found = [path for name in own for path in find_images(folder / name)]
         paths = take_share(found, folder, self.SIDE, split, folder)

@@ -8,15 +8,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths
+from taming.data.base import ConcatDatasetWithIndex, DelegatingDataset, ImagePaths, NumpyPaths  # noqa: F401
 from taming.data.files.lists import EXTENSIONS
 from taming.data.splits import split_images
 from taming.data.transforms.joint import Size
-
-__all__ = [
-    "CelebAHQTrain", "CelebAHQValidation", "ConcatDatasetWithIndex", "FFHQTrain", "FFHQValidation",
-    "FacesBase", "FacesHQTrain", "FacesHQValidation", "ImagePaths", "NumpyPaths",
-]
 
 Path = str | os.PathLike
 
@@ -24,19 +19,18 @@ Path = str | os.PathLike
 class FacesBase(DelegatingDataset):
     """The images of a split: items "image" (H, W, 3) float32 in [-1, 1] and "file_path_", or some of these.
 
-    A subclass without ROOT sets `data`, and perhaps `keys`, itself, as in 2021.
+    A subclass without NAME sets `data`, and perhaps `keys`, itself, as in 2021.
 
     Args:
-        size: see FaultTolerantDataset; required with ROOT.
+        size: see FaultTolerantDataset.
         keys: what items hold; by default everything.
-        root: folder of the images.
+        root: folder of the images; by default data/NAME.
         list_file: text file with one path a line, relative to `root`; see `splits.py` for the default.
         options: see FaultTolerantDataset.
     """
 
-    ROOT = ""
+    NAME = ""  # of the usual folder and lists, data/NAME and data/NAMEtrain.txt
     SPLIT = "train"
-    LISTS: dict[str, str] = {}  # the usual lists by split
     VALIDATION_SHARE = 0.1  # of a folder without lists
 
     def __init__(
@@ -52,10 +46,11 @@ class FacesBase(DelegatingDataset):
         self.keys = keys
         if unknown := set(keys or ()) - {"image", "file_path_", "coord"}:
             raise ValueError(f"keys name {', '.join(sorted(unknown))}; choose from image, file_path_, coord")
-        if root or self.ROOT:
-            extensions = (*EXTENSIONS, ".npy")
+        if root or self.NAME:
+            lists = {split: f"data/{self.NAME}{split}.txt" for split in ("train", "validation") if self.NAME}
             paths = split_images(
-                root or self.ROOT, self.SPLIT, list_file, self.LISTS, self.VALIDATION_SHARE, extensions
+                root or f"data/{self.NAME}", self.SPLIT, list_file, lists, self.VALIDATION_SHARE,
+                (*EXTENSIONS, ".npy"),
             )
             self.data = NumpyPaths(paths, size, **self.defaults(options))
 
@@ -67,9 +62,7 @@ class FacesBase(DelegatingDataset):
 class CelebAHQTrain(FacesBase):
     """The training images of CelebA-HQ; see FacesBase."""
 
-    ROOT = "data/celebahq"
-    LISTS = {"train": "data/celebahqtrain.txt", "validation": "data/celebahqvalidation.txt"}
-    VALIDATION_SHARE = 1 / 6  # 5,000 of 30,000
+    NAME, VALIDATION_SHARE = "celebahq", 1 / 6  # 5,000 of 30,000
 
 
 class CelebAHQValidation(CelebAHQTrain):
@@ -81,9 +74,7 @@ class CelebAHQValidation(CelebAHQTrain):
 class FFHQTrain(FacesBase):
     """The training images of FFHQ; see FacesBase."""
 
-    ROOT = "data/ffhq"
-    LISTS = {"train": "data/ffhqtrain.txt", "validation": "data/ffhqvalidation.txt"}
-    VALIDATION_SHARE = 1 / 7  # 10,000 of 70,000
+    NAME, VALIDATION_SHARE = "ffhq", 1 / 7  # 10,000 of 70,000
 
 
 class FFHQValidation(FFHQTrain):

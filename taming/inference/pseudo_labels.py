@@ -23,6 +23,7 @@ from taming.data.files.depth import depth_to_rgba
 from taming.data.files.errors import BadImage
 from taming.data.files.images import read_image
 from taming.data.files.lists import find_images
+from taming.util import atomic_write
 
 Estimate = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> a map (H, W)
 Model = tuple[Any, Any]  # what prepares images, and the network
@@ -52,9 +53,8 @@ def extract(
         values = estimate(pixels)
         assert values.shape == pixels.shape[:2], (values.shape, pixels.shape)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.part")
-        Image.fromarray(encode(values)).save(partial, format="PNG")
-        partial.replace(target)  # whole or not at all
+        with atomic_write(target) as partial:
+            Image.fromarray(encode(values)).save(partial, format="PNG")
         yield "made", ""
 
 

@@ -6,7 +6,7 @@ B batch, C channels, H W pixels.
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -56,6 +56,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         self.batches_seen = 0
         self.skipped_batches = 0  # in a row, since their gradient was not finite
         self._accumulated = 0  # batches whose gradients wait for the next step
+        self._before = (0, 0, 0)  # the counters when the batch came
         self._restored_gradients: dict[str, Tensor] = {}  # such gradients of a run that is resumed
         self._watched: dict[str, Tensor] = {}  # losses and gradient norms of the batch
         self._waiting: _Copied | None = None  # those of the batch before, on their way from the device
@@ -159,11 +160,13 @@ class ImageModel(Pretrained, pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget what was watched in the batch before."""
         self._watched = {}
+        self._before = self.trainer.global_step, self.batches_seen, self._accumulated
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at losses and gradients; see `check_finite`. Stop a `training_step` that trains nothing."""
+        idle = self._before == (self.trainer.global_step, self.batches_seen, self._accumulated)
         returned = isinstance(outputs, Mapping) and "loss" in outputs
-        if returned and not self.trainer.global_step and all(p.grad is None for p in self.parameters()):
+        if returned and idle and all(p.grad is None for p in self.parameters()):
             raise ValueError(
                 f"{type(self).__name__}.training_step returned a loss, which nothing learns from here: call "
                 "self.manual_backward(loss) and step the optimizers in it, as VQModel.training_step does"
@@ -233,12 +236,12 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     # ---- checkpoints
 
-    def init_from_ckpt(self, path: str, ignore_keys: Iterable[str] = ()) -> None:
+    def init_from_ckpt(self, path: str, ignore_keys: str | Sequence[str] = ()) -> None:
         """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`."""
-        checkpoint = read_checkpoint(find_checkpoint(path))
+        checkpoint = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
-            self, checkpoint["state_dict"], source=str(path), ignore=tuple(ignore_keys), optional=("loss.",)
+            self, checkpoint["state_dict"], source=str(path), ignore=ignore_keys, optional=("loss.",)
         )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -140,9 +140,8 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N), permuted)."""
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
-            quant, _, info = self.first_stage_model.encode(x)
-        return quant, self.permuter(info[2].view(x.shape[0], -1))
+        codes = self.encode_codes(x)
+        return self.first_stage_model.codes_to_latents(codes), self.permuter(codes.flatten(1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Condition) -> tuple[Any, Tensor]:
@@ -174,27 +173,26 @@ class Net2NetTransformer(ImageModel):
         for value, stage, trained in zip(values, self.cond_stages, self.cond_sizes, strict=True):
             if value is None:
                 shape = null_shape(stage, trained, trained_on, size or trained_on, self.null_token)
+                assert self.null_token is not None  # null_shape says what is wrong
                 tokens = given[0].new_full((len(given[0]), *shape), self.null_token, dtype=torch.int64)
                 encoded.append((None, tokens))
                 continue
             if self.downsample_cond_size > -1:
                 value = F.interpolate(value, size=(self.downsample_cond_size, self.downsample_cond_size))
             with torch.autocast(value.device.type, enabled=False):
-                quant, _, info = stage.encode(value)
-            shape = quant.shape[2:] if quant.ndim == 4 else (-1,)
-            encoded.append((quant, info[2].view(len(value), *shape)))
+                encoded.append(stage.tokens(value))
         return encoded
 
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
         """Decode codes (B, N) in the permuter's order to images (B, C, H, W); zshape: (B, C', h, w)."""
         index = self.permuter(index, reverse=True)
-        return self.first_stage_model.decode_code(index.reshape(-1, *zshape[2:]))
+        return self.decode_codes(index.reshape(-1, *zshape[2:]))
 
     @torch.no_grad()
     def encode_codes(self, x: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to codes (B, h, w), in raster order."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
             return self.first_stage_model.encode_codes(x)
 
     @torch.no_grad()
@@ -409,6 +407,7 @@ class Net2NetTransformer(ImageModel):
 
     def _without_conditions(self, parts: list[Tensor]) -> list[Tensor]:
         """Return what guidance leads away from: null tokens, but conditions that were never dropped stay."""
+        assert self.null_token is not None
         rates = list(self.cond_dropout) if isinstance(self.cond_dropout, Sequence) else [1.0] * len(parts)
         if len(rates) != len(parts):  # tokens of all conditions in one
             rates = [1.0] * len(parts)
@@ -436,6 +435,8 @@ class Net2NetTransformer(ImageModel):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Return what is worth looking at: inputs, reconstructions, samples from half the codes or none."""
+        if lr_interface:
+            raise ValueError("lr_interface: samplers of 2021 only; name the low resolution as cond_stage_key")
         x, c = self.get_xc(batch, max_images)
         x, c = x.to(self.device), [v.to(self.device) for v in ([c] if isinstance(c, Tensor) else c)]
         quant, z = self.encode_to_z(x)

@@ -5,20 +5,17 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f).
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from taming.checkpoint.state_dict import take_averages
 from taming.models import vqgan
 
 logger = logging.getLogger(__name__)
-
-AVERAGES = "model_ema."  # beside each weight `a.b.weight` such a file may hold `model_ema.abweight`
-COUNTERS = ("decay", "num_updates")  # of the averaging; nothing to load
 
 
 class VQModel(vqgan.VQModel):
@@ -49,7 +46,7 @@ class VQModel(vqgan.VQModel):
         )
         self.n_embed, self.embed_dim = n_embed, embed_dim
         self.batch_resize_range, self.lr_g_factor, self.use_ema = batch_resize_range, lr_g_factor, use_ema
-        self.register_load_state_dict_pre_hook(_take_averages)
+        self.register_load_state_dict_pre_hook(take_averages)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -98,6 +95,17 @@ class VQModelInterface(VQModel):
         """Encode images (B, C, H, W) to latents (B, embed_dim, h, w), not quantized."""
         return self.encode_to_prequant(x)
 
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """Encode images (B, C, H, W) to codes (B, h, w), int64."""
+        h, w = self.code_shape(*x.shape[2:])
+        return self.quantize(self.encode(x))[2].indices.view(len(x), h, w)
+
+    def tokens(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantized latents and codes (B, h, w), as a condition stage."""
+        codes = self.encode_codes(c)
+        return self.codes_to_latents(codes), codes
+
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Decode latents (B, embed_dim, h, w), quantized first unless `force_not_quantize`, to images."""
         return super().decode(h if force_not_quantize else self.quantize(h)[0])
@@ -113,36 +121,3 @@ class VQModelInterface(VQModel):
     def configure_optimizers(self) -> Any:
         """Raise: it is not for training."""
         raise ValueError("VQModelInterface is for use, not for training: train it as VQModel, the keys agree")
-
-
-def _take_averages(
-    module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict, _strict: bool,
-    _missing: list[str], _unexpected: list[str], errors: list[str],
-) -> None:
-    """Put running averages in place of the weights that they belong to, in a state dict on its way in.
-
-    Their names have lost the dots, so they are found by the names of the file's weights and the module's.
-    One that belongs to nothing stays, and is reported as left over.
-    """
-    mark = prefix + AVERAGES
-    averages = {key.removeprefix(mark): key for key in state if key.startswith(mark)}
-    if not averages:
-        return
-    weights = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
-    parameters = {name for name, _ in module.named_parameters()}
-    by_short_name = defaultdict(set)
-    for name in weights | parameters:
-        if not name.startswith(AVERAGES):
-            by_short_name[name.replace(".", "")].add(name)
-    taken = set()
-    for short, key in averages.items():
-        found = by_short_name[short]
-        if short in COUNTERS:
-            del state[key]
-        elif len(found) == 1:
-            state[prefix + next(iter(found))] = state.pop(key)
-            taken |= found
-    lacking = sorted(name for name in parameters - taken if not name.startswith("loss."))
-    if lacking:
-        errors.append(f"model_ema has averages, but none of {', '.join(lacking[:5])}")
-    logger.info("%d weights are their running averages (model_ema)", len(taken))

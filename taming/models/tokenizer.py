@@ -4,6 +4,7 @@ B batch, C channels, H W pixels, h w latent grid.
 """
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class Tokenizer:
         pixel_range: lowest and highest value of a pixel.
     """
 
-    resolution: int | tuple[int, int]
+    resolution: int | Sequence[int]
     factor: int
     pixel_range: tuple[float, float] = (-1.0, 1.0)
 
@@ -44,6 +45,10 @@ class Tokenizer:
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Turn codes (B, h, w) into images (B, C, H, W), about in `pixel_range`."""
+        raise NotImplementedError
+
+    def codes_to_latents(self, codes: Tensor) -> Tensor:
+        """Return the quantized latents (B, C', h, w) that codes (B, h, w) stand for."""
         raise NotImplementedError
 
     def code_shape(self, height: int, width: int) -> tuple[int, int]:

@@ -41,6 +41,8 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         revive_after: batches without use after which a code is moved; see `VectorQuantizer2`.
         betas: Adam's.
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
+        quantizer_config: `{target, params}` of another `Quantizer`, with K = n_embed codes of embed_dim
+            channels; `remap`, `sane_index_shape`, `legacy`, `beta` and `revive_after` are not for it.
 
     As a condition stage it encodes images (depth, edges, ...): see `ImageConditioner`.
 
@@ -54,6 +56,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         monitor: str | None = None, remap: str | None = None, sane_index_shape: bool = False, *,
         legacy: bool = True, beta: float = 0.25, revive_after: int | None = None,
         betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        quantizer_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
@@ -68,10 +71,17 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.loss = instantiate_from_config(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
             raise ValueError("lossconfig.params.disc_conditional must be False: VQModel has no condition")
-        self.use_quantizer(VectorQuantizer2(
+        quantizer = VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
             revive_after=revive_after,
-        ))
+        )
+        self.use_quantizer(instantiate_from_config(quantizer_config) if quantizer_config else quantizer)
+        found = self.quantize.codebook_size, self.quantize.code_dim
+        if quantizer_config and found != (n_embed, embed_dim):
+            raise ValueError(
+                f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes of "
+                f"{found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
+            )
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         if colorize_nlabels is not None:
@@ -81,7 +91,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
 
     def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
-        self.quantize = quantizer
+        self.quantize: Any = quantizer
         self.val_codes = CodebookUsage(quantizer.codebook_size)
 
     # ---- images <-> codes
@@ -119,7 +129,7 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
             if side * side != code_b.shape[1]:
                 raise ValueError(f"{code_b.shape[1]} indices form no square grid: give them as (B, h, w)")
             code_b = code_b.view(-1, side, side)
-        latents = self.post_quant_conv(self.quantize.indices_to_codes(code_b))  # (B, z_channels, h, w)
+        latents = self.post_quant_conv(self.codes_to_latents(code_b))  # (B, z_channels, h, w)
         return tiled.decode(self.decoder, latents, self.decode_memory)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +153,11 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
     def encode_codes(self, x: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to codes (B, h, w), int64; see `Tokenizer.encode_codes`."""
         h, w = self.code_shape(*x.shape[2:])
-        return self.quantize(self.encode_to_prequant(x))[2].indices.view(len(x), h, w)
+        return self.encode(x)[2].indices.view(len(x), h, w)
+
+    def codes_to_latents(self, codes: Tensor) -> Tensor:
+        """Look up codes (B, h, w): (B, embed_dim, h, w)."""
+        return self.quantize.indices_to_codes(codes)
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taming.images import text_pictures
 from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size, check_range
-from taming.modules.quantizers.base import all_reduce_sum
+from taming.modules.distributed import all_reduce_sum
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,14 @@ class ActNorm(nn.Module):
         self.loc = nn.Parameter(torch.zeros(1, num_features, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, num_features, 1, 1))
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+        self._may_start = True  # until the buffer was seen to be 1: reading it makes a GPU wait
+
+    def _must_start(self) -> bool:
+        """Whether this is the first training batch."""
+        if not (self.training and self._may_start):
+            return False
+        self._may_start = self.initialized.item() == 0
+        return self._may_start
 
     @torch.no_grad()
     def initialize(self, input: Tensor) -> None:
@@ -75,7 +83,7 @@ class ActNorm(nn.Module):
         """Normalize `input`; with `logdet` return (output, log-determinant (B,)); with `reverse` undo it."""
         if reverse:
             return self.reverse(input)
-        if self.training and self.initialized.item() == 0:
+        if self._must_start():
             self.initialize(input)
         loc, scale = self._shaped_for(input)
         output = scale * (input + loc)
@@ -91,7 +99,7 @@ class ActNorm(nn.Module):
         Raises:
             RuntimeError: in training, before the initialization, if `allow_reverse_init` is False.
         """
-        if self.training and self.initialized.item() == 0:
+        if self._must_start():
             if not self.allow_reverse_init:
                 raise RuntimeError(
                     "ActNorm is not initialized, and may not be by its reverse direction: run a forward pass "

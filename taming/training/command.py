@@ -22,7 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from taming.checkpoint import find_checkpoint, read_checkpoint, without_ckpt_paths
-from taming.config import allow_targets, instantiate_from_config, load_config, override_config
+from taming.config import (
+    allow_targets,
+    instantiate_from_config,
+    load_config,
+    models_only,
+    override_config,
+    run_directory,
+    storable,
+)
 from taming.parameters import NonNegativeFloat, Range, mismatch
 from taming.training.arguments import parse
 from taming.training.callbacks import (
@@ -97,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
         allow_targets(*options.allow)
         run = prepare(options, overrides, dotlist, notes)
-        status = execute(run)
+        with run_directory(run.logdir):
+            status = execute(run)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
         if isinstance(stop, SystemExit) and run is None:
             raise  # after --help
@@ -202,7 +211,8 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     pl.seed_everything(run.seed, verbose=False)
     if run.options.train or run.options.dry_run:
         check_loss_files(run.config.model, download=not run.options.dry_run)
-    model = instantiate_from_config(run.config.model)
+    with models_only():
+        model = instantiate_from_config(run.config.model)
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
     data.setup()
@@ -233,7 +243,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
 
 def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     """Print what a run would be: configuration, parameters, steps."""
-    rank_zero_print(OmegaConf.to_yaml(run.config, resolve=True))
+    rank_zero_print(OmegaConf.to_yaml(OmegaConf.create(storable(run.config))))
     for name, part in model.named_children():
         trainable, total = count_params(part)
         if total:
@@ -255,7 +265,7 @@ def fit(
     rank_zero_print(f"run directory: {run.logdir}")
     hint = f"resume with\n  {command_line('-t', '-r', run.logdir, allow=run.options.allow)}"
     last = run.logdir / "checkpoints" / "last.ckpt"
-    before = batches_seen(read_checkpoint(run.resume)) if run.resume else 0
+    before = batches_seen(read_checkpoint(run.resume, tensors=())) if run.resume else 0
     try:
         trainer.fit(model, data, ckpt_path=run.resume, weights_only=True)
     except BaseException as error:
@@ -317,8 +327,8 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
     if not run.trainer_arguments.get("enable_checkpointing", True):
         wanted["last_checkpoint"] = None
     callbacks: list[Callback] = [
-        SetupCallback(run.now, plain(run.config)), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
-        FailTogether(),
+        SetupCallback(run.now, storable(run.config)), SeededBatches(run.seed), ExactResume(),
+        ResumeLegacyRun(), FailTogether(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):

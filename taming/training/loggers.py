@@ -64,7 +64,7 @@ def finished_rows(path: Path, resume: Path | None) -> tuple[int | None, list[Row
         rows = [row for row in rows if None not in row and str(row.get("step", "")).isdecimal()]
     if resume is None:
         return None, rows
-    loop = read_checkpoint(resume).get("loops", {}).get("fit_loop", {})
+    loop = read_checkpoint(resume, tensors=()).get("loops", {}).get("fit_loop", {})
     if not loop:
         return None, rows
     finished = loop["epoch_loop.batch_progress"]["total"]["processed"]

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint
-from taming.config import load_config
+from taming.config import load_config, storable
 from taming.training.console import command_line, rank_zero_print
 from taming.training.run_dir import find_run
 
@@ -68,7 +68,7 @@ def fill_stage(key: str, stage: Any, file: Path) -> dict[str, Any]:
     given = {**stage["params"], "ckpt_path": str(file)}
     if "target" in stage and "ddconfig" in given:
         return {**stage, "params": given}
-    trained: Any = OmegaConf.to_container(config_of(read_checkpoint(file), file).model, resolve=True)
+    trained = storable(config_of(read_checkpoint(file, tensors=()), file))["model"]
     kept = {name: value for name, value in (trained.get("params") or {}).items() if name not in OF_TRAINING}
     if "lossconfig" in kept:
         kept["lossconfig"] = NO_LOSS

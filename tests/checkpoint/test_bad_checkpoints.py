@@ -32,7 +32,7 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     text = str(caught.value)
     assert "model.safetensors" in text and "change either" in text
     assert "missing in the file: 4 (weight; twin; frozen; count)" in text
-    assert "left over in the file: 2 (net." in text
+    assert "unexpected in the file: 2 (net." in text
 
 
 @pytest.mark.parametrize("target, message", [

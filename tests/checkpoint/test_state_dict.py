@@ -35,8 +35,8 @@ def test_mismatch_is_reported_by_name_and_changes_nothing(assign):
     text = str(caught.value)
     assert "runs/other.ckpt do not fit Sequential; nothing was loaded" in text
     assert "missing in the file: 1 (1.bias)" in text
-    assert "left over in the file: 7 (extra.0; extra.1; extra.2; extra.3; extra.4; ...)" in text
-    assert "misshapen: 1 (0.weight: file (2, 4), model (2, 3))" in text
+    assert "unexpected in the file: 7 (extra.0; extra.1; extra.2; extra.3; extra.4; ...)" in text
+    assert "shape mismatch: 1 (0.weight: file (2, 4), model (2, 3))" in text
     assert "config" in text
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -76,7 +76,7 @@ def test_ignored_and_optional_keys_are_reported(caplog):
             nn.Linear(2, 1), state, source="old.ckpt", ignore=["loss.", r".*\.mask"], optional=["ema"]
         )
     assert report.ignored == ("loss.a", "x.mask")
-    assert report.left_over == ("ema",) and report.missing == ()
+    assert report.unexpected == ("ema",) and report.missing == ()
     assert report.loaded == 2
     assert "loaded 2 tensors from old.ckpt into Linear; ignored: 2 (loss.a; x.mask)" in caplog.text
     with pytest.raises(ValueError, match="loss.a"):
@@ -86,5 +86,5 @@ def test_ignored_and_optional_keys_are_reported(caplog):
 def test_load_hooks_of_layers_are_honoured():
     state = {**nn.Linear(2, 2).state_dict(), "mask": torch.ones(2, 2)}
     module = DropsMask()
-    assert load_weights(module, state, source="x").left_over == ()
+    assert load_weights(module, state, source="x").unexpected == ()
     assert torch.equal(module.weight, state["weight"])

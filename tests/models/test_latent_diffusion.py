@@ -145,7 +145,7 @@ def test_averages_of_another_model_are_reported_and_nothing_is_loaded(tmp_path):
     state, _ = with_averages(VQModel(SMALL, LOSS, 16, 4))
     state["model_ema.somethingelseweight"] = torch.ones(1)
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"left over in the file: 1 \(model_ema.somethingelseweight\)"):
+    with pytest.raises(ValueError, match=r"unexpected in the file: 1 \(model_ema.somethingelseweight\)"):
         load_model(tmp_path / "model.ckpt", config=config())
     del state["model_ema.somethingelseweight"], state["model_ema.quant_convbias"]
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")

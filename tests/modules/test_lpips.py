@@ -273,7 +273,7 @@ def test_a_checkpoint_without_the_network_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"new.ckpt holds no features\.\*.*loss\.perc.*perceptual_path"):
         LPIPS(trunk_path=tmp_path / "new.ckpt")(*pair)
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"list.pth holds no features"):
+    with pytest.raises(ValueError, match=r"list.pth is not a checkpoint: .*it holds a list"):
         LPIPS(trunk_path=tmp_path / "list.pth")(*pair)
 
 

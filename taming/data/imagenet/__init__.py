@@ -1,5 +1,6 @@
 """ImageNet, whole or restricted, with depth, edges or low resolutions, and the names of 2021's module."""
 
+# ruff: noqa: F401
 from taming.data.base import ImagePaths
 from taming.data.files.depth import rgba_to_depth
 from taming.data.imagenet.datasets import (
@@ -28,12 +29,3 @@ from taming.data.imagenet.synsets import give_synsets_from_indices, str_to_indic
 from taming.data.transforms.edges import canny
 from taming.data.transforms.scale import imscale
 from taming.util import download, retrieve
-
-__all__ = [
-    "BaseWithDepth", "DRINExamples", "ImageNetBase", "ImageNetEdges", "ImageNetEdgesTrain",
-    "ImageNetEdgesValidation", "ImageNetScale", "ImageNetScaleTrain", "ImageNetScaleValidation",
-    "ImageNetTrain", "ImageNetTrainWithDepth", "ImageNetValidation", "ImageNetValidationWithDepth",
-    "ImagePaths", "RINTrain", "RINTrainWithDepth", "RINValidation", "RINValidationWithDepth", "canny",
-    "download", "get_preprocessor", "give_synsets_from_indices", "imscale", "retrieve", "rgba_to_depth",
-    "str_to_indices",
-]

@@ -131,9 +131,7 @@ class ImageNetTrainWithDepth(BaseWithDepth):
     SPLIT, BASE = "train", ImageNetTrain
     RANDOM_CROP = True
 
-    def __init__(
-        self, random_crop: bool | None = None, sub_indices: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, random_crop: bool = True, sub_indices: str | None = None, **options: Any) -> None:
         self.sub_indices = sub_indices
         super().__init__(random_crop=random_crop, **options)
 
@@ -302,13 +300,8 @@ class ImageNetEdges(ImageNetScale):
         return np.repeat(edges[..., None].astype(np.float32), 3, axis=-1)
 
 
-class ImageNetEdgesTrain(ImageNetEdges):
+class ImageNetEdgesTrain(ImageNetScaleTrain, ImageNetEdges):
     """The training images, cropped at random by default; see ImageNetEdges."""
-
-    BASE = ImageNetTrain
-
-    def __init__(self, random_crop: bool = True, **options: Any) -> None:
-        super().__init__(random_crop=random_crop, **options)
 
 
 class ImageNetEdgesValidation(ImageNetEdges):

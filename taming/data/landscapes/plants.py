@@ -28,12 +28,7 @@ def treeline(rng: Generator, x: Array, spacing: float, height: float) -> Array:
 
 
 def scatter(
-    scene: Scene,
-    pitch: float,
-    chance: float,
-    offset: float = 0.0,
-    jitter: float = 1.0,
-    overhang: float = 0.3,
+    scene: Scene, pitch: float, chance: float, offset: float = 0.0, jitter: float = 1.0, overhang: float = 0.3
 ) -> Iterator[tuple[float, Array]]:
     """Sample positions over the image's width, at most one every `pitch`: yield x and five numbers in [0, 1).
 
@@ -54,13 +49,7 @@ def _visible(window: tuple[slice, slice]) -> bool:
 
 
 def conifer(
-    scene: Scene,
-    x: float,
-    foot: float,
-    height: float,
-    build: Array,
-    colour: Colour,
-    label: int,
+    scene: Scene, x: float, foot: float, height: float, build: Array, colour: Colour, label: int,
     depth: float = NEAR,
 ) -> None:
     """Paint one spruce in tiers, lit from the side of the sun."""
@@ -76,11 +65,8 @@ def conifer(
     tooth = part - np.floor(part)
     half = wide * np.clip(along * 1.06, 0.0, 1.0) * (0.62 + 0.38 * tooth)
     half = np.where(along > 0.93, 0.10 * wide, half)
-    cover = (
-        canvas.edge(half - np.abs(across), 1.3)
-        * canvas.edge(along * height)
-        * canvas.edge((1.0 - along) * height)
-    )
+    cover = canvas.edge(half - np.abs(across), 1.3) * canvas.edge(along * height)
+    cover = cover * canvas.edge((1.0 - along) * height)
     shine = smoothstep(-0.7, 0.9, across * scene.side / wide + 0.55 * (tooth - 0.5))
     with canvas.thing("spruce"):
         canvas.paint(window, cover, scene.far(scene.lit(colour, 0.15 + 0.75 * shine), depth), label, depth)
@@ -91,9 +77,8 @@ def cactus(
 ) -> None:
     """Paint one saguaro: a trunk and two bent arms, strokes with round ends."""
     canvas = scene.canvas
-    left, right, low, high = (
-        np.asarray((0.35, 0.35, 0.15, 0.20)) + np.asarray((0.2, 0.2, 0.15, 0.15)) * build[:4]
-    )
+    least, spread = np.asarray((0.35, 0.35, 0.15, 0.20)), np.asarray((0.2, 0.2, 0.15, 0.15))
+    left, right, low, high = least + spread * build[:4]
     reach = 0.24 * height
     window = canvas.window(x - 0.4 * height, x + 0.4 * height, foot - height * 1.1, foot)
     if not _visible(window):
@@ -101,10 +86,8 @@ def cactus(
     px, py = canvas.x[window[1]] - x, foot - canvas.y[window[0]]  # up is positive
     strokes = [(0.0, 0.0, 0.0, height * 0.93, 0.075)]
     for side, joint, rise in ((-1.0, left * height, low * height), (1.0, right * height, high * height)):
-        strokes += [
-            (0.0, joint, side * reach, joint, 0.05),
-            (side * reach, joint, side * reach, joint + rise, 0.05),
-        ]
+        end = side * reach
+        strokes += [(0.0, joint, end, joint, 0.05), (end, joint, end, joint + rise, 0.05)]
     depths = []
     for x0, y0, x1, y1, thick in strokes:  # distance to a vertical or horizontal stroke
         away = np.sqrt((px - np.clip(px, min(x0, x1), max(x0, x1))) ** 2 + (py - np.clip(py, y0, y1)) ** 2)

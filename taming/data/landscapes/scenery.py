@@ -7,31 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from taming.data.landscapes import sky
 from taming.data.landscapes.plants import cactus, conifer, palm, scatter, treeline
-from taming.data.landscapes.sky import (
-    GRASS,
-    LIGHTS,
-    MOUNTAIN,
-    ROCK,
-    SAND,
-    SNOW,
-    TREES,
-    WATER,
-    Scene,
-    paint_sky,
-)
+from taming.data.landscapes.sky import GRASS, ROCK, SAND, TREES, WATER, Scene
 from taming.data.landscapes.terrain import Array, Canvas, Colour, Generator, field, mix, rgb, smoothstep
 
 
 def paint_range(
-    scene: Scene,
-    base: float,
-    height: float,
-    depth: float,
-    colour: Colour,
-    *,
-    frequency: float,
-    snow: float,
+    scene: Scene, base: float, height: float, depth: float, colour: Colour, *, frequency: float, snow: float,
     hero: float = 0.0,
 ) -> None:
     """Paint one mountain range whose line varies by `height` around y = `base`, with snow above y = `snow`.
@@ -48,25 +31,17 @@ def paint_range(
         rng, window, ridge, gist, side=scene.side, wobble=0.06, sharp=0.45 * height * frequency
     )
     fade = depth + (1.0 - depth) * 0.55 * smoothstep(base - height, base + 0.22, canvas.y[window[0]])
-    canvas.paint(window, cover, scene.far(scene.lit(colour, shine), fade), MOUNTAIN, depth)
+    canvas.paint(window, cover, scene.far(scene.lit(colour, shine), fade), sky.MOUNTAIN, depth)
     tongues = canvas.line(rng, 9.0, octaves=3, gain=0.6)[:, canvas.inside].sum(0)
     lie = snow + 0.05 * tongues - 0.06 * (shine - 0.5)  # more snow on the shaded flank
     white = cover * smoothstep(-0.012, 0.012, lie - canvas.y[window[0]])
-    canvas.paint(
-        window, white, scene.far(scene.lit((1.15, 1.1, 1.05), 0.2 + shine), depth * 0.45), SNOW, depth
-    )
+    snowy = scene.far(scene.lit((1.15, 1.1, 1.05), 0.2 + shine), depth * 0.45)
+    canvas.paint(window, white, snowy, sky.SNOW, depth)
 
 
 def paint_hill(
-    scene: Scene,
-    line: Array,
-    depth: float,
-    colour: Colour,
-    label: int,
-    *,
-    shine: float = 0.5,
-    mist: float = 0.0,
-    trees: tuple[float, float] | None = None,
+    scene: Scene, line: Array, depth: float, colour: Colour, label: int, *, shine: float = 0.5,
+    mist: float = 0.0, trees: tuple[float, float] | None = None,
 ) -> None:
     """Paint a plain slope below a line (W + margins,), which fades into mist, of strength `mist`, downwards.
 
@@ -76,9 +51,8 @@ def paint_hill(
     tall = trees[1] if trees else 0.0
     window, cover = canvas.below(line - treeline(scene.rng, canvas.wide, *trees) if trees else line)
     drop = np.clip((canvas.y[window[0]] - line[canvas.inside] + tall) * 5.0, 0.0, 1.0).astype(np.float32)
-    canvas.paint(
-        window, cover, scene.far(scene.lit(colour, shine), np.minimum(depth + mist * drop, 1.0)), label, depth
-    )
+    faded = scene.far(scene.lit(colour, shine), np.minimum(depth + mist * drop, 1.0))
+    canvas.paint(window, cover, faded, label, depth)
 
 
 def paint_water(scene: Scene, top: float, colour: Colour, *, mirror: float, far: float) -> None:
@@ -113,13 +87,7 @@ def mountains(scene: Scene) -> None:
     shore = scene.uniform(0.72, 0.78)
     paint_range(scene, scene.uniform(0.44, 0.50), 0.10, 0.95, (0.42, 0.50, 0.62), frequency=2.2, snow=0.43)
     paint_range(
-        scene,
-        scene.uniform(0.50, 0.54),
-        0.15,
-        0.60,
-        (0.40, 0.43, 0.52),
-        frequency=1.8,
-        snow=0.50,
+        scene, scene.uniform(0.50, 0.54), 0.15, 0.60, (0.40, 0.43, 0.52), frequency=1.8, snow=0.50,
         hero=scene.uniform(0.20, 0.28),
     )
     paint_range(scene, scene.uniform(0.62, 0.66), 0.13, 0.36, (0.32, 0.36, 0.42), frequency=1.9, snow=0.50)
@@ -130,9 +98,8 @@ def mountains(scene: Scene) -> None:
     meadow = (0.90 if lake else 0.80) + 0.035 * canvas.line(rng, 1.1, octaves=2, smooth=True).sum(0)
     paint_hill(scene, meadow, 0.06, (0.34, 0.50, 0.24), GRASS, shine=0.6)
     for x, build in scatter(scene, 0.17, scene.uniform(0.3, 0.75)):
-        conifer(
-            scene, x, at(scene, meadow, x) + 0.05, 0.14 + 0.10 * build[2], build, (0.10, 0.24, 0.18), TREES
-        )
+        foot = at(scene, meadow, x) + 0.05
+        conifer(scene, x, foot, 0.14 + 0.10 * build[2], build, (0.10, 0.24, 0.18), TREES)
 
 
 def desert(scene: Scene) -> None:
@@ -143,13 +110,11 @@ def desert(scene: Scene) -> None:
         table = smoothstep(0.05, 0.20, lines) * 0.75 + smoothstep(0.5, 0.58, lines) * 0.25
         ridge = base - rise * table - 0.012 * lines
         window, cover = canvas.below(ridge)
-        shine = canvas.relief(
-            rng, window, ridge, base - 0.12 * lines, side=scene.side, wobble=0.06, sharp=0.35
-        )
+        gist = base - 0.12 * lines
+        shine = canvas.relief(rng, window, ridge, gist, side=scene.side, wobble=0.06, sharp=0.35)
         strata = 0.06 * np.sin(canvas.y[window[0]] * 110.0) * min(1.0, canvas.height / 128)
-        canvas.paint(
-            window, cover, scene.far(scene.lit((0.70, 0.36, 0.26), shine + strata), depth), ROCK, depth
-        )
+        rock = scene.far(scene.lit((0.70, 0.36, 0.26), shine + strata), depth)
+        canvas.paint(window, cover, rock, ROCK, depth)
     tops = (0.61, 0.68, 0.77, 0.88)
     lean = 2.2 * scene.side
     for k, top in enumerate(tops):
@@ -165,20 +130,12 @@ def desert(scene: Scene) -> None:
         drop = np.clip((canvas.y[window[0]] - ridge[canvas.inside]) * 3.5, 0.0, 1.0).astype(np.float32)
         shine = mix(shine, np.float32(0.62), drop)  # near the foot of a dune the sand reflects light
         colour = mix(np.asarray((0.95, 0.66, 0.40)), np.asarray((0.98, 0.74, 0.46)), rng.random())
-        canvas.paint(
-            window, cover, scene.far(scene.lit(colour, 0.15 + 0.95 * shine), depth), SAND, depth * 0.9
-        )
+        dune = scene.far(scene.lit(colour, 0.15 + 0.95 * shine), depth)
+        canvas.paint(window, cover, dune, SAND, depth * 0.9)
         if k == 2:
             for x, build in scatter(scene, 0.26, 0.45):
-                cactus(
-                    scene,
-                    x,
-                    at(scene, ridge, x) + 0.03,
-                    0.13 + 0.11 * build[4],
-                    build,
-                    (0.20, 0.38, 0.20),
-                    TREES,
-                )
+                foot = at(scene, ridge, x) + 0.03
+                cactus(scene, x, foot, 0.13 + 0.11 * build[4], build, (0.20, 0.38, 0.20), TREES)
 
 
 def soften(line: Array, radius: float) -> Array:
@@ -198,15 +155,13 @@ def forest(scene: Scene) -> None:
     ranks = ((0.36, 0.88, 0.026, 0.06), (0.46, 0.64, 0.036, 0.10), (0.58, 0.40, 0.052, 0.15))
     for top, depth, spacing, height in ranks:
         hill = top + 0.06 - 0.075 * canvas.line(rng, 1.2, octaves=2, smooth=True).sum(0)
-        paint_hill(
-            scene, hill, depth, green, TREES, shine=0.55, mist=0.36 * (0.3 + depth), trees=(spacing, height)
-        )
+        mist = 0.36 * (0.3 + depth)
+        paint_hill(scene, hill, depth, green, TREES, shine=0.55, mist=mist, trees=(spacing, height))
     meadow = 0.87 + 0.03 * canvas.line(rng, 1.0, octaves=2, smooth=True).sum(0)
     paint_hill(scene, meadow, 0.04, (0.42, 0.58, 0.20), GRASS, shine=0.65)
     for x, build in scatter(scene, 0.075, 0.85):
-        conifer(
-            scene, x, at(scene, meadow, x) + 0.02, 0.16 + 0.16 * build[2], build, 0.8 * green, TREES, 0.16
-        )
+        foot = at(scene, meadow, x) + 0.02
+        conifer(scene, x, foot, 0.16 + 0.16 * build[2], build, 0.8 * green, TREES, 0.16)
     for offset in (-0.06, 0.06):
         for x, build in scatter(scene, 0.92, 0.8, offset, 0.2):
             conifer(scene, x, 0.92 + 0.10 * build[3], 0.42 + 0.30 * build[2], build, 0.58 * green, TREES)
@@ -217,10 +172,8 @@ def coast(scene: Scene) -> None:
     canvas, rng = scene.canvas, scene.rng
     sea = scene.horizon
     way = -1.0 if rng.random() < 0.5 else 1.0  # the side of the headland
-    for depth, reach, rise in (
-        (0.75, scene.uniform(-0.15, 0.2), 0.10),
-        (0.42, scene.uniform(0.1, 0.35), 0.20),
-    ):
+    headlands = (0.75, scene.uniform(-0.15, 0.2), 0.10), (0.42, scene.uniform(0.1, 0.35), 0.20)
+    for depth, reach, rise in headlands:
         lines = canvas.line(rng, 2.0, octaves=6, gain=0.45).sum(0)
         grow = smoothstep(reach, reach + 0.35, canvas.wide * way)
         ridge = sea + 0.01 - grow * rise * (0.75 + 0.35 * lines)
@@ -236,9 +189,8 @@ def coast(scene: Scene) -> None:
         crest = shore - back
         window, cover = canvas.below(crest)
         thick = np.clip((canvas.y[window[0]] - crest[canvas.inside]) / 0.035, 0.0, 1.0)
-        canvas.paint(
-            window, (cover * strength * (1.0 - thick)).astype(np.float32), scene.lit((1.0, 1.0, 1.0), 0.9)
-        )
+        foam = (cover * strength * (1.0 - thick)).astype(np.float32)
+        canvas.paint(window, foam, scene.lit((1.0, 1.0, 1.0), 0.9))
     window, cover = canvas.below(shore)
     dry = smoothstep(0.0, 0.10, canvas.y[window[0]] - shore[canvas.inside]).astype(np.float32)
     sand = mix(scene.lit((0.80, 0.66, 0.50), 0.6), scene.lit((0.98, 0.87, 0.66), 0.75), dry)
@@ -248,10 +200,7 @@ def coast(scene: Scene) -> None:
 
 
 PAINTERS: dict[str, Callable[[Scene], None]] = {
-    "mountains": mountains,
-    "desert": desert,
-    "forest": forest,
-    "coast": coast,
+    "mountains": mountains, "desert": desert, "forest": forest, "coast": coast,
 }
 HORIZONS = {"mountains": 0.62, "desert": 0.66, "forest": 0.50, "coast": 0.54}
 CLOUDS = {"mountains": 0.62, "desert": 0.40, "forest": 0.45, "coast": 0.72}
@@ -262,21 +211,15 @@ def draw(canvas: Canvas, rng: Generator, biome: str, time: str) -> Scene:
 
     Returns the scene, for further objects.
     """
-    light = LIGHTS[time]
+    light = sky.LIGHTS[time]
     half = 0.40 * min(1.0, canvas.width / canvas.height)  # in a portrait the sun stays in view
     low, high = light.height
     across, up, cloudy = rng.random(3)
-    scene = Scene(
-        canvas,
-        rng,
-        light,
-        HORIZONS[biome],
-        (float((2 * across - 1) * half), float(low + (high - low) * up)),
-        1.0 if across > 0.5 else -1.0,
-    )
+    sun = float((2 * across - 1) * half), float(low + (high - low) * up)
+    scene = Scene(canvas, rng, light, HORIZONS[biome], sun, 1.0 if across > 0.5 else -1.0)
     if biome == "forest" and time in ("dawn", "sunset"):  # otherwise the trees hide the sun
         scene.sun = (scene.sun[0], scene.sun[1] - 0.12)
-    paint_sky(scene, CLOUDS[biome] * (0.35 + 0.65 * cloudy), moonlit=light.starry)
+    sky.paint_sky(scene, CLOUDS[biome] * (0.35 + 0.65 * cloudy), moonlit=light.starry)
     PAINTERS[biome](scene)
     np.clip(canvas.rgb, 0.0, 1.0, out=canvas.rgb)
     return scene

@@ -121,9 +121,8 @@ def paint_sky(scene: Scene, clouds: float, moonlit: bool) -> None:
     rows = canvas.window(0, 0, 0, scene.horizon)[0]
     y = canvas.y[rows]
     puffs = field(rng, (canvas.y[rows, 0] - 0.9) ** 2 * -0.9, canvas.x, (8.0, 2.4), octaves=4, gain=0.45)
-    body = smoothstep(0.0, 0.30, puffs - (0.95 - 1.05 * clouds)) * np.clip(
-        (scene.horizon - y) * 6.0, 0.0, 1.0
-    )
+    body = smoothstep(0.0, 0.30, puffs - (0.95 - 1.05 * clouds))
+    body = body * np.clip((scene.horizon - y) * 6.0, 0.0, 1.0)
     shift = max(1, round(0.025 * canvas.height))
     above = np.concatenate([puffs[:1].repeat(shift, 0), puffs[:-shift]])[: len(puffs)]
     shine = smoothstep(-0.35, 0.45, puffs - above + 0.1)

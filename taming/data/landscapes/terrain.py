@@ -38,13 +38,7 @@ def mix(first: Array, second: Array | float | np.floating, weight: float | Array
 
 
 def fractal(
-    rng: Generator,
-    x: Array,
-    frequency: float,
-    *,
-    octaves: int,
-    finest: float,
-    gain: float = 0.5,
+    rng: Generator, x: Array, frequency: float, *, octaves: int, finest: float, gain: float = 0.5,
     smooth: bool = False,
 ) -> Array:
     """Return 1-D value noise, one row per octave; the sum of all rows is a line, that of a few a smooth one.
@@ -144,16 +138,10 @@ class Canvas:
     def window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
         """Return the pixels that a box, in image heights, can touch: (rows, columns), perhaps empty."""
         middle = self.width / 2
-        rows = slice(
-            *(int(np.clip(v, 0, self.height)) for v in (top * self.height - 1, bottom * self.height + 2))
-        )
-        columns = slice(
-            *(
-                int(np.clip(v, 0, self.width))
-                for v in (left * self.height + middle - 1, right * self.height + middle + 2)
-            )
-        )
-        return rows, columns
+        vertical = top * self.height - 1, bottom * self.height + 2
+        horizontal = left * self.height + middle - 1, right * self.height + middle + 2
+        rows = slice(*(int(np.clip(v, 0, self.height)) for v in vertical))
+        return rows, slice(*(int(np.clip(v, 0, self.width)) for v in horizontal))
 
     def edge(self, distance: Array, steepness: float | Array = 1.0) -> Array:
         """Return the coverage of a pixel whose centre is `distance` image heights inside an edge: [0, 1]."""
@@ -169,11 +157,7 @@ class Canvas:
         return (rows, slice(None)), self.edge(self.y[rows] - ridge.astype(np.float32), steep)
 
     def paint(
-        self,
-        window: tuple[slice, slice],
-        cover: Array,
-        colour: Array,
-        label: int | None = None,
+        self, window: tuple[slice, slice], cover: Array, colour: Array, label: int | None = None,
         depth: float | Array | None = None,
     ) -> None:
         """Blend a colour (3, 1 or h, 1 or w) into a window by its coverage (h, w); set label and depth."""
@@ -190,16 +174,8 @@ class Canvas:
             far += cover * (depth - far)
 
     def relief(
-        self,
-        rng: Generator,
-        window: tuple[slice, slice],
-        ridge: Array,
-        gist: Array,
-        *,
-        side: float,
-        wobble: float,
-        sharp: float,
-        lean: float = 0.0,
+        self, rng: Generator, window: tuple[slice, slice], ridge: Array, gist: Array, *, side: float,
+        wobble: float, sharp: float, lean: float = 0.0,
     ) -> Array:
         """Return the light on each pixel under a ridge, (h, W) in [0, 1]: bright flanks face the sun.
 
@@ -237,11 +213,8 @@ class Canvas:
     def mirror(self, top: float, squeeze: float = 1.0) -> Array:
         """Return the reflection in still water below y = `top`: (3, h, W), the rows above it upside down."""
         start = int(np.clip(np.floor(top * self.height), 0, self.height - 1))
-        source = np.clip(
-            (2 * top - self.y[start:, 0] - (squeeze - 1) * (self.y[start:, 0] - top)) * self.height - 0.5,
-            0,
-            max(start - 1, 0),
-        )
+        y = self.y[start:, 0]
+        source = np.clip((2 * top - y - (squeeze - 1) * (y - top)) * self.height - 0.5, 0, max(start - 1, 0))
         upper = np.floor(source).astype(int)
         lower = np.minimum(upper + 1, max(start - 1, 0))
         return mix(self.rgb[:, upper], self.rgb[:, lower], (source - upper).astype(np.float32)[:, None])

@@ -1,7 +1,7 @@
-"""Resize, crop and mirror an image together with its mask, depth map, boxes and keypoints.
+"""Resize, crop and mirror an image together with its mask, depth map and keypoints.
 
 `JointTransform.get_params` samples the JointParams of one image, which transform whatever belongs to it.
-H W pixels of the image as stored, h w pixels of the whole image after resizing, N boxes, K keypoints.
+H W pixels of the image as stored, h w pixels of the whole image after resizing, K keypoints.
 Coordinates are continuous: x = 0 is the left edge of the first pixel, x = W the right edge of the last.
 """
 
@@ -88,18 +88,6 @@ class JointParams:
         points[~inside, 2] = 0
         return points
 
-    def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Transform boxes (N, 4), rows of left, top, width, height in pixels, and clip them to the crop.
-
-        A box outside the crop has a width or height of 0 in the result.
-        """
-        boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-        first, second = self._move(boxes[:, :2]), self._move(boxes[:, :2] + boxes[:, 2:])
-        limit = np.array(self.shape[::-1], dtype=np.float32)
-        low = np.minimum(first, second).clip(0, limit)
-        high = np.maximum(first, second).clip(0, limit)
-        return np.concatenate([low, high - low], axis=1)
-
     def coord(self) -> np.ndarray:
         """Return (height, width, 1) float32 in [0, 1): the position of each pixel in the whole resized image.
 
@@ -174,11 +162,8 @@ class JointTransform:
         self.crop_size = _check_crop(check_size("crop_size", crop_size), self.size)
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
-        self.random_crop = random_crop
-        self.flip = flip
-        self.interpolation = interpolation
-        self.enlarge = enlarge
-        self.whole = whole
+        self.random_crop, self.flip, self.interpolation = random_crop, flip, interpolation
+        self.enlarge, self.whole = enlarge, whole
         self._warned_of_enlarging = False
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:

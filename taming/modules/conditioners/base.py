@@ -53,6 +53,11 @@ class Conditioner:
         """
         raise NotImplementedError
 
+    def tokens(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `encode` quantizes, and the tokens: (B, h, w) where they are a grid, else (B, M)."""
+        quant, _, info = self.encode(c)
+        return quant, info[2].view(len(c), *(quant.shape[2:] if quant.ndim == 4 else (-1,)))
+
     def from_batch(self, value: Tensor) -> Tensor:
         """Turn an entry of a batch, on its device, into what `encode` takes."""
         return value

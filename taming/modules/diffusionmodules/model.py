@@ -243,7 +243,7 @@ class _Shape:
     ch: int
     ch_mult: Sequence[int]
     num_res_blocks: int
-    resolution: int
+    resolution: int | Sequence[int]
     attn_resolutions: Iterable[int]
     resamp_with_conv: bool
 
@@ -252,8 +252,13 @@ class _Shape:
         """Channels from full to lowest resolution."""
         return [self.ch * mult for mult in self.ch_mult]
 
+    @property
+    def side(self) -> int:
+        """The resolution, or the shorter side of it."""
+        return self.resolution if isinstance(self.resolution, int) else min(self.resolution)
+
     def attends(self, i: int) -> bool:
-        return self.resolution // 2**i in self.attn_resolutions
+        return self.side // 2**i in self.attn_resolutions
 
     def down(self, blocks: _Blocks) -> nn.ModuleList:
         """Return the levels from `ch` channels at full resolution to the lowest."""
@@ -300,7 +305,8 @@ class Encoder(nn.Module):
         dropout: rate inside the residual blocks.
         resamp_with_conv: halve by a strided convolution, not by average pooling.
         in_channels: channels of the images.
-        resolution: the training size in pixels; it only places the attention.
+        resolution: the training size in pixels, a side or [height, width]; it only places the attention, by
+            the shorter side.
         z_channels: channels of the latents.
         double_z: twice `z_channels`, the mean and log-variance of a KL autoencoder; a VQGAN has it off.
         num_groups: groups of the normalization, 32 in the paper. A group should hold several channels: alone
@@ -313,8 +319,8 @@ class Encoder(nn.Module):
     def __init__(
         self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
-        in_channels: int, resolution: int, z_channels: int, double_z: bool = True, num_groups: int = 32,
-        attn_type: str = "vanilla", **ignored: Any,
+        in_channels: int, resolution: int | Sequence[int], z_channels: int, double_z: bool = True,
+        num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
         if ignored:
@@ -354,8 +360,8 @@ class Decoder(nn.Module):
     def __init__(
         self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
         attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
-        in_channels: int, resolution: int, z_channels: int, give_pre_end: bool = False, double_z: bool = True,
-        num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
+        in_channels: int, resolution: int | Sequence[int], z_channels: int, give_pre_end: bool = False,
+        double_z: bool = True, num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
         if ignored:
@@ -364,8 +370,8 @@ class Decoder(nn.Module):
         self.resolution, self.in_channels, self.give_pre_end = resolution, in_channels, give_pre_end
         blocks = _Blocks(dropout, num_groups, attn_type)
         shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
-        lowest, width = resolution // 2 ** (len(ch_mult) - 1), shape.widths[-1]
-        self.z_shape = (1, z_channels, lowest, lowest)
+        width, sides = shape.widths[-1], [resolution] * 2 if isinstance(resolution, int) else resolution
+        self.z_shape = (1, z_channels, *(side // 2 ** (len(ch_mult) - 1) for side in sides))
         self.conv_in = nn.Conv2d(z_channels, width, kernel_size=3, padding=1)
         self.mid = _Middle(blocks, width, width)
         self.up = shape.up(blocks)

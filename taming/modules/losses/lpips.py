@@ -6,9 +6,7 @@ version 0.1 of its weights.
 """
 
 import logging
-import pickle
 import re
-import zipfile
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 
-from taming.checkpoint.legacy_pickle import read_pickled
+from taming.checkpoint import read_checkpoint
 from taming.util import lpips_heads
 
 logger = logging.getLogger(__name__)
@@ -465,15 +463,9 @@ def _download(trunk: Trunk, only_ask: bool = False) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a file of weights or of a checkpoint; tensors are loaded when they are used."""
-    if zipfile.is_zipfile(path):
-        content = read_pickled(path)
-    else:  # torchvision's own files are in the format of torch before 1.6
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{path} is not a readable file of weights, perhaps an incomplete download: delete it"
-            ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    """Read the state dict of a file of weights or of a checkpoint; nothing in the file is executed."""
+    try:
+        state = read_checkpoint(path, tensors=("state_dict",))["state_dict"]
+    except ValueError as error:
+        raise ValueError(f"{error}; if it is an incomplete download, delete it") from error
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.distributed import all_reduce_mean
 from taming.modules.losses.lpips import LPIPS
 
 __all__ = [  # losses of other code bases build on `from ... import *`, torch's names among them
@@ -112,6 +113,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         gen_ramp: batches over which that term then grows linearly to its full weight.
         disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
             layer (eq. 7); False uses `disc_weight` alone, as most later work does.
+        disc_adaptive_sync: compare the gradients of the batch of all processes together, so that several
+            train as one would with that batch; False compares each process's own, as in 2021.
         disc_weight_max: upper bound of the adaptive weight.
 
     Raises:
@@ -124,8 +127,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         disc_weight: float = 1.0, perceptual_weight: float = 1.0, use_actnorm: bool = False,
         disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
         gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True,
-        disc_weight_max: float = 1e4, perceptual_net: str = "vgg", perceptual_path: str | None = None,
-        pixel_loss: str = "l1",
+        disc_adaptive_sync: bool = True, disc_weight_max: float = 1e4, perceptual_net: str = "vgg",
+        perceptual_path: str | None = None, pixel_loss: str = "l1",
     ):
         super().__init__(
             codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net=perceptual_net,
@@ -146,7 +149,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         self.gen_ramp = gen_ramp
         self.disc_loss = hinge_d_loss if disc_loss == "hinge" else vanilla_d_loss
         self.disc_factor, self.discriminator_weight = disc_factor, disc_weight
-        self.disc_adaptive, self.disc_weight_max = disc_adaptive, disc_weight_max
+        self.disc_adaptive, self.disc_adaptive_sync = disc_adaptive, disc_adaptive_sync
+        self.disc_weight_max = disc_weight_max
         self.disc_conditional = disc_conditional
 
     def generator_factor(self, global_step: int) -> float:
@@ -165,6 +169,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
             raise ValueError("the adaptive weight needs last_layer, the weight of the decoder's last layer")
         nll_grad = torch.autograd.grad(nll_loss, last_layer, retain_graph=True)[0].float()
         g_grad = torch.autograd.grad(g_loss, last_layer, retain_graph=True)[0].float()
+        if self.disc_adaptive_sync:  # those of the joined batch
+            nll_grad, g_grad = all_reduce_mean(nll_grad), all_reduce_mean(g_grad)
         weight = nll_grad.norm() / (g_grad.norm() + 1e-4)
         return weight.clamp(0.0, self.disc_weight_max) * self.discriminator_weight
 

@@ -6,7 +6,6 @@ B batch, C channels of a code, h w latent grid, K codes, N vectors.
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -64,15 +63,3 @@ def count_codes(indices: Tensor, size: int) -> Tensor:
     indices = indices.flatten()
     counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices, torch.ones_like(indices))
-
-
-def is_distributed() -> bool:
-    """Whether a process group is there."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place, and return it."""
-    if is_distributed():
-        dist.all_reduce(x)
-    return x

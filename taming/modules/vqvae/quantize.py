@@ -13,14 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from taming.modules.quantizers.base import (
-    Quantizer,
-    QuantizerInfo,
-    all_reduce_sum,
-    count_codes,
-    is_distributed,
-    nearest_code,
-)
+from taming.modules.distributed import all_reduce_sum, is_distributed
+from taming.modules.quantizers.base import Quantizer, QuantizerInfo, count_codes, nearest_code
 
 
 class Codebook(Quantizer):

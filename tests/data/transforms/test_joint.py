@@ -26,39 +26,40 @@ def test_everything_moves_alike(size, crop, shape, mirrored):
     pixels = marked(60, 100, 24, 44)
     transform = JointTransform(size, crop, True, flip=mirrored)
     for _ in range(10):
-        place = transform.get_params(60, 100)
-        image = place.image(pixels)[..., 0] / 255
-        mask = place.mask((pixels[..., 0] > 0).astype(np.uint8))
-        depth = place.plane(pixels[..., 0].astype(np.float32) / 255)
+        params = transform.get_params(60, 100)
+        image = params.image(pixels)[..., 0] / 255
+        mask = params.mask((pixels[..., 0] > 0).astype(np.uint8))
+        depth = params.plane(pixels[..., 0].astype(np.float32) / 255)
         assert image.shape == mask.shape == depth.shape == shape
         assert set(np.unique(mask)) <= {0, 1} and depth.dtype == np.float32
         assert np.abs(image - mask).mean() < 0.02 and np.abs(depth - mask).mean() < 0.02
-        left, top, width, height = place.boxes(np.array([[44, 24, 8, 8]]))[0]
+        corners = params.points(np.array([[44, 24, 2.0], [52, 32, 2.0]]))[:, :2]  # of the square
+        left, top = corners.min(0).clip(0, shape[::-1])
+        right, bottom = corners.max(0).clip(0, shape[::-1])
+        width, height = right - left, bottom - top
         assert abs(width * height - mask.sum()) <= width + height + 1
         rows, columns = np.nonzero(mask)
         if len(rows):
-            assert abs(left - columns.min()) <= 1 and abs(top + height - 1 - rows.max()) <= 1
-        x, y, seen = place.points(np.array([[48, 28, 2.0]]))[0]
+            assert abs(left - columns.min()) <= 1 and abs(bottom - 1 - rows.max()) <= 1
+        x, y, seen = params.points(np.array([[48, 28, 2.0]]))[0]
         assert seen == (2 if 0 <= x <= shape[1] and 0 <= y <= shape[0] else 0)
         if seen and 1 < x < shape[1] - 1 and 1 < y < shape[0] - 1:
             assert mask[int(y), int(x)] == 1
 
 
 def test_a_mirrored_placement_by_hand():
-    place = JointParams((10, 20), (10, 20), (2, 3), (6, 8), mirrored=True)
+    params = JointParams((10, 20), (10, 20), (2, 3), (6, 8), mirrored=True)
     columns = np.broadcast_to(np.arange(20, dtype=np.uint8), (10, 20))
-    assert place.mask(columns)[0].tolist() == [16, 15, 14, 13, 12, 11, 10, 9]
+    assert params.mask(columns)[0].tolist() == [16, 15, 14, 13, 12, 11, 10, 9]
     joints = np.array([[16.5, 2.5, 2], [9.5, 7.5, 1], [1, 1, 2]])
-    assert place.points(joints).tolist() == [[0.5, 0.5, 2], [7.5, 5.5, 1], [16, -1, 0]]
-    assert place.points(joints, swap=[1, 0, 2])[0].tolist() == [7.5, 5.5, 1]
-    assert place.boxes(np.array([[12, 3, 2, 4], [0, 0, 2, 2]])).tolist() == [[3, 1, 2, 4], [8, 0, 0, 0]]
-    assert place.boxes(np.zeros((0, 4))).shape == (0, 4)
+    assert params.points(joints).tolist() == [[0.5, 0.5, 2], [7.5, 5.5, 1], [16, -1, 0]]
+    assert params.points(joints, swap=[1, 0, 2])[0].tolist() == [7.5, 5.5, 1]
 
 
 def test_coord_is_the_place_in_the_resized_picture():
     whole = (np.arange(20 * 30) / 600).reshape(20, 30, 1).astype(np.float32)
-    place = JointTransform(20, 10).get_params(40, 60)
-    assert np.allclose(place.coord(), whole[5:15, 10:20])
+    params = JointTransform(20, 10).get_params(40, 60)
+    assert np.allclose(params.coord(), whole[5:15, 10:20])
 
 
 @pytest.mark.parametrize("interpolation, method", [
@@ -68,9 +69,9 @@ def test_coord_is_the_place_in_the_resized_picture():
 ])
 def test_interpolations_agree_with_pillow(interpolation, method):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    place = JointTransform(20, interpolation=interpolation).get_params(40, 60)
+    params = JointTransform(20, interpolation=interpolation).get_params(40, 60)
     expected = np.asarray(Image.fromarray(pixels).resize((30, 20), method))[:, 5:25]
-    assert np.abs(place.image(pixels).astype(int) - expected).max() <= 1
+    assert np.abs(params.image(pixels).astype(int) - expected).max() <= 1
 
 
 def test_masks_of_many_ids_keep_them():
@@ -125,4 +126,4 @@ def test_placements_follow_torch_s_generator():
     first = [transform.get_params(50, 70) for _ in range(20)]
     torch.manual_seed(3)
     assert first == [transform.get_params(50, 70) for _ in range(20)]
-    assert len(set(first)) > 15 and 3 < sum(place.mirrored for place in first) < 17
+    assert len(set(first)) > 15 and 3 < sum(params.mirrored for params in first) < 17

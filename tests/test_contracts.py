@@ -1,0 +1,224 @@
+"""Every tokenizer x prior x condition that is shipped, at toy size: the contracts, and one step of training,
+validation, sampling and logging."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.tokenizer import Tokenizer
+from taming.modules.conditioners import Conditioner
+from taming.modules.priors import Prior
+from taming.modules.quantizers import Quantizer, QuantizerInfo
+from taming.sampling import SamplingOptions, image_generators
+
+HEIGHT, WIDTH = 16, 24  # pixels: nothing may assume a square
+LABELS, CODES, NULL = 5, 12, 19
+DDCONFIG = dict(
+    double_z=False, z_channels=8, resolution=[HEIGHT, WIDTH], in_channels=3, out_ch=3, ch=8,
+    ch_mult=[1, 1, 1], num_res_blocks=1, attn_resolutions=[], dropout=0.0, num_groups=4,
+)
+LOSS = {
+    "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+    "params": dict(perceptual_weight=0.0, disc_start=0, disc_num_layers=1, disc_ndf=4),
+}
+NO_DISCRIMINATOR = {
+    "target": "taming.modules.losses.vqperceptual.VQLPIPS", "params": dict(perceptual_weight=0.0),
+}
+
+
+def stage(target, loss=LOSS, channels=3, **params):
+    ddconfig = {**DDCONFIG, "in_channels": channels, "out_ch": channels}
+    params = {"ddconfig": ddconfig, "lossconfig": loss, "n_embed": CODES, "embed_dim": 4} | params
+    return {"target": f"taming.models.{target}", "params": params}
+
+
+GUMBEL = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": dict(
+    warm_up_steps=0, max_decay_steps=10, lr_start=1.0, lr_max=1.0, lr_min=0.5)}
+TOKENIZERS = {
+    "VQModel": stage("vqgan.VQModel"),
+    "VQModel, revived": stage("vqgan.VQModel", revive_after=2, legacy=False),
+    "VQModel, another quantizer": stage("vqgan.VQModel", quantizer_config={
+        "target": "taming.modules.vqvae.quantize.EMAVectorQuantizer",
+        "params": dict(n_embed=CODES, embedding_dim=4, beta=0.25),
+    }),
+    "EMAVQ": stage("vqgan.EMAVQ"),
+    "GumbelVQ": stage("vqgan.GumbelVQ", temperature_scheduler_config=GUMBEL),
+    "VQNoDiscModel": stage("vqgan.VQNoDiscModel", NO_DISCRIMINATOR),
+    "latent diffusion's VQModel": stage("latent_diffusion.VQModel"),
+}
+FROZEN_ONLY = {"latent diffusion's VQModelInterface": stage("latent_diffusion.VQModelInterface")}
+SEGMENTATION = stage(
+    "vqgan.VQSegmentationModel", {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}, LABELS,
+    n_labels=LABELS, image_key="segmentation",
+)
+PRIORS = {
+    "GPT": {"target": "taming.modules.transformer.mingpt.GPT",
+            "params": dict(vocab_size=20, block_size=200, n_layer=1, n_head=2, n_embd=8)},
+}
+CONDITIONS = {
+    "none": ("__is_unconditional__", "image"),
+    "class": ({"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}}, "class_label"),
+    "coordinates": ({"target": "taming.modules.misc.coord.CoordStage",
+                     "params": {"n_embed": 9, "down_factor": 4}}, "coord"),
+    "label grid": ({"target": "taming.modules.conditioners.label_grid.LabelGrid",
+                    "params": {"n_labels": LABELS, "down_factor": 8}}, "segmentation"),
+    "segmentation": (SEGMENTATION, "segmentation"),
+    "image": (stage("vqgan.VQModel", channels=1), "depth"),
+    "first stage": ("__is_first_stage__", "image"),
+    "tokens": ({"target": "taming.models.dummy_cond_stage.DummyCondStage",
+                "params": {"conditional_key": "objects_bbox"}}, "objects_bbox"),
+    "several": (
+        [{"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}},
+         {"target": "taming.modules.conditioners.label_grid.LabelGrid",
+          "params": {"n_labels": LABELS, "down_factor": 4}}],
+        ["class_label", "segmentation"],
+    ),
+}
+
+
+def build(config, **more):
+    from taming.config import instantiate_from_config
+
+    torch.manual_seed(0)
+    return instantiate_from_config(config, **more)
+
+
+def item(i):
+    generator = torch.Generator().manual_seed(i)
+    return {
+        "image": torch.rand(HEIGHT, WIDTH, 3, generator=generator) * 2 - 1,
+        "depth": torch.rand(HEIGHT, WIDTH, 1, generator=generator) * 2 - 1,
+        "coord": torch.rand(HEIGHT, WIDTH, 1, generator=generator),
+        "segmentation": torch.randint(LABELS, (HEIGHT, WIDTH), generator=generator),
+        "class_label": torch.tensor(i % 7),
+        "objects_bbox": torch.randint(19, (6,), generator=generator),
+    }
+
+
+def fit(model, tmp_path):
+    """One step of training and one of validation; the logged numbers."""
+    model.learning_rate = 1e-3
+    data = DataLoader([item(i) for i in range(2)], batch_size=2)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+    )
+    trainer.fit(model, data, data)
+    assert model.batches_seen == 1
+    return trainer.callback_metrics
+
+
+def check_images(images, channels=(1, 3)):
+    for name, x in images.items():
+        assert x.ndim == 4 and x.shape[1] in channels and x.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *FROZEN_ONLY])
+def test_tokenizers(name, tmp_path):
+    model = build({**TOKENIZERS, **FROZEN_ONLY}[name])
+    assert isinstance(model, Tokenizer) and isinstance(model.quantize, Quantizer)
+    x = torch.stack([item(i)["image"] for i in range(2)]).permute(0, 3, 1, 2)
+    if name not in FROZEN_ONLY:
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        metrics = fit(model, tmp_path)
+        assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())
+        assert metrics["val/codebook_usage_percent"] > 0 and metrics["train/grad_norm"] > 0
+        check_images(model.eval().log_images({"image": x.permute(0, 2, 3, 1)}))
+    model.eval()
+    grid = model.code_shape(HEIGHT, WIDTH)
+    assert grid == (HEIGHT // model.factor, WIDTH // model.factor) == (4, 6)
+    assert model.image_size == (HEIGHT, WIDTH) and model.num_codes(HEIGHT, WIDTH) == 24
+    codes = model.encode_codes(x)
+    assert codes.shape == (2, *grid) and codes.dtype == torch.int64
+    assert 0 <= codes.min() and codes.max() < model.codebook_size == CODES
+    assert model.decode_codes(codes).shape == x.shape
+    z_q, loss, info = model.quantize(model.encode_to_prequant(x))
+    assert isinstance(info, QuantizerInfo) and loss.shape == ()
+    assert torch.equal(info.indices.view(codes.shape), codes)
+    torch.testing.assert_close(model.quantize.indices_to_codes(codes), z_q)
+    assert z_q.shape[1] == model.quantize.code_dim
+    with pytest.raises(ValueError, match="no multiple of f = 4: crop to 16x20"):
+        model.encode_codes(torch.zeros(1, 3, 18, 23))
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions(name, tmp_path):
+    config, key = CONDITIONS[name]
+    if name in ("several", "none", "first stage"):
+        return
+    conditioner = build(config).eval()
+    assert isinstance(conditioner, Conditioner) and conditioner.kind
+    c = conditioner.from_batch(torch.stack([item(i)[key] for i in range(2)]))
+    c = c.permute(0, 3, 1, 2) if c.ndim == 4 and c.shape[-1] == 1 else c
+    conditioner.validate(c)
+    quant, _, info = conditioner.encode(c)
+    tokens, count = info[2].reshape(2, -1), conditioner.num_tokens(HEIGHT, WIDTH)
+    assert tokens.dtype == torch.int64 and count in (None, tokens.shape[1])
+    assert conditioner.vocab_size is None or tokens.max() < conditioner.vocab_size
+    assert (count is None) == (conditioner.token_shape(HEIGHT, WIDTH) is None)
+    shown = conditioner.to_rgb(c, (HEIGHT, WIDTH), plot=lambda tokens, size: torch.zeros(2, 3, *size))
+    assert shown.shape[0] == 2 and shown.shape[1] in (1, 3) and shown.shape[2:] == (HEIGHT, WIDTH)
+    assert -1 <= shown.min() and shown.max() <= 1.0001
+    if c.ndim == 4:
+        assert conditioner.resize(c, (32, 48)).shape == (*c.shape[:2], 32, 48)
+    if (default := conditioner.default((HEIGHT, WIDTH))) is None:
+        with pytest.raises(ValueError, match="give|data set"):
+            conditioner.from_user(None, (HEIGHT, WIDTH))
+        value = item(0)[key]
+        value = value.permute(2, 0, 1) if conditioner.kind == "image" else value
+        given = conditioner.from_user(value, (HEIGHT, WIDTH))
+        torch.testing.assert_close(conditioner.encode(given)[2][2].reshape(1, -1), tokens[:1])
+    else:
+        assert len(default) == 1 and conditioner.encode(default)[2][2].numel() == count
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, *FROZEN_ONLY])
+def test_the_matrix(tokenizer, prior, condition, tmp_path):
+    stage, key = CONDITIONS[condition]
+    null = {} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}
+    torch.manual_seed(0)
+    model = Net2NetTransformer(
+        PRIORS[prior], {**TOKENIZERS, **FROZEN_ONLY}[tokenizer], stage, cond_stage_key=key, pkeep=0.9, **null
+    )
+    assert isinstance(model.transformer, Prior)
+    metrics = fit(model, tmp_path)
+    assert 0 < metrics["val/loss"] < 20 and metrics["train/grad_norm"] > 0
+    model.eval()
+    batch = {key: torch.stack([item(i)[key] for i in range(2)]) for key in item(0)}
+    check_images(model.log_images(batch))
+    x, c = model.get_xc(batch)
+    parts = model.encode_conditions(c)
+    tokens = torch.cat([part.flatten(1) for part in parts], dim=1)
+    codes = model.encode_to_z(x)[1]
+    log_prob = model.transformer.log_prob(codes, tokens)
+    assert log_prob.shape == codes.shape == (2, 24) and (log_prob <= 0).all()
+    torch.testing.assert_close(model.transformer.loss(codes, tokens), -log_prob.mean())
+    torch.testing.assert_close(model.nll(x, c), -log_prob.sum(1))
+    torch.testing.assert_close(model.shared_step(batch), -log_prob.mean())
+    how = SamplingOptions(top_k=5, guidance=1.0 if condition == "none" else 2.0)
+    ours = model.sample_codes(parts, how, generator=image_generators(0, range(2)))
+    again = model.sample_codes([part[1:] for part in parts], how, generator=image_generators(0, [1]))
+    assert ours.shape == (2, 4, 6) and ours.max() < CODES
+    assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
+    images = model.generate([part[:1] for part in parts], how, generator=image_generators(0, [0]))
+    assert images.shape == (1, 3, HEIGHT, WIDTH) and images.abs().max() <= 1
+
+
+def test_a_quantizer_of_another_size_is_named():
+    config = {"target": "taming.modules.vqvae.quantize.VectorQuantizer2",
+              "params": dict(n_e=8, e_dim=3, beta=0.25)}
+    with pytest.raises(ValueError, match="8 codes of 3 channels: set n_embed=8 and embed_dim=3"):
+        build(stage("vqgan.VQModel", quantizer_config=config))
+
+
+def test_a_stage_without_the_contract_is_named_or_taken_for_tokens():
+    first, prior = TOKENIZERS["VQModel"], PRIORS["GPT"]
+    with pytest.raises(ValueError, match="first_stage_config: torch.nn.Identity is no Tokenizer: derive it"):
+        Net2NetTransformer(prior, {"target": "torch.nn.Identity"}, "__is_unconditional__")
+    model = Net2NetTransformer(prior, first, {"target": "torch.nn.Flatten"}, cond_stage_key="objects_bbox")
+    assert isinstance(model.cond_stage_model, nn.Flatten) and model.cond_stages[0].kind == "tokens"
