@@ -173,7 +173,7 @@ def _parquet_files(path: str) -> list[str]:
 
 
 def _why_unreadable(files: list[str], error: Exception) -> str:
-    """Say which file is broken, as the library does not, by reading them all; or else what it said."""
+    """Return a message that names the broken file, found by reading all, or else the library's reason."""
     from pyarrow.parquet import ParquetFile
 
     more = " ..." if len(files) > 5 else ""
@@ -190,8 +190,8 @@ def _why_unreadable(files: list[str], error: Exception) -> str:
         if not rows:
             return f"{what} hold no rows: give others"
     # The reason can have many lines, and bytes of the file.
-    said = "".join(letter if letter.isprintable() else " " for letter in str(reason))
-    return f"{what} cannot be read: {remedy} ({' '.join(said.split())[:300]})"
+    text = "".join(letter if letter.isprintable() else " " for letter in str(reason))
+    return f"{what} cannot be read: {remedy} ({' '.join(text.split())[:300]})"
 
 
 def _files_of_split(files: list[str], split: str) -> list[str]:
