@@ -399,32 +399,23 @@ def test_image_mask_and_plane_agree(drawn):
 
 
 @some
-@given(transforms(), st.lists(st.tuples(*[st.floats(0, 30, width=32)] * 4), min_size=1, max_size=5))
-def test_boxes_and_points_follow_the_image(drawn, found):
+@given(transforms(), st.lists(st.tuples(*[st.floats(0, 30, width=32)] * 2), min_size=1, max_size=5))
+def test_points_follow_the_image(drawn, found):
     transform, height, width, seed = drawn
     torch.manual_seed(seed)
     params = transform.get_params(height, width)
-    given_boxes = np.array(found, np.float32)
-    moved = params.boxes(given_boxes)
-    rows, columns = params.shape
-    assert (moved >= 0).all() and (moved[:, :2] + moved[:, 2:] <= np.array([columns, rows]) + 1e-3).all()
-    scale = params.resized[0] / height * params.resized[1] / width
-    before, after = given_boxes[:, 2] * given_boxes[:, 3] * scale, moved[:, 2] * moved[:, 3]
-    assert (after <= before * (1 + 1e-3) + 0.05).all()
-    whole_image = params.boxes(np.array([[0, 0, width, height]]))[0]
-    assert whole_image == pytest.approx([0, 0, columns, rows], abs=1e-3)
-    corners = np.concatenate([given_boxes[:, :2], np.ones((len(found), 1))], 1)
-    points = params.points(corners)
-    for point, box in zip(points, moved, strict=True):
-        if point[2] and box[2:].min() > 0:  # a corner in the crop is the box's left or right one
-            x = box[0] + box[2] if params.mirrored else box[0]
-            assert (point[0], point[1]) == pytest.approx((x, box[1]), abs=1e-3)
+    (rows, columns), (h, w), (top, left) = params.shape, params.resized, params.corner
+    points = params.points(np.array([(*point, 1.0) for point in found]))
+    for (x, y), (new_x, new_y, visible) in zip(found, points, strict=True):
+        whole_x = w - x * w / width if params.mirrored else x * w / width
+        assert (new_x + left, new_y + top) == pytest.approx((whole_x, y * h / height), abs=0.01, rel=1e-4)
+        assert visible == (0 <= new_x <= columns and 0 <= new_y <= rows)
 
 
 @some
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 8), st.data())
 def test_a_box_covers_the_pixels_that_its_mask_does(factor, height, width, data):
-    """With whole factors and places the two can be compared exactly."""
+    """With whole factors and places the corners can be compared with the mask exactly."""
     x0, x1 = sorted((data.draw(st.integers(0, width)), data.draw(st.integers(0, width))))
     y0, y1 = sorted((data.draw(st.integers(0, height)), data.draw(st.integers(0, height))))
     mask = np.zeros((height, width), np.uint8)
@@ -433,9 +424,10 @@ def test_a_box_covers_the_pixels_that_its_mask_does(factor, height, width, data)
     transform = JointTransform([height * factor, width * factor], crop, True, flip=True)
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     params = transform.get_params(height, width)
-    left, top, w, h = params.boxes(np.array([[x0, y0, x1 - x0, y1 - y0]]))[0].round().astype(int)
+    corners = params.points(np.array([[x0, y0, 1], [x1, y1, 1]]))[:, :2].round().astype(int)
+    (left, top), (right, bottom) = corners.min(0).clip(0), corners.max(0).clip(0)
     expected = np.zeros(params.shape, np.uint8)
-    expected[top:top + h, left:left + w] = 1
+    expected[top:bottom, left:right] = 1
     assert np.array_equal(params.mask(mask), expected)
 
 
