@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin, features
 
 from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.files import images
-from taming.data.files.errors import BadImage
+from taming.data.files.errors import BadImage, file_errors
 from taming.data.files.images import read_image, read_npy
 from taming.data.files.lists import find_images
 from tests.data.files.hostile import encoded, hostile_images, png, png_chunk, read_within_budget
@@ -166,8 +166,13 @@ def test_a_sparse_file_is_not_read(tmp_path):
     assert time.monotonic() - start < 1
 
 
+def test_an_error_of_the_memory_is_one_of_the_file():
+    with pytest.raises(BadImage, match="^cannot read image x.png: MemoryError: no reason given$"):
+        with file_errors("x.png"):
+            raise MemoryError
+
+
 def test_a_bad_file_is_skipped_and_counted_whatever_is_wrong(tmp_path, no_files, caplog):
-    """Also one for which the memory does not suffice."""
     hostile = hostile_images()
     paths = [write(tmp_path / name, hostile[name]) for name in ("tags.tif", "scans.jpg", "claims.bmp")]
     paths += [*no_files.values()]
