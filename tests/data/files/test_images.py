@@ -138,6 +138,15 @@ def test_a_jpeg_that_is_too_large_is_read_at_a_reduced_size(tmp_path, monkeypatc
     assert ImagePaths([path], 24)[0]["image"].shape == (24, 24, 3)
 
 
+def test_of_a_jpeg_with_several_images_the_first_is_read(tmp_path, monkeypatch):
+    first = Image.fromarray(PIXELS).resize((800, 480), Image.Resampling.BICUBIC)
+    first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[first.rotate(180)], quality=95)
+    assert Image.open(tmp_path / "x.jpg").format == "MPO"
+    assert np.abs(read_image(tmp_path / "x.jpg") - np.asarray(first, np.int64)).mean() < 3
+    monkeypatch.setattr(images, "MAX_MEMORY", 100_000 * 8)  # the whole image is too large
+    assert ImagePaths([tmp_path / "x.jpg"], 24)[0]["image"].shape == (24, 24, 3)
+
+
 # ---- what is no file
 
 
