@@ -26,15 +26,15 @@ from taming.training import arguments
 from tests.tiny import TRANSFORMER, VQGAN
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-PAGES = [page for page in [*PAGES, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")] if page.exists()]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the fenced blocks of a page in a language; "" for those without one."""
     text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return [block for found, block in fences if found == language]
 
 
 def command_lines(page: Path) -> list[str]:
@@ -127,7 +127,8 @@ def notebook(tmp_path, monkeypatch):
     (code,) = blocks(ROOT / "README.md", "python")[:1]
     config = OmegaConf.create(TRANSFORMER)
     config.model.params.first_stage_config = OmegaConf.create(VQGAN).model
-    config.model.params.cond_stage_config.params.n_classes = 16
+    config.model.params.first_stage_config.params.n_embed = 128
+    config.model.params.transformer_config.params.vocab_size = 128
     monkeypatch.chdir(tmp_path)
     save_exported(instantiate_from_config(config.model), config, tmp_path / "logs" / "RUN")
     Image.new("RGB", (40, 36), "teal").save("photo.jpg")
@@ -188,11 +189,10 @@ def parse(words: list[str]) -> None:
 def test_commands_can_be_typed(page, capsys):
     wrong = {}
     for line in command_lines(page):
-        words = shlex.split(line)
-        if not re.match(r"(\w+=\S* )*(taming|torchrun|python (-m taming|main\.py|scripts/|benchmarks/))", line):
+        if not re.match(r"(\w+=\S* )*(taming|torchrun|python (-m taming|main\.py|\w+/)) ", line + " "):
             continue
         try:
-            parse(words)
+            parse(shlex.split(line))
         except (SystemExit, ValueError, OSError, ImportError, AssertionError) as error:
             wrong[line] = f"{error} {capsys.readouterr().err}"
     assert not wrong
@@ -272,4 +272,5 @@ def test_the_changelog():
 def test_make_lists_its_targets():
     help = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert [target for target in targets if target not in ("help", "FORCE") and f"make {target}" not in help] == []
+    missing = [target for target in targets if f"make {target}" not in help]
+    assert set(missing) <= {"help", "FORCE"}
