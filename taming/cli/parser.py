@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         """Write long options as they were declared; end with an error for unknown ones."""
         flags = {flag: flag for flag in self._option_string_actions if flag.startswith("--")}
         known = {_plain(name): flag for name, flag in (flags | self._aliases).items()}
-        result = []
+        result: list[str] = []
         for number, word in enumerate(words):
             if word == "--":
                 return result + words[number:]

@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> None:
     model = load_tokenizer(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
-    usage, rows, pairs, bad = CodebookUsage(model.codebook_size), [], [], []
+    usage, rows, pairs = CodebookUsage(model.codebook_size), [], []
+    bad: list[str] = []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
         for paths, images in batches:

@@ -120,12 +120,13 @@ def generate(
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    how = {"options": sampling_options(options), "generator": image_generators(options.seed, keys)}
+    how, generators = sampling_options(options), image_generators(options.seed, keys)
     if shape != model.latent_shape() and options.layout == "window":
         builder = layout_builders(dataset)[key]
-        codes = sample_layouts(model, builder, layouts, size, callback=bar, **how)
+        codes = sample_layouts(model, builder, layouts, size, how, generator=generators, callback=bar)
     else:
-        codes = model.sample_codes(model.encode_conditions(layouts), size=size, callback=bar, **how)
+        c = model.encode_conditions(layouts)
+        codes = model.sample_codes(c, how, size=size, generator=generators, callback=bar)
     return unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1]), decode(model, codes)
 
 

@@ -44,10 +44,10 @@ def options_metadata(options: SamplingOptions) -> dict[str, str]:
 
 def data_metadata(section: DictConfig, split: str) -> dict[str, str]:
     """Identify data by the section `data` of a configuration and the split."""
-    section = OmegaConf.create(OmegaConf.to_container(section, resolve=True))
+    copy = OmegaConf.create({"data": OmegaConf.to_container(section, resolve=True)}).data
     for name in SPEED_ONLY:
-        (section.get("params") or {}).pop(name, None)
-    return {"data": _digest(_text(section)), "split": split}
+        (copy.get("params") or {}).pop(name, None)
+    return {"data": _digest(_text(copy)), "split": split}
 
 
 def mask_metadata(mask: Path | None) -> dict[str, str]:
@@ -70,7 +70,7 @@ def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
         check_replaceable(path)
         return False
     with Image.open(path) as image:
-        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
+        found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     found.pop("Software", None)
     defaults = options_metadata(SamplingOptions())  # of options that are newer than the image
     found = {key: value for key, value in defaults.items() if key in metadata} | found
