@@ -17,37 +17,26 @@ import torch
 from torch import Tensor
 
 from taming.cli.options import add_outdir, add_sampling_options, path, png_file, sampling_options, size
-from taming.cli.parser import Parser
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
-from taming.inference.completion import keep_pixels
-from taming.inference.conditions import (
-    Size,
-    check_drawable,
-    class_numbers,
-    conditions_of,
-    kept_codes,
-)
-from taming.inference.decoding import decode
+from taming.inference.completion import check_size, keep_pixels, kept_codes
 from taming.inference.distributed import TokenBar, rank_and_world_size
-from taming.inference.loading import load_transformer
+from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import save_image
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.conditioning import condition_shapes
+from taming.models.conditioning import Size, class_numbers, condition_shapes, conditions_of
 from taming.sampling import image_generators
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "panorama")
     add_outdir(parser, "the PNG file to write, or a folder for it; default: panorama.png, or the next name "
                "that is free", metavar="PATH")
-    parser.add_alias("--out", "--outdir")
     add = parser.add_argument
     add("--size", type=size, metavar="HEIGHTxWIDTH", help="in pixels; files are resized to it; default: "
         "that of the label map or of the image to complete, else the training height, 4 times as wide")
     add("--classes", help="one class number; default: 0 where the model has classes and nothing else")
-    parser.add_alias("--class", "--classes")
     add("--segmentation", type=path, metavar="FILE", help="label map: a PNG of one channel, whose pixels are "
         "label numbers, or an image in the model's palette")
     add("--complete", type=path, metavar="FILE", help="image whose upper part stays; the rest is generated")
@@ -68,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     share = default if options.known is None else options.known
     kept = None if original is None else kept_codes(model, size, share, options.mask)
     height, width = size
-    check_drawable(model, size, kept, f"--size {height}x{width}" if options.size else "the image")
+    check_size(model, size, kept, f"--size {height}x{width}" if options.size else "the image")
     given = {"class": class_of(model, options.classes), "label_map": labels}
     parts = conditions_of(model, 1, size, given)
     known = None if original is None or kept is None else model.encode_codes(original)

@@ -14,30 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.cli.dataset_options import add_data_options, load_dataset
 from taming.cli.options import (
-    add_data_options,
     add_sampling_options,
     check_folder,
-    load_dataset,
     path,
     sampling_options,
 )
-from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.images import is_complete_png
-from taming.inference.completion import keep_pixels
-from taming.inference.conditions import check_conditions, check_drawable, kept_codes
+from taming.inference.completion import (
+    check_conditions,
+    check_size,
+    keep_pixels,
+    kept_codes,
+    mask_metadata,
+)
 from taming.inference.dataset import batch_of, condition_images
-from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
-from taming.inference.loading import load_transformer
-from taming.inference.provenance import is_generated, mask_metadata, save_image
+from taming.inference.loading import decode, load_transformer
+from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
 from taming.util import number
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "sample-dataset")
     add_data_options(parser)
@@ -81,7 +83,7 @@ def generate(
     x, c = enlarged(model, x.to(model.device), [c] if torch.is_tensor(c) else c, options.scale)
     size = x.shape[2], x.shape[3]
     kept = kept_codes(model, size, options.known, options.mask)
-    check_drawable(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
+    check_size(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
     check_conditions(model, c, size)
     codes = model.encode_codes(x)  # (B, h, w)
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))

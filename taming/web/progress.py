@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from taming.images import image_grid, load_png, to_pil
-from taming.inference.decoding import decode
+from taming.inference.loading import decode
 from taming.models.cond_transformer import Net2NetTransformer
 
 INTERVAL = 0.25  # seconds between two messages, at least

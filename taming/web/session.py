@@ -23,7 +23,7 @@ from taming.checkpoint import find_checkpoint, load_model
 from taming.images import from_pil, save_png, to_pil
 from taming.inference.completion import keep_pixels
 from taming.inference.dataset import batch_of
-from taming.inference.decoding import PRECISIONS, decode
+from taming.inference.loading import PRECISIONS, decode
 from taming.inference.provenance import options_metadata, run_directory
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators

@@ -9,7 +9,7 @@ from taming.checkpoint import load_model
 from taming.cli import command, panorama
 from taming.data.files.images import read_image
 from taming.images import from_uint8
-from taming.inference.decoding import decode
+from taming.inference.loading import decode
 from tests.scripts.test_make_samples import stage
 from tests.scripts.test_sample_fast import GRID, LABELS, NULL, SOS, export
 

@@ -13,8 +13,7 @@ from taming.cli.options import sampling_options
 from taming.cli.parser import build_parser
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
-from taming.inference.decoding import PRECISIONS, decode
-from taming.inference.loading import load_transformer
+from taming.inference.loading import PRECISIONS, decode, load_transformer
 from taming.modules.transformer.cpu_inference import PackedLinear
 
 main = command("sample")
