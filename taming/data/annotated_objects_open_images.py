@@ -49,7 +49,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
     categories have the same numbers in all of them.
 
     Args:
-        use_additional_parameters: tell occluded, depicted and indoor objects from others in the layouts.
+        use_additional_parameters: distinguish occluded, depicted and indoor objects in the layouts.
     """
 
     def __init__(self, use_additional_parameters: bool = False, **kwargs: Any) -> None:

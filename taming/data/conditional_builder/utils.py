@@ -83,7 +83,7 @@ def rescale_annotations(
 def filter_annotations(
     annotations: Sequence[Annotation], crop_coordinates: BoundingBox
 ) -> list[Annotation]:
-    """Return the annotations of which some part lies within the crop."""
+    """Return the annotations that overlap the crop."""
     return [a for a in annotations if intersection_area(a.bbox, crop_coordinates) > 0.0]
 
 

@@ -15,7 +15,7 @@ from taming.data.files import images
 from taming.data.files.errors import BadImage, file_errors
 from taming.data.files.images import read_image, read_npy
 from taming.data.files.lists import find_images
-from tests.data.files.hostile import encoded, hostile_images, png, png_chunk, read_within_budget
+from tests.data.files.hostile import LONG, encoded, hostile_images, png, png_chunk, read_within_budget
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -113,6 +113,7 @@ def test_hostile_images_are_refused_within_the_budget(tmp_path):
         assert re.search(reason, said[name]), (name, said[name])
 
 
+@LONG
 @pytest.mark.slow
 def test_the_largest_images_that_are_read_stay_within_the_budget(tmp_path):
     paths = [write(tmp_path / "x.png", png(10_000, 10_000))]
