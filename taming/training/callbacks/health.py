@@ -123,8 +123,8 @@ class Health(Callback):
         weight, loss = self._mean(trainer, "train/d_weight"), self._mean(trainer, "train/disc_loss")
         self._judge(
             trainer, pl_module, "adaptive_weight", weight is not None and weight > self.d_weight_max,
-            f"the adaptive weight is {weight or 0.0:.3g} (d_weight_max: {self.d_weight_max}); the generator gets no "
-            "gradient from the discriminator",
+            f"the adaptive weight is {weight or 0.0:.3g} (d_weight_max: {self.d_weight_max}); the generator gets "
+            "no gradient from the discriminator",
         )
         self._judge(
             trainer, pl_module, "discriminator", loss is not None and loss < self.disc_loss_min,
