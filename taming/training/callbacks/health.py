@@ -110,7 +110,7 @@ class Health(Callback):
         self._last_look = pl_module.batches_seen
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        skipped = getattr(pl_module, "skipped_batches", 0)
+        skipped = pl_module.skipped_batches  # without this batch, which the model looks at next
         if skipped > self._skipped:
             self._found(trainer, pl_module, "non_finite", "a loss or gradient is not finite")
         elif skipped < self._skipped:
@@ -123,8 +123,8 @@ class Health(Callback):
         weight, loss = self._mean(trainer, "train/d_weight"), self._mean(trainer, "train/disc_loss")
         self._judge(
             trainer, pl_module, "adaptive_weight", weight is not None and weight > self.d_weight_max,
-            f"the adaptive weight is {weight or 0.0:.3g} (d_weight_max: {self.d_weight_max}); the generator gets "
-            "no gradient from the discriminator",
+            f"the adaptive weight is {weight or 0.0:.3g} (d_weight_max: {self.d_weight_max}); the generator "
+            "gets no gradient from the discriminator",
         )
         self._judge(
             trainer, pl_module, "discriminator", loss is not None and loss < self.disc_loss_min,
@@ -255,5 +255,5 @@ def restart_codes(pl_module: Any) -> int:
     copied = torch.multinomial(counts.float(), len(counts), replacement=True, generator=generator)
     noise = 0.01 * codes.std() * torch.randn(codes.shape, generator=generator)
     device = pl_module.device
-    pl_module.quantize._move(unused.to(device), (codes[copied] + noise).to(device))
+    pl_module.quantize.move_codes(unused.to(device), (codes[copied] + noise).to(device))
     return int(unused.sum())
