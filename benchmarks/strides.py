@@ -15,8 +15,8 @@ import torch
 
 from taming.checkpoint import load_model
 from taming.cli.parser import exit_status
-from taming.inference.conditions import conditions_of
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.conditioning import conditions_of
 from taming.modules.util import Labelator
 from taming.sampling import image_generators, window_nll
 

@@ -14,7 +14,7 @@ _HOMES = {
     "taming.images": ("save_png",),
     "taming.models.cond_transformer": ("Net2NetTransformer",),
     "taming.models.vqgan": ("GumbelVQ", "VQModel"),
-    "taming.sampling": ("image_generators", "sample_tokens", "sample_window"),
+    "taming.sampling": ("SamplingOptions", "image_generators", "sample_tokens", "sample_window"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # the same for type checkers, which do not call __getattr__
     from taming.images import save_png
     from taming.models.cond_transformer import Net2NetTransformer
     from taming.models.vqgan import GumbelVQ, VQModel
-    from taming.sampling import image_generators, sample_tokens, sample_window
+    from taming.sampling import SamplingOptions, image_generators, sample_tokens, sample_window
 
 __all__ = [
-    "GumbelVQ", "Net2NetTransformer", "VQModel", "allow_targets", "find_config",
+    "GumbelVQ", "Net2NetTransformer", "SamplingOptions", "VQModel", "allow_targets", "find_config",
     "image_generators", "instantiate_from_config", "load_config", "load_model", "sample_tokens",
     "sample_window", "save_exported", "save_png",
 ]

@@ -48,6 +48,13 @@ def main_on_ranks(count, *words):
     mp.start_processes(_command, (count, port, words), count, start_method="forkserver")
 
 
+def start_main(*words):
+    """Start the training command with ``words`` in a process of its own, and return that."""
+    process = mp.get_context("forkserver").Process(target=_command, args=(0, 1, 0, [*map(str, words)]))
+    process.start()
+    return process
+
+
 def _command(rank, count, port, words):
     from pytorch_lightning.utilities import rank_zero_only
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import signal
+import time
 import weakref
 from pathlib import Path
 
@@ -152,6 +153,25 @@ class FullDisk(io.RawIOBase):
 
     def write(self, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class SlowDisk(Callback):
+    """Let each checkpoint take `seconds` to write, half of its bytes before them and half after."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def setup(self, trainer, pl_module, stage):
+        torch.save = self.save
+
+    def save(self, content, file, save=torch.save):
+        data = io.BytesIO()
+        save(content, data)
+        whole = data.getvalue()
+        file.write(whole[: len(whole) // 2])
+        file.flush()
+        time.sleep(self.seconds)
+        file.write(whole[len(whole) // 2 :])
 
 
 class BadGradient(Callback):

@@ -9,6 +9,7 @@ Needs the package shtab.
 import argparse
 import importlib
 from pathlib import Path
+from typing import Any
 
 from taming.cli import COMMANDS
 from taming.cli.options import one_of, path
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     print(shtab.complete(parser_of_all(shtab.FILE), options.shell))
 
 
-def parser_of_all(complete_file: dict[str, str]) -> argparse.ArgumentParser:
+def parser_of_all(complete_file: Any) -> argparse.ArgumentParser:
     """Return a parser with all commands; `complete_file` is how shells complete the values that are paths."""
     parser = argparse.ArgumentParser(prog="taming")
     parsers = parser.add_subparsers(dest="command")
@@ -40,6 +41,6 @@ def parser_of_all(complete_file: dict[str, str]) -> argparse.ArgumentParser:
         own = module.build_parser() if hasattr(module, "main") else build_parser(module)
         for action in own._actions:
             if action.type in (path, Path) or "base" in action.dest:
-                action.complete = complete_file  # type: ignore[attr-defined]  # what shtab looks for
+                setattr(action, "complete", complete_file)  # noqa: B010  # what shtab looks for
         parsers.add_parser(name, help=what, parents=[own], conflict_handler="resolve")
     return parser

@@ -10,12 +10,11 @@ Those in the folder `configs` here come before those of the same name that come 
 
 import argparse
 
-from taming.cli.parser import Parser
 from taming.config import config_names, find_config
 from taming.parameters import did_you_mean
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("name", nargs="?", default="", help="a configuration, or a part of a name")
 

@@ -21,17 +21,15 @@ import logging
 
 from taming.checkpoint.convert import convert, extract
 from taming.cli.options import add_allow, path
-from taming.cli.parser import Parser
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("source", metavar="IN", type=path, help="checkpoint file, run directory or exported folder")
     add("target", metavar="OUT", type=path, help="a folder, made if it is new, or a file that ends in .ckpt")
     add("submodel", metavar="PART", nargs="?", help="the same as --part PART, as in 2021")
     add("--part", metavar="PART", help="take this part out of the model, first_stage_model for instance")
-    parser.add_alias("--prefix", "--part")
     parser.set_defaults(default_part=None)  # scripts/extract_submodel.py has another one
     add("--config", metavar="YAML", type=path, help="config of the whole model, if IN does not have it")
     add_allow(parser)

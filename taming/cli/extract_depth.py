@@ -10,7 +10,6 @@ unit and direction of the model. Existing maps are kept: start the command again
 import argparse
 
 from taming.cli.options import add_extraction_options
-from taming.cli.parser import Parser
 from taming.inference.pseudo_labels import (
     depth_estimate,
     depth_pixels,
@@ -21,7 +20,7 @@ from taming.inference.pseudo_labels import (
 from taming.util import pick_device
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_extraction_options(parser)
 

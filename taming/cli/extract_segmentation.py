@@ -10,7 +10,6 @@ names them, one per line from id 0 on. Existing maps are kept: start the command
 import argparse
 
 from taming.cli.options import add_extraction_options
-from taming.cli.parser import Parser
 from taming.inference.pseudo_labels import (
     LABELS,
     extract_all,
@@ -23,7 +22,7 @@ from taming.inference.pseudo_labels import (
 from taming.util import pick_device
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_extraction_options(parser)
 

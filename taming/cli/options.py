@@ -8,12 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from taming.cli.parser import Parser
-from taming.data.sampler import SeededDataset
-from taming.inference.dataset import build_dataset, data_section
-from taming.inference.provenance import check_replaceable, data_metadata
+from taming.inference.provenance import check_replaceable
 from taming.parameters import did_you_mean
 from taming.sampling import SamplingOptions
 from taming.util import number
@@ -53,36 +48,35 @@ def one_of(*choices: str) -> dict[str, Any]:
 # ---- options
 
 
-def add_run(parser: Parser, what: str, **more: Any) -> None:
+def add_run(parser: argparse.ArgumentParser, what: str, **more: Any) -> None:
     """Add the run to work with; `what` says which kind."""
     help = f"{what}: run directory, checkpoint file or exported folder"
     parser.add_argument("-r", "--run", type=path, metavar="RUN", help=help, **more)
-    parser.add_alias("--resume", "--run")
 
 
-def add_device(parser: Parser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the device to compute on."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is a GPU")
 
 
-def add_allow(parser: Parser) -> None:
+def add_allow(parser: argparse.ArgumentParser) -> None:
     """Add the packages to hand to `taming.config.allow_targets` before a config is used."""
     parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="let configs name "
                         "classes of this package, whose code will run; may be repeated")
 
 
-def add_batch_size(parser: Parser, default: int) -> None:
+def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
     """Add how many images are computed together."""
     help = "images at once; changes the speed alone"
     parser.add_argument("--batch-size", type=number(int, 1), default=default, help=help)
 
 
-def add_outdir(parser: Parser, help: str, **more: Any) -> None:
+def add_outdir(parser: argparse.ArgumentParser, help: str, **more: Any) -> None:
     """Add where the output goes."""
     parser.add_argument("-o", "--outdir", type=path, help=help, **more)
 
 
-def add_sampling_options(parser: Parser, command: str) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the transformer to sample from, and how to sample: the fields of `SamplingOptions`."""
     parser.epilog = TORCHRUN.format(command)
     add_run(parser, "a transformer", required=True)
@@ -108,34 +102,7 @@ def sampling_options(options: argparse.Namespace) -> SamplingOptions:
     })
 
 
-def add_data_options(parser: Parser) -> None:
-    """Add the data set whose items are used, and where the images go."""
-    add_data_source(parser)
-    add_outdir(parser, "folder for the images", required=True)
-    add_batch_size(parser, 4)
-
-
-def add_data_source(parser: Parser) -> None:
-    """Add the data set, that of the run or another one; see `data_of`."""
-    add = parser.add_argument
-    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="configurations to merge over that of "
-        "the run: files, or names that `taming configs` lists")
-    parser.add_alias("--config", "--base")
-    add("--ignore-base-data", action="store_true", help="leave out the run's own section `data`")
-    add("--split", default="validation", help="of the data: train, validation or test")
-    add("overrides", nargs="*", type=_data_override, metavar="data.sub=value", help="set on top of the files")
-
-
-def _data_override(word: str) -> str:
-    """Allow values of the data only: the model is that of its checkpoint."""
-    if not word.startswith(("data.", "data=")):
-        raise argparse.ArgumentTypeError(
-            f"{word} would change nothing: the data alone can be set here, data.params.validation...=value"
-        )
-    return word
-
-
-def add_extraction_options(parser: Parser) -> None:
+def add_extraction_options(parser: argparse.ArgumentParser) -> None:
     """Add the images that maps are made of, and the model that makes them."""
     add = parser.add_argument
     add("folder", type=path, help="images, at any depth")
@@ -205,16 +172,3 @@ def _check_place(folder: Path, given: str) -> None:
         raise ValueError(f"{given}: {place} is a file: name another folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{given}: {place} is not writable: name another folder")
-
-
-# ---- what the options stand for
-
-
-def load_dataset(config: DictConfig, options: argparse.Namespace) -> tuple[SeededDataset, dict[str, str]]:
-    """Build the data set that the options of `add_data_source` name; return it and metadata of it.
-
-    Raises:
-        FileNotFoundError, ValueError: see `data_section` and `build_dataset`.
-    """
-    section = data_section(config, options.base, options.overrides, ignore_base_data=options.ignore_base_data)
-    return build_dataset(section, options.split, options.seed), data_metadata(section, options.split)

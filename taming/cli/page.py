@@ -17,30 +17,27 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from taming.cli.dataset_options import add_data_source, load_dataset
 from taming.cli.options import (
     add_allow,
-    add_data_source,
     add_device,
     add_outdir,
     check_folder,
-    load_dataset,
     one_of,
     path,
 )
-from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
-from taming.inference.decoding import PRECISIONS
+from taming.inference.loading import PRECISIONS
 from taming.util import number
 from taming.web.page import launch, require_gradio
 from taming.web.session import Session
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("-r", "--run", action="append", type=path, metavar="RUN", help="a transformer: run directory, "
         "checkpoint file or exported folder; or a folder of these; may be repeated; default: logs")
-    parser.add_alias("--resume", "--run")
     add_data_source(parser)
     add_outdir(parser, "folder that keeps the images; default: a temporary one")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in, without a "

@@ -11,42 +11,32 @@ generated. The same run, size and seed give the same image.
 
 import argparse
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taming.cli.options import add_outdir, add_sampling_options, path, png_file, sampling_options, size
-from taming.cli.parser import Parser
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
-from taming.inference.completion import keep_pixels
-from taming.inference.conditions import (
-    Size,
-    check_drawable,
-    class_numbers,
-    conditions_of,
-    kept_codes,
-)
-from taming.inference.decoding import decode
+from taming.inference.completion import check_size, keep_pixels, kept_codes
 from taming.inference.distributed import TokenBar, rank_and_world_size
-from taming.inference.loading import load_transformer
+from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import save_image
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.conditioning import condition_shapes
+from taming.models.conditioning import Size, class_numbers, condition_shapes, conditions_of
 from taming.sampling import image_generators
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "panorama")
     add_outdir(parser, "the PNG file to write, or a folder for it; default: panorama.png, or the next name "
                "that is free", metavar="PATH")
-    parser.add_alias("--out", "--outdir")
     add = parser.add_argument
     add("--size", type=size, metavar="HEIGHTxWIDTH", help="in pixels; files are resized to it; default: "
         "that of the label map or of the image to complete, else the training height, 4 times as wide")
     add("--classes", help="one class number; default: 0 where the model has classes and nothing else")
-    parser.add_alias("--class", "--classes")
     add("--segmentation", type=path, metavar="FILE", help="label map: a PNG of one channel, whose pixels are "
         "label numbers, or an image in the model's palette")
     add("--complete", type=path, metavar="FILE", help="image whose upper part stays; the rest is generated")
@@ -64,25 +54,25 @@ def run(options: argparse.Namespace) -> None:
     model, _, metadata = load_transformer(options.run, sampling, device=options.device)
     original, labels, size = inputs(model, options)
     default = 0.0 if options.mask else 0.5
-    known = default if options.known is None else options.known
-    kept = None if original is None else kept_codes(model, size, known, options.mask)
+    share = default if options.known is None else options.known
+    kept = None if original is None else kept_codes(model, size, share, options.mask)
     height, width = size
-    check_drawable(model, size, kept, f"--size {height}x{width}" if options.size else "the image")
+    check_size(model, size, kept, f"--size {height}x{width}" if options.size else "the image")
     given = {"class": class_of(model, options.classes), "label_map": labels}
     parts = conditions_of(model, 1, size, given)
-    codes = None if kept is None else model.encode_to_z(original)[1].view(1, *model.latent_shape(*size))
+    known = None if original is None or kept is None else model.encode_codes(original)
     with TokenBar(1) as bar:
         bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
         codes = model.sample_codes(
-            parts, sampling, size=size, known=codes, mask=kept, callback=bar,
+            parts, sampling, size=size, known=known, mask=kept, callback=bar,
             generator=image_generators(options.seed, [0]),
         )
     image = decode(model, codes)
-    if kept is not None:
+    if original is not None and kept is not None:
         image = keep_pixels(image, original.cpu(), kept, model.first_stage_model.factor)
     metadata |= {"label": str(options.classes), "size": f"{height}x{width}"}
     files = {name: getattr(options, name) for name in ("segmentation", "complete", "mask")}
-    metadata |= {name: file.name for name, file in files.items() if file} | {"known": str(known)}
+    metadata |= {name: file.name for name, file in files.items() if file} | {"known": str(share)}
     save_image(image[0], file, metadata)
     print(f"{height}x{width} pixels (height x width): {file}")
 
@@ -104,11 +94,12 @@ def inputs(
         if "label_map" not in kinds:
             raise ValueError("--segmentation: the model is not conditioned on label maps; leave it out")
         number = kinds.index("label_map")
-        labels = read_labels(options.segmentation, model.cond_stages[number])
+        stage: Any = model.cond_stages[number]
+        labels = read_labels(options.segmentation, stage)
         if size is not None:
             labels = resized_labels(labels, condition_shapes(model, size)[number])
     if original is not None:
-        size = tuple(original.shape[2:])
+        size = original.shape[2], original.shape[3]
     elif labels is not None and size is None:
         own = model.cond_sizes[number]
         size = labels.shape[0] * side // own[0], labels.shape[1] * width // own[1]
@@ -119,7 +110,7 @@ def class_of(model: Net2NetTransformer, label: str | None) -> list[int] | None:
     """Return the class of one image; None where it is left out beside other conditions."""
     if label is None and len(model.cond_stages) > 1:
         return None
-    numbers = class_numbers(label, model, "--classes")
+    numbers = class_numbers(label, model, "--classes") or []
     if label is not None and len(numbers) != 1:
         raise ValueError(f"--classes {label}: give one class number")
-    return numbers and numbers[:1]
+    return numbers[:1] or None

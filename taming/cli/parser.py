@@ -13,6 +13,13 @@ from taming.parameters import did_you_mean
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 
 
+# Earlier names of options, which are accepted wherever the new one is an option and the old one is not.
+NAMES_OF_2021 = (
+    ("--resume", "--run"), ("--class", "--classes"), ("--classes", "--class-folders"), ("--out", "--outdir"),
+    ("--output", "--outdir"), ("--prefix", "--part"), ("--config", "--base"), ("--size", "--resolution"),
+)
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of descriptions, and adds the default of an option to its help."""
 
@@ -38,11 +45,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False,
         )
-        self._aliases: dict[str, str] = {}
-
-    def add_alias(self, old: str, flag: str) -> None:
-        """Accept another name for a long option, that of 2021 for instance; it is not shown in help texts."""
-        self._aliases[_plain(old)] = flag
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, without the whole usage, and exit with status 2."""
@@ -57,8 +59,9 @@ class Parser(argparse.ArgumentParser):
     def _respelled(self, words: list[str]) -> list[str]:
         """Write long options as they were declared; end with an error for unknown ones."""
         flags = {flag: flag for flag in self._option_string_actions if flag.startswith("--")}
-        known = {_plain(name): flag for name, flag in (flags | self._aliases).items()}
-        result = []
+        aliases = {old: flag for old, flag in NAMES_OF_2021 if flag in flags and old not in flags}
+        known = {_plain(name): flag for name, flag in (flags | aliases).items()}
+        result: list[str] = []
         for number, word in enumerate(words):
             if word == "--":
                 return result + words[number:]

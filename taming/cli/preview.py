@@ -13,7 +13,6 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from taming.cli.options import add_allow, add_outdir, png_file
-from taming.cli.parser import Parser
 from taming.config import find_config, instantiate_from_config, load_config
 from taming.data.preview import preview_sheet
 from taming.data.sampler import seeded
@@ -22,13 +21,12 @@ from taming.inference.provenance import save_image
 from taming.util import number
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("-b", "--base", nargs="+", required=True, metavar="CONFIG", help="YAML files, or names that `taming "
         "configs` lists; later ones win")
     add_outdir(parser, "the PNG file to write, or a folder for preview.png", required=True, metavar="PATH")
-    parser.add_alias("--output", "--outdir")
     add("--split", default="train", help="train, validation, test or predict")
     add("-n", type=number(int, 1), default=8, help="items")
     add("--seed", type=int, default=0, help="of the choice, the crops and the flips")

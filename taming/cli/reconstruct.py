@@ -19,12 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taming.cli.options import add_allow, add_device, add_outdir, add_run, check_folder, path
-from taming.cli.parser import Parser
 from taming.data.base import image_batches
 from taming.data.files.lists import find_images
 from taming.images import image_grid
-from taming.inference.loading import load_tokenizer
 from taming.inference.provenance import check_replaceable, save_image
+from taming.inference.tokenizer import load_tokenizer
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.tokenizer import Tokenizer
 from taming.util import number, pick_device
@@ -35,7 +34,7 @@ SHEET, TABLE = Path("comparison.png"), Path("metrics.csv")
 PRINTED, COMPARED = 20, 8  # images
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("images", nargs="+", type=path, help="image files, and folders with images at any depth")
@@ -57,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
     model = load_tokenizer(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
-    usage, rows, pairs, bad = CodebookUsage(model.codebook_size), [], [], []
+    usage, rows, pairs = CodebookUsage(model.codebook_size), [], []
+    bad: list[str] = []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
         for paths, images in batches:

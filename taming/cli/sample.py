@@ -21,10 +21,7 @@ from taming.cli.options import (
     path,
     sampling_options,
 )
-from taming.cli.parser import Parser
 from taming.images import image_grid, is_complete_png, load_png
-from taming.inference.conditions import class_numbers, conditions_of
-from taming.inference.decoding import decode
 from taming.inference.distributed import (
     TokenBar,
     own_batches,
@@ -32,15 +29,16 @@ from taming.inference.distributed import (
     rank_zero_print,
     wait_for,
 )
-from taming.inference.loading import load_transformer
+from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, run_directory, save_image
+from taming.models.conditioning import class_numbers, conditions_of
 from taming.sampling import image_generators
 from taming.util import number
 
 MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gigabytes
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "sample")
     add_outdir(parser, "folder for the samples; default: RUN/samples/<settings>")

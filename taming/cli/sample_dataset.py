@@ -14,30 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.cli.dataset_options import add_data_options, load_dataset
 from taming.cli.options import (
-    add_data_options,
     add_sampling_options,
     check_folder,
-    load_dataset,
     path,
     sampling_options,
 )
-from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.images import is_complete_png
-from taming.inference.completion import keep_pixels
-from taming.inference.conditions import check_conditions, check_drawable, kept_codes
+from taming.inference.completion import (
+    check_conditions,
+    check_size,
+    keep_pixels,
+    kept_codes,
+    mask_metadata,
+)
 from taming.inference.dataset import batch_of, condition_images
-from taming.inference.decoding import decode
 from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
-from taming.inference.loading import load_transformer
-from taming.inference.provenance import is_generated, mask_metadata, save_image
+from taming.inference.loading import decode, load_transformer
+from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
 from taming.util import number
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "sample-dataset")
     add_data_options(parser)
@@ -75,16 +77,15 @@ def run(options: argparse.Namespace) -> None:
 def generate(
     model: Net2NetTransformer, dataset: SeededDataset, numbers: list[int], options: argparse.Namespace,
     bar: TokenBar,
-) -> dict[str, Sequence[Tensor]]:
+) -> dict[str, list[Tensor]]:
     """Return images (C, H, W) of each kind for these items; samples last, which say that an item is done."""
     x, c = model.get_xc(batch_of(dataset, numbers))
     x, c = enlarged(model, x.to(model.device), [c] if torch.is_tensor(c) else c, options.scale)
-    size = tuple(x.shape[2:])
+    size = x.shape[2], x.shape[3]
     kept = kept_codes(model, size, options.known, options.mask)
-    check_drawable(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
+    check_size(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
     check_conditions(model, c, size)
-    _, z = model.encode_to_z(x)
-    codes = model.permuter(z, reverse=True).view(-1, *model.latent_shape(*size))
+    codes = model.encode_codes(x)  # (B, h, w)
     bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
     sampled = model.sample_codes(
         model.encode_conditions(c), sampling_options(options), size=size, mask=kept, callback=bar,
@@ -93,10 +94,10 @@ def generate(
     originals, samples = x.clamp(-1.0, 1.0).cpu(), decode(model, sampled)
     if kept is not None:
         samples = keep_pixels(samples, originals, kept, model.first_stage_model.factor)
-    images: dict[str, Sequence[Tensor]] = {"originals": originals, "reconstructions": decode(model, codes)}
+    images = {"originals": list(originals), "reconstructions": list(decode(model, codes))}
     for key, appearance in condition_images(model, dataset, c, x).items():
         images["conditions" if len(model.cond_keys) == 1 else f"conditions_{key}"] = appearance
-    return images | {"samples": samples}
+    return images | {"samples": list(samples)}
 
 
 def enlarged(

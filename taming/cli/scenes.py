@@ -18,21 +18,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming.cli.dataset_options import add_data_options, load_dataset
 from taming.cli.options import (
-    add_data_options,
     add_sampling_options,
     check_folder,
-    load_dataset,
     one_of,
     sampling_options,
     size,
 )
-from taming.cli.parser import Parser
 from taming.data.sampler import SeededDataset
 from taming.images import image_grid, is_complete_png, load_png
-from taming.inference.conditions import check_drawable
+from taming.inference.completion import check_size
 from taming.inference.dataset import batch_of, layout_builders, unwrapped
-from taming.inference.decoding import decode
 from taming.inference.distributed import (
     TokenBar,
     own_batches,
@@ -41,7 +38,7 @@ from taming.inference.distributed import (
     wait_for,
 )
 from taming.inference.layouts import sample_layouts
-from taming.inference.loading import load_transformer
+from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
@@ -50,7 +47,7 @@ from taming.util import number
 SAMPLE_BITS = 24  # of an image's number: the layout's; above them, the sample's
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_sampling_options(parser, "scenes")
     add_data_options(parser)
@@ -58,7 +55,6 @@ def add_arguments(parser: Parser) -> None:
     add("-n", "--num-layouts", type=number(int, 1), help="layouts, from the first item; default: all")
     add("-N", "--n-samples-per-layout", type=number(int, 1), default=4, help="images of each")
     add("-R", "--resolution", type=size, metavar="HEIGHTxWIDTH", help="in pixels; default: the training size")
-    parser.add_alias("--size", "--resolution")
     add("-C", "--conditional", metavar="KEY", help="the layout's key, as in 2021; default: the model's")
     add("--layout", default="window", help="what the window is given: its part of the layout, or the whole",
         **one_of("window", "whole"))
@@ -73,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     key = layout_key(model, options.conditional)
     size = options.resolution or model.first_stage_model.image_size
     resolution = f"{size[0]}x{size[1]}"
-    check_drawable(model, size, None, f"--resolution {resolution}")
+    check_size(model, size, None, f"--resolution {resolution}")
     dataset, of_data = load_dataset(config, options)
     if key not in layout_builders(dataset):
         known = ", ".join(layout_builders(dataset)) or "none"
@@ -120,12 +116,13 @@ def generate(
     shape = model.latent_shape(*size)
     bar.next_batch(len(numbers), shape[0] * shape[1])
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
-    how = {"options": sampling_options(options), "generator": image_generators(options.seed, keys)}
+    how, generators = sampling_options(options), image_generators(options.seed, keys)
     if shape != model.latent_shape() and options.layout == "window":
         builder = layout_builders(dataset)[key]
-        codes = sample_layouts(model, builder, layouts, size, callback=bar, **how)
+        codes = sample_layouts(model, builder, layouts, size, how, generator=generators, callback=bar)
     else:
-        codes = model.sample_codes(model.encode_conditions(layouts), size=size, callback=bar, **how)
+        c = model.encode_conditions(layouts)
+        codes = model.sample_codes(c, how, size=size, generator=generators, callback=bar)
     return unwrapped(dataset).plot_conditionals(key, layouts.cpu(), size[::-1]), decode(model, codes)
 
 

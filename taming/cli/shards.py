@@ -16,11 +16,10 @@ from glob import escape
 from tqdm import tqdm
 
 from taming.cli.options import add_outdir, path
-from taming.cli.parser import Parser
 from taming.data.shards.writer import pack
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("folder", type=path, help="images, at any depth")
@@ -29,7 +28,6 @@ def add_arguments(parser: Parser) -> None:
     add("--megabytes", type=float, default=500, help="size at which a shard is closed")
     add("--samples", type=int, help="number of images at which a shard is closed; default: no limit")
     add("--class-folders", action="store_true", help="the folders in FOLDER are the classes of the images")
-    parser.add_alias("--classes", "--class-folders")
     add("--captions", action="store_true", help="the text of an image is in the .txt file beside it")
     add("--segmentation", type=path, metavar="FOLDER", help="label PNGs, named and placed like the images")
     add("--depth", type=path, metavar="FOLDER", help="depth PNGs, likewise, of `taming extract-depth`")

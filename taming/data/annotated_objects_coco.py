@@ -8,9 +8,11 @@ from typing import Any
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.helper_types import Annotation, Category, ImageDescription, Skipped, usable_box
+from taming.util import read_text
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 1 << 31  # of an annotation file; those of 2017 have half a gigabyte
 COCO_PATH_STRUCTURE = {
     split: {
         "top_level": "",
@@ -75,7 +77,7 @@ def read_annotation_file(path: Path) -> dict[str, Any]:
         ValueError: it is not JSON, or lacks one of the lists.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, "annotation file", max_bytes=MAX_BYTES))
     except ValueError as error:  # also of the encoding
         raise ValueError(f"annotation file {path} is broken ({error}): download it again") from error
     for key in ("images", "categories", "annotations"):

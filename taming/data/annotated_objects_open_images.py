@@ -1,6 +1,7 @@
 """Open Images with its boxes: the CSV files of versions 4 to 7, as they are published."""
 
 import csv
+import io
 import logging
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.helper_types import Annotation, Category, MostFrequent, Skipped, usable_box
+from taming.util import open_file
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
     categories have the same numbers in all of them.
 
     Args:
-        use_additional_parameters: tell occluded, depicted and indoor objects from others in the layouts.
+        use_additional_parameters: distinguish occluded, depicted and indoor objects in the layouts.
     """
 
     def __init__(self, use_additional_parameters: bool = False, **kwargs: Any) -> None:
@@ -97,13 +99,17 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         return next((name for name in names if Path(self.data_path, name).exists()), name)
 
 
+def _open_csv(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_file(path, "annotation file"), encoding="utf-8-sig", newline="")
+
+
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Read some columns of a CSV file with a header: (line number, values).
 
     Raises:
         ValueError: a column is missing, or a line is too short; blank ones are left out.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _open_csv(path) as file:
         reader = csv.reader(file)
         try:
             header = next(reader, [])
@@ -129,7 +135,7 @@ def load_image_ids(csv_path: Path) -> list[str]:
 def load_categories(csv_path: Path) -> dict[str, Category]:
     """Read the names of categories by id: lines `id,name`, with or without a header."""
     try:
-        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+        with _open_csv(csv_path) as file:
             rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
     except (csv.Error, UnicodeDecodeError) as error:
         message = f"class descriptions {csv_path} are broken ({error}): download them again"

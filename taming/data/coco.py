@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from taming.data.files.label_maps import check_same_size
 from taming.data.segmented import SegmentedImages, with_extension
 from taming.data.transforms.joint import JointParams, Size
 from taming.images import from_uint8
+from taming.util import read_text
 
 N_LABELS = 183  # 0 is unlabeled; 1 to 182 are things and stuff, as in the label list of COCO-Stuff
 
@@ -167,7 +167,7 @@ def _read_captions(datajson: str | os.PathLike) -> tuple[dict[int, str], dict[in
     if not os.path.isfile(datajson):
         raise FileNotFoundError(f"captions {datajson} do not exist (working directory: {os.getcwd()})")
     try:
-        data = json.loads(Path(datajson).read_text(encoding="utf-8"))
+        data = json.loads(read_text(datajson, "captions", max_bytes=1 << 31))
         files = {image["id"]: image["file_name"] for image in data["images"]}
         captions: dict[int, list[str]] = {number: [] for number in files}
         for number, name in files.items():

@@ -19,6 +19,7 @@ from taming.data.files.lists import check_some_exist
 from taming.data.pose import JOINTS, MIRRORED, PoseTokens, limb_map
 from taming.data.transforms.joint import Size
 from taming.images import from_uint8
+from taming.util import read_text
 
 OPENPOSE = 18  # joints, of which the second is the neck
 # where OpenPose has each joint of COCO
@@ -153,7 +154,7 @@ def read_keypoints(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _from_json(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    data = json.loads(Path(file).read_text(encoding="utf-8"))
+    data = json.loads(read_text(file, "joints", max_bytes=1 << 31))
     names = {image["id"]: image["file_name"] for image in data["images"]}
     largest: dict[str, tuple[float, np.ndarray]] = {}
     for number, annotation in enumerate(data["annotations"]):
@@ -173,8 +174,8 @@ def _from_json(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _from_table(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    with open(file, encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened, delimiter=":"))
+    lines = read_text(file, "joints", max_bytes=1 << 31).splitlines(keepends=True)
+    rows = list(csv.DictReader(lines, delimiter=":"))
     joints = {}
     for row in rows:
         y, x = (np.array(json.loads(row[key]), dtype=np.float32) for key in ("keypoints_y", "keypoints_x"))

@@ -4,16 +4,18 @@ import glob
 import io
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from taming.data.base import FaultTolerantDataset
 from taming.data.files.errors import BadSample, file_errors
-from taming.data.files.images import read_transformed
+from taming.data.files.images import MAX_FILE, read_transformed
 from taming.data.transforms.joint import Size
+from taming.util import open_file
 
 PARQUET = ".parquet"
+_ROWS = 16  # that are converted at a time: few, since each can be as large as a page of the file, 2 GB
 
 
 class HuggingFaceImages(FaultTolerantDataset):
@@ -23,7 +25,8 @@ class HuggingFaceImages(FaultTolerantDataset):
         caption: str; of a list of captions the first.
 
     Rows are read at any position, so orders, sharding over processes and resuming are those of every other
-    data set. Needs the package `datasets`, the extra `data`.
+    data set. A row of a local file that holds the path of an image instead of its bytes is read if the path
+    leads below the folder of a parquet file. Needs the package `datasets`, the extra `data`.
 
     Args:
         path: a parquet file, a folder of these, a pattern, or a name on the hub, such as "cifar10"; what
@@ -62,7 +65,10 @@ class HuggingFaceImages(FaultTolerantDataset):
         super().__init__(size, random_crop, **options)
         self.source = f"{os.fspath(path)}[{split}]"
         self.columns = {"image": image_column, "class_label": label_column, "caption": caption_column}
-        table = _load(os.fspath(path), split, name, revision, cache_dir)
+        _library()
+        files = _parquet_files(os.fspath(path))
+        self.folders = sorted({os.path.dirname(os.path.realpath(file)) for file in files})
+        table = _load(os.fspath(path), files, split, name, revision, cache_dir)
         wanted = [column for column in self.columns.values() if column is not None]
         missing = [column for column in wanted if column not in table.column_names]
         if missing:
@@ -77,23 +83,31 @@ class HuggingFaceImages(FaultTolerantDataset):
         return len(self.table)
 
     def load_sample(self, index: int) -> dict[str, Any]:
-        row = self.table[index]
-        cell = row[self.columns["image"]]
         place = f"{self.source}, row {index}"
+        with file_errors(place, "row", BadSample):
+            row = self.table[index]
+        cell = row[self.columns["image"]]
         if not cell or not (cell.get("bytes") or cell.get("path")):
             raise BadSample(f"{place} holds no image")
         data = cell.get("bytes")
         with file_errors(place):
-            file = io.BytesIO(data) if data else open(cell["path"], "rb")
+            file = io.BytesIO(data) if data else self._open(cell["path"])
         with file:
             pixels, params = read_transformed(place, self.transform, file)
         return self.image_item(pixels, params) | {"file_path_": place} | self._words(row, place)
+
+    def _open(self, path: str) -> BinaryIO:
+        """Open the file that a row names; one of a local table must not lead elsewhere."""
+        real = os.path.realpath(path)
+        if self.folders and not any(os.path.commonpath([real, folder]) == folder for folder in self.folders):
+            raise ValueError(f"{path} is not below {', '.join(self.folders)}")
+        return open_file(real, "image", max_bytes=MAX_FILE)
 
     def _words(self, row: dict[str, Any], place: str) -> dict[str, Any]:
         """Label and caption of a row, as asked for."""
         words: dict[str, Any] = {}
         if label := self.columns["class_label"]:
-            if not isinstance(row[label], int | np.integer) or row[label] < 0:
+            if not isinstance(row[label], int | np.integer) or not 0 <= row[label] < 1 << 31:
                 raise BadSample(f"{place} has the label {row[label]!r}, which is no class number")
             words["class_label"] = number = int(row[label])
             if number >= (count := len(self.class_names)) > 0:
@@ -110,23 +124,21 @@ class HuggingFaceImages(FaultTolerantDataset):
 
 
 def _load(
-    path: str, split: str, name: str | None, revision: str | None, cache_dir: str | os.PathLike | None
+    path: str, files: list[str], split: str, name: str | None, revision: str | None,
+    cache_dir: str | os.PathLike | None,
 ) -> Any:
     """Open the table: of local files without the network, else of the hub."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            'this needs the package datasets: pip install "taming[data]", or pip install datasets'
-        ) from error
+    datasets = _library()
     cache = None if cache_dir is None else os.fspath(cache_dir)
-    files = _parquet_files(path)
     if files:
+        for file in files:
+            open_file(file, "parquet file").close()
         chosen = _files_of_split(files, split)
-        options = {"data_files": {"train": chosen}, "split": "train", "cache_dir": cache}
         try:
-            return datasets.load_dataset("parquet", **options)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # Arrow's own are the last
+            return datasets.load_dataset(
+                "parquet", data_files={"train": chosen}, split="train", cache_dir=cache, batch_size=_ROWS
+            )
+        except Exception as error:  # DatasetsError, Arrow's own, MemoryError for a size that a file claims
             raise ValueError(_why_unreadable(chosen, error)) from error
     try:
         return datasets.load_dataset(path, name, split=split, revision=revision, cache_dir=cache)
@@ -135,6 +147,16 @@ def _load(
             f"no parquet file {path} is here (working directory: {os.getcwd()}), and the hub cannot be asked "
             f"for a data set of that name, or has none: {error}"
         ) from error
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            'this needs the package datasets: pip install "taming[data]", or pip install datasets'
+        ) from error
+    return datasets
 
 
 def _parquet_files(path: str) -> list[str]:
@@ -151,7 +173,7 @@ def _parquet_files(path: str) -> list[str]:
 
 
 def _why_unreadable(files: list[str], error: Exception) -> str:
-    """Say which file is broken, as the library does not, by reading them all; or else what it said."""
+    """Return a message that names the broken file, found by reading all, or else the library's reason."""
     from pyarrow.parquet import ParquetFile
 
     more = " ..." if len(files) > 5 else ""
@@ -160,16 +182,16 @@ def _why_unreadable(files: list[str], error: Exception) -> str:
     for file in files:
         try:
             with ParquetFile(file) as table:
-                rows += sum(len(batch) for batch in table.iter_batches())
-        except (OSError, ValueError) as found:
+                rows += sum(len(batch) for batch in table.iter_batches(_ROWS))
+        except Exception as found:
             what, remedy, reason = f"parquet file {file}", "fetch it again, or leave it out", found
             break
     else:
         if not rows:
             return f"{what} hold no rows: give others"
     # The reason can have many lines, and bytes of the file.
-    said = "".join(letter if letter.isprintable() else " " for letter in str(reason))
-    return f"{what} cannot be read: {remedy} ({' '.join(said.split())[:300]})"
+    text = "".join(letter if letter.isprintable() else " " for letter in str(reason))
+    return f"{what} cannot be read: {remedy} ({' '.join(text.split())[:300]})"
 
 
 def _files_of_split(files: list[str], split: str) -> list[str]:

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from taming.data.files.images import to_rgb
+from taming.data.files.label_maps import ID_MODES
 from taming.data.utils import custom_collate
 from taming.images import from_uint8
 
 CHANNELS = (1, 3)  # of images
-ID_MODES = ("1", "L", "P", "I", "I;16")  # of Pillow images that may be label maps
 EXPECTED = 'give a dict such as {"image": array (H, W, 3) in [-1, 1], "class_label": 3}'
 
 
@@ -109,7 +110,7 @@ def item_spec(dataset: Any, item: Mapping[str, Any], name: str) -> ItemSpec:
 def _standard_value(key: str, value: Any) -> Any:
     if isinstance(value, Image.Image):
         is_map = key != "image" and value.mode in ID_MODES
-        value = np.array(value if is_map else value.convert("RGB"))
+        value = np.array(value) if is_map else to_rgb(value)
     if not isinstance(value, np.ndarray | Tensor) or value.ndim != 3:
         return value
     if value.shape[0] in CHANNELS and value.shape[2] not in CHANNELS:

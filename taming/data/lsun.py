@@ -57,7 +57,7 @@ class LmdbImages(FaultTolerantDataset):
             with open_file(self.file) as file:
                 data = os.pread(file.fileno(), size, offset)
             if len(data) < size:
-                raise ValueError("it lies beyond the end of the file")
+                raise ValueError("it is beyond the end of the file")
         pixels, params = read_transformed(path, self.transform, io.BytesIO(data))
         return self.image_item(pixels, params) | {"file_path_": path}
 

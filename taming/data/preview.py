@@ -1,6 +1,6 @@
-"""A look at a data set: its items as one sheet, with everything that they hold drawn or written.
+"""Preview of a data set: its items as one sheet, each value drawn as a picture or written as text.
 
-H W pixels of an item's picture, N items, K keys that can be drawn.
+H W pixels of an item's image, L labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ _NAMES = 5  # labels that are named, those with the largest areas first
 
 
 def describe_item(item: Mapping[str, Any], dataset: Any = None) -> tuple[Pictures, list[str]]:
-    """Turn one item into pictures, by key, and lines of text for what is no picture.
+    """Return one item as pictures, by key, and lines of text for its other values.
 
     Args:
         item: arrays (H, W, C): colours and depths in [-1, 1], coordinates in [0, 1), one-hot labels; ids of
             labels (H, W); "keypoints"; lists of Annotation; tokens of a layout; strings and numbers.
-        dataset: where it comes from; draws its tokens (`conditional_builders`, `plot_conditionals`) and
-            names its labels and categories, where it can.
+        dataset: the data set of the item. If it has them, its `conditional_builders` and `plot_conditionals`
+            draw tokens, and `labels` and `label_for_plot` name labels and categories.
     """
     pictures: Pictures = {}
     lines: list[str] = []
@@ -63,7 +63,7 @@ def describe_item(item: Mapping[str, Any], dataset: Any = None) -> tuple[Picture
 def preview_sheet(
     items: Sequence[Mapping[str, Any]], dataset: Any = None, *, cell: int = 192
 ) -> Image.Image:
-    """Lay out items, one a row: what can be drawn under its key, and beside it what is text.
+    """Return a sheet with one item per row: pictures in a column for each key, and the text beside them.
 
     Args:
         items: see describe_item.
@@ -97,7 +97,7 @@ def preview_sheet(
 
 
 def _background(item: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """The picture to draw on, uint8 (H, W, 3); gray if there is none."""
+    """Return the image of an item, uint8 (H, W, 3), to draw on; gray if there is none."""
     image = item.get("image")
     if image is None or np.shape(image)[2:] != (3,):
         return np.full((*shape, 3), 90, np.uint8)
@@ -117,14 +117,14 @@ def _draw_array(key: str, values: np.ndarray) -> Image.Image:
 
 
 def _is_labels(values: np.ndarray) -> bool:
-    """Say whether an array is ids (H, W) or one-hot vectors (H, W, L)."""
+    """Return whether an array holds ids (H, W) or one-hot vectors (H, W, L)."""
     if values.ndim == 2:
         return np.issubdtype(values.dtype, np.integer)
     return values.shape[-1] == 2 or values.shape[-1] > 3
 
 
 def _names_of_labels(key: str, values: np.ndarray, dataset: Any) -> list[str]:
-    """Name the labels of a map, those of the largest areas first: a line, or none if it is no such map."""
+    """Return a line that names the labels of a map, largest areas first; none if it is not a label map."""
     if not _is_labels(values):
         return []
     ids = values if values.ndim == 2 else values.argmax(-1)
@@ -138,9 +138,10 @@ def _names_of_labels(key: str, values: np.ndarray, dataset: Any) -> list[str]:
 def _draw_boxes(
     background: np.ndarray, annotations: Sequence[Annotation], item: Mapping[str, Any], dataset: Any
 ) -> Image.Image:
-    """Draw boxes with names onto the picture; "crop_bbox" and "flipped" say what of it is shown."""
-    crop = tuple(map(float, item.get("crop_bbox", FULL_CROP)))
-    shown = rescale_annotations(annotations, crop, bool(item.get("flipped", False)))
+    """Draw boxes with names onto an image, which shows the part "crop_bbox", mirrored if "flipped"."""
+    left, top, width, height = map(float, item.get("crop_bbox", FULL_CROP))
+    flipped = bool(item.get("flipped", False))
+    shown = rescale_annotations(annotations, (left, top, width, height), flipped)
     picture = Image.fromarray(background).copy()
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(9)
     name = getattr(dataset, "label_for_plot", str)
@@ -153,7 +154,7 @@ def _draw_boxes(
 
 
 def _fit(picture: Image.Image, height: int) -> Image.Image:
-    """Scale a picture to a height; small ones by whole pixels, so that they can be counted."""
+    """Scale a picture to a height; a small one by a whole factor, so that its pixels can be counted."""
     if picture.height < height:
         factor = height // picture.height
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -161,7 +162,7 @@ def _fit(picture: Image.Image, height: int) -> Image.Image:
 
 
 def _brief(key: str, value: Any) -> str:
-    """Write a value in a few words: of a path the end, of an array the first numbers."""
+    """Describe a value in a few words: the end of a path, the first numbers of an array."""
     if isinstance(value, str):
         return "/".join(PurePath(value).parts[-2:]) if "path" in key or "/" in value else value
     if isinstance(value, np.ndarray) and value.ndim:

@@ -31,10 +31,11 @@ def data_section(
     """
     if ignore_base_data:
         config.pop("data", None)
-    config = OmegaConf.merge(config, load_config(map(find_config, files), overrides))
-    if not OmegaConf.is_dict(config.get("data")):
+    merged = OmegaConf.merge(config, load_config(map(find_config, files), overrides))
+    section = merged.get("data") if isinstance(merged, DictConfig) else None
+    if not isinstance(section, DictConfig):
         raise ValueError("there is no section `data`: name a YAML with -b, or give data='{target: ..., ...}'")
-    return config.data
+    return section
 
 
 def build_dataset(section: DictConfig, split: str, seed: int) -> SeededDataset:
@@ -65,9 +66,9 @@ def condition_images(
 ) -> dict[str, list[Tensor]]:
     """Return those conditions that have an appearance, by their keys: (1 or 3, H, W) each, in [-1, 1].
 
-    Layouts are as large as x. Each item is rendered by itself, so that colours do not depend on the batch.
+    Layouts are as large as x. Each item is rendered by itself, so that colors do not depend on the batch.
     """
-    values = [c] if isinstance(c, Tensor) else list(c)
+    values = [c] if isinstance(c, Tensor) else [value for value in c if value is not None]
     images: dict[str, list[Tensor]] = {}
     for i in range(len(x)):
         own = [value[i : i + 1] for value in values]

@@ -1,16 +1,21 @@
-"""Models for commands and the page, on the device of this process and in the precision asked for."""
+"""Load a transformer to the device of this process, in the precision asked for, and decode what it samples.
+
+B batch, C channels, H W pixels, h w latent grid.
+"""
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from taming.checkpoint import find_checkpoint, load_model
-from taming.inference.decoding import PRECISIONS
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, options_metadata
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.tokenizer import Tokenizer
 from taming.sampling import SamplingOptions
+
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 def load_transformer(
@@ -44,18 +49,14 @@ def load_transformer(
     return model, config, metadata | options_metadata(options) | {"checkpoint": file.name, "step": str(step)}
 
 
-def load_tokenizer(
-    path: str | Path, *, device: str | None = None
-) -> tuple[Tokenizer, DictConfig, Path]:
-    """Load a first stage, of its own or inside a transformer; return it, its config, and its file.
+@torch.no_grad()
+def decode(model: Net2NetTransformer, codes: Tensor) -> Tensor:
+    """Decode codes (B, h, w) to images (B, C, H, W) in [-1, 1], float32, on the CPU.
 
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it holds no tokenizer.
+    In bfloat16 if the transformer is: on a CPU, decoding would take most of the time otherwise. Never in
+    float16, since the activations of a decoder may exceed its range.
     """
-    file = find_checkpoint(path)
-    model, config, _ = load_model(file, device=own_device(device))
-    tokenizer = model.first_stage_model if isinstance(model, Net2NetTransformer) else model
-    if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a VQGAN, or a transformer over one")
-    return tokenizer, config, file
+    dtype = next(model.transformer.parameters()).dtype
+    with torch.autocast(codes.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        images = model.first_stage_model.decode_code(codes)
+    return images.float().clamp(-1.0, 1.0).cpu()

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from taming.checkpoint import without_ckpt_paths
-from taming.data.files.images import read_image
 from taming.images import is_complete_png, is_own_png, save_png
 from taming.sampling import SamplingOptions
 
@@ -28,7 +27,7 @@ def model_metadata(model: nn.Module, config: DictConfig) -> dict[str, str]:
         name: tensor.reshape(-1)[:SAMPLED].tolist() for name, tensor in model.state_dict().items()
         if ".loss." not in name  # may be absent from the checkpoint: they are random numbers then
     }
-    return {"model": _digest(_text(without_ckpt_paths(config).model), weights)}
+    return {"model": digest(_text(without_ckpt_paths(config).model), weights)}
 
 
 def run_directory(checkpoint: Path) -> Path:
@@ -44,20 +43,10 @@ def options_metadata(options: SamplingOptions) -> dict[str, str]:
 
 def data_metadata(section: DictConfig, split: str) -> dict[str, str]:
     """Identify data by the section `data` of a configuration and the split."""
-    section = OmegaConf.create(OmegaConf.to_container(section, resolve=True))
+    copy = OmegaConf.create({"data": OmegaConf.to_container(section, resolve=True)}).data
     for name in SPEED_ONLY:
-        (section.get("params") or {}).pop(name, None)
-    return {"data": _digest(_text(section)), "split": split}
-
-
-def mask_metadata(mask: Path | None) -> dict[str, str]:
-    """Identify a mask by its pixels.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    pixels = None if mask is None else read_image(mask)
-    return {"mask": "None" if pixels is None else _digest(pixels.shape, pixels.tobytes())}
+        (copy.get("params") or {}).pop(name, None)
+    return {"data": digest(_text(copy)), "split": split}
 
 
 def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
@@ -70,7 +59,7 @@ def is_generated(path: Path, metadata: Mapping[str, str]) -> bool:
         check_replaceable(path)
         return False
     with Image.open(path) as image:
-        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
+        found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     found.pop("Software", None)
     defaults = options_metadata(SamplingOptions())  # of options that are newer than the image
     found = {key: value for key, value in defaults.items() if key in metadata} | found
@@ -103,5 +92,6 @@ def _text(config: DictConfig) -> str:
     return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
 
 
-def _digest(*parts: object) -> str:
+def digest(*parts: object) -> str:
+    """Return 12 hexadecimal digits that identify values by their `repr`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Depth and label maps of a folder of images, by a model of the `transformers` library, as PNG files.
 
-H W pixels, L labels. A map lies below the output folder where its image lies below the folder of images.
+H W pixels, L labels. Maps have the relative paths of their images below the output folder.
 Existing maps are kept, so that a command that was stopped can be started again.
 """
 
@@ -23,12 +23,13 @@ from taming.data.files.depth import depth_to_rgba
 from taming.data.files.errors import BadImage
 from taming.data.files.images import read_image
 from taming.data.files.lists import find_images
-from taming.util import atomic_write
+from taming.util import atomic_write, read_text
 
 Estimate = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> a map (H, W)
 Model = tuple[Any, Any]  # what prepares images, and the network
 
 LABELS = "labels.txt"
+MAX_CONFIG = 1 << 24  # bytes of a model's config.json
 
 
 def extract(
@@ -78,7 +79,7 @@ def map_names(folder: str | os.PathLike, outdir: str | os.PathLike) -> dict[str,
             that would lie among the images.
     """
     if Path(outdir).resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{outdir} lies in {folder}, where maps would be taken for images: choose another")
+        raise ValueError(f"{outdir} is in {folder}, where maps would be taken for images: choose another")
     names: dict[str, Path] = {}
     taken: dict[Path, str] = {}
     for path in find_images(folder):
@@ -146,8 +147,14 @@ def label_estimate(model: Model, device: torch.device) -> Estimate:
 
 
 def label_names(network: Any) -> list[str]:
-    """Return the names of the labels in the order of their ids."""
+    """Return the names of the labels in the order of their ids.
+
+    Raises:
+        ValueError: an id does not fit a PNG.
+    """
     names = {int(number): str(name) for number, name in network.config.id2label.items()}
+    if max(names, default=0) > 65535:
+        raise ValueError(f"the model has the label id {max(names)}, which does not fit a PNG (0 to 65535)")
     return [names.get(number, str(number)) for number in range(max(names, default=-1) + 1)]
 
 
@@ -204,23 +211,23 @@ def _load(name: str, kinds: tuple[str, ...], device: torch.device, offline: bool
             raise FileNotFoundError(_not_found(name, local, error)) from error
     first = str(reason).strip().splitlines()[0]
     wanted = kinds[0].removeprefix("AutoModelFor")
-    raise ValueError(f"{name} is no model for {wanted}: {first}") from reason
+    raise ValueError(f"{name} is not a model for {wanted}: {first}") from reason
 
 
 def _check_kind(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"{config} does not exist: {folder} is no folder of a transformers model")
+        raise FileNotFoundError(f"{config} does not exist: {folder} is not a folder of a transformers model")
     try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config} is no JSON: {error}") from error
+        json.loads(read_text(config, "model configuration", max_bytes=MAX_CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{config} is not JSON: {error}") from error
 
 
 def _not_found(name: str, local: bool, error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
-    where = "among the models that are here" if local else "here nor on the hub"
-    return f"the model {name} is not to be found {where}: {first}"
+    where = "among local models" if local else "locally or on the hub"
+    return f"the model {name} was not found {where}: {first}"
 
 
 def _run(processor: Any, network: Any, pixels: np.ndarray, device: torch.device) -> Any:

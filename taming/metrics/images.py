@@ -3,6 +3,7 @@
 B batch, C channels, H W pixels; images are in [-1, 1], so the data range is 2.
 """
 
+import functools
 import math
 
 import torch
@@ -61,7 +62,7 @@ def _clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gaussian(room: int, sigma: float) -> list[float]:
-    """Make a Gaussian window of the largest odd length up to `room`, with sum 1."""
+    """Return a Gaussian window of the largest odd length up to `room`, with sum 1."""
     radius = (room - 1) // 2
     window = [math.exp(-x * x / (2 * sigma**2)) for x in range(-radius, radius + 1)]
     return [w / sum(window) for w in window]
@@ -74,5 +75,6 @@ def _blur(x: Tensor, window: list[float]) -> Tensor:
     """
     for dim in (-1, -2):
         size = x.shape[dim] - len(window) + 1
-        x = sum(w * x.narrow(dim, k, size) for k, w in enumerate(window))
+        parts = (w * x.narrow(dim, k, size) for k, w in enumerate(window))
+        x = functools.reduce(torch.add, parts)
     return x

@@ -44,6 +44,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         learning_rate: step size of every optimizer; set it before training (main.py does).
         accumulate_grad_batches, gradient_clip_val: what Lightning does not do under manual optimization.
         scheduler: batches seen -> factor on the learning rate, of `scheduler_config`; None: constant.
+        skips_losses: leave a batch out whose loss is not finite, as one whose gradient is not; see `Health`.
     """
 
     def __init__(self, monitor: str | None = None, scheduler_config: dict | None = None):
@@ -54,6 +55,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         self.accumulate_grad_batches = 1
         self.gradient_clip_val: float | None = None
         self.batches_seen = 0
+        self.skips_losses = False
         self.skipped_batches = 0  # in a row, since their gradient was not finite
         self._accumulated = 0  # batches whose gradients wait for the next step
         self._before = (0, 0, 0)  # the counters when the batch came
@@ -152,7 +154,8 @@ class ImageModel(Pretrained, pl.LightningModule):
         values = {key: torch.as_tensor(v, device=self.device).float().mean() for key, v in losses.items()}
         if self.device.type == "cpu":
             fine = all(value.isfinite() for value in values.values())
-            if not self.trainer.strategy.reduce_boolean_decision(fine, all=True):
+            fine = self.trainer.strategy.reduce_boolean_decision(fine, all=True)
+            if not fine and not self.skips_losses:
                 raise _not_finite(values, self._where(batch_idx))
         else:
             self._watched |= values
@@ -188,7 +191,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         values = copied.read()
         norms = {key: value for key, value in values.items() if key.startswith(NORM)}
         losses = {key: value for key, value in values.items() if key not in norms}
-        if not all(map(math.isfinite, losses.values())):
+        if not self.skips_losses and not all(map(math.isfinite, losses.values())):
             raise _not_finite(losses, copied.where)
         if all(map(math.isfinite, norms.values())):
             self.skipped_batches = 0

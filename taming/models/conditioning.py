@@ -4,10 +4,11 @@ B batch, C channels, H W pixels, M tokens.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
@@ -242,3 +243,63 @@ def show_conditions(
         if image is not None and image.ndim == 4:
             shown[key] = image.to(x)
     return shown
+
+
+# ---- from what users give
+
+
+def class_numbers(text: str | None, model: Any, option: str = "--classes") -> list[int] | None:
+    """Read class numbers that are to be taken in turn; all of the model where none are named, or None."""
+    stage = stage_of_kind(model, "class")
+    if text is None:
+        return None if stage is None or stage.vocab_size is None else list(range(stage.vocab_size))
+    if stage is None:
+        raise ValueError(f"{option} {text}: the model is not conditioned on classes; leave it out")
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"{option} {text}: give class numbers with commas between them, 3,7,12")
+    return [int(part) for part in text.split(",")]
+
+
+def stage_of_kind(model: Any, kind: str) -> Conditioner | None:
+    """Return the first condition stage of a kind, or None."""
+    return next((stage for stage in model.cond_stages if stage.kind == kind), None)
+
+
+def conditions_of(
+    model: Any, count: int, size: Size | None = None, given: Mapping[str, Any] | None = None,
+) -> list[Tensor]:
+    """Return conditions of `count` images of `size`, as `Net2NetTransformer.generate` takes them.
+
+    Coordinates and start tokens go without saying. What is not given is left out as null tokens.
+
+    Args:
+        size: (H, W) in pixels; the training size when None.
+        given: by the `kind` of a condition, what its `from_user` takes, for all images; or a list of one for
+            each image.
+
+    Raises:
+        ValueError: a condition that is not given and that the model cannot do without; none that is given; a
+            class or label that the model does not have.
+    """
+    given = given or {}
+    values: list[Tensor | None] = []
+    stages = zip(model.cond_keys, model.cond_stages, condition_shapes(model, size), strict=True)
+    for key, stage, expected in stages:
+        value = stage.default(expected)
+        if value is None and (user := given.get(stage.kind)) is not None:
+            each = user if isinstance(user, list) else [user]
+            try:
+                value = torch.cat([stage.from_user(one, expected) for one in each])
+            except ValueError as error:
+                raise ValueError(f"the condition {key}: {error}") from None
+        if value is not None:
+            value = value.to(model.device).expand(count, *value.shape[1:])
+        values.append(value)
+    missing = [key for key, value in zip(model.cond_keys, values, strict=True) if value is None]
+    if missing and (model.null_token is None or len(missing) == len(values)):
+        remedies = dict.fromkeys(stage.remedy for stage in model.cond_stages)
+        raise ValueError(
+            f"the model is conditioned on {', '.join(model.cond_keys)}, and {', '.join(missing)} is missing: "
+            f"{'; '.join(remedies)}"
+        )
+    return model.encode_conditions(values, size)

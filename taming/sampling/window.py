@@ -146,6 +146,8 @@ def _view(
 ) -> _View:
     """Bring conditions to one form, and check that window, grid, conditions and block size agree."""
     sides = (window, window) if isinstance(window, int) else window
+    condition_at: ConditionAt
+    null_at: ConditionAt | None
     if callable(condition):
         height, width = _grid_shape(shape, sides, stride)
         condition_at, null_at = functools.cache(condition), _as_callable(null_condition)

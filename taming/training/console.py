@@ -1,6 +1,7 @@
 """What the training command prints: its own lines, errors in one line each, and no advertisements."""
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -34,9 +35,13 @@ def is_rank_zero() -> bool:
 
 
 def rank_zero_print(*words: object) -> None:
-    """Print a line at once, in the first process only."""
-    if is_rank_zero():
+    """Print a line at once, in the first process only, as long as there is something to print to."""
+    if not is_rank_zero():
+        return
+    try:
         print(*words, flush=True)
+    except OSError:  # the terminal was closed: what ends the run is its signal, not this
+        sys.stdout = open(os.devnull, "w")
 
 
 def command_line(*words: object, allow: Iterable[str] = ()) -> str:

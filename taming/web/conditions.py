@@ -15,13 +15,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from taming.data.conditional_builder.objects_center_points import ObjectsCenterPointsConditionalBuilder
 from taming.data.helper_types import Annotation, usable_box
 from taming.data.sampler import seeded
 from taming.images import from_uint8, to_pil
 from taming.inference.dataset import unwrapped
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.conditioners.base import Conditioner
 from taming.web.painting import Size, check_shape, fitted, labels_of, paint_labels
 
 POINT = 0.06  # side, as a share, of the box that stands for an object of which only the center is known
@@ -41,7 +39,7 @@ class Condition:
         names: of the classes, labels or categories.
         trained: (H, W) in pixels beside an image of the training size; None if it has the size of the image.
         channels: of an image, 1 or 3.
-        builder: turns boxes into tokens.
+        builder: an `ObjectsCenterPointsConditionalBuilder`, which turns boxes into tokens.
     """
 
     key: str
@@ -50,7 +48,7 @@ class Condition:
     names: tuple[str, ...] = ()
     trained: Size | None = None
     channels: int = 3
-    builder: ObjectsCenterPointsConditionalBuilder | None = None
+    builder: Any = None
 
     @property
     def title(self) -> str:
@@ -76,7 +74,7 @@ def conditions_of(
     return [_condition(key, stage, (shapes or {}).get(key, size), own) for key, stage, size in stages]
 
 
-def _condition(key: str, stage: Conditioner, trained: Size | None, dataset: Any) -> Condition:
+def _condition(key: str, stage: Any, trained: Size | None, dataset: Any) -> Condition:
     if stage.kind == CLASS:
         return Condition(key, CLASS, stage, _names(getattr(dataset, "class_names", ()), stage.vocab_size))
     if stage.kind == LABELS:
@@ -172,7 +170,7 @@ def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[B
     Raises:
         ValueError: an unknown category, or a corner that is no number.
     """
-    boxes = []
+    boxes: list[Box] = []
     for number, (category, *corners) in enumerate(rows, 1):
         name = str(category or "").strip()
         if not name:
@@ -180,10 +178,10 @@ def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[B
         if name not in condition.names:
             raise ValueError(f"row {number}: there is no {name!r}; take one of {', '.join(condition.names)}")
         try:
-            shares = [round(float(corner) / 100.0, 4) for corner in corners]
+            left, top, right, bottom = (round(float(corner) / 100.0, 4) for corner in corners)
         except (TypeError, ValueError) as error:
             raise ValueError(f"row {number} ({name}): give left, top, right, bottom in percent") from error
-        boxes.append((condition.names.index(name), *shares))
+        boxes.append((condition.names.index(name), left, top, right, bottom))
     return boxes
 
 
@@ -217,15 +215,16 @@ def to_value(condition: Condition, tensor: Tensor, number: int) -> Any:
     return number
 
 
-def _boxes(builder: ObjectsCenterPointsConditionalBuilder, tokens: Tensor) -> list[Box]:
-    boxes = []
+def _boxes(builder: Any, tokens: Tensor) -> list[Box]:
+    boxes: list[Box] = []
     for which, where in builder.inverse_build(tokens)[0]:
         x, y, *sides = where
         width, height = sides or (POINT, POINT)
         if not sides:  # the center of the box must stay where it is
             x, y = x - POINT / 2, y - POINT / 2
         category = builder.representation_to_annotation(which).category_no
-        boxes.append((category, *(round(share, 3) for share in (x, y, x + width, y + height))))
+        left, top, right, bottom = (round(share, 3) for share in (x, y, x + width, y + height))
+        boxes.append((category, left, top, right, bottom))
     return boxes
 
 

@@ -1,5 +1,6 @@
 """The layout of the page, and the functions that its buttons call; the work is done in `session.py`."""
 
+import dataclasses
 import html
 import logging
 import socket
@@ -17,6 +18,11 @@ from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
 
 logger = logging.getLogger(__name__)
 
+# least, most and step of options that are sliders, and the value at which they change nothing
+SLIDERS = {
+    "temperature": (0.1, 2.0, 0.05, 1.0), "top_p": (0.05, 1.0, 0.01, 1.0), "min_p": (0.0, 0.5, 0.01, 0.0),
+    "guidance": (1.0, 10.0, 0.1, 1.0), "stride": (1, 16, 1, 1),
+}
 MAX_GALLERY = 100  # images that are shown to one visitor
 CSS = """
 .legend {display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px}
@@ -72,7 +78,8 @@ def build_page(session: Session) -> Any:
 
         outputs = [*results.values(), history, start, cancel]
         run.change(
-            _choose(session), run, [chosen, about, height, width, item, *options.values(), start],
+            _choose(session, list(options)), run,
+            [chosen, about, height, width, item, *options.values(), start],
             concurrency_id="load", show_progress="hidden",
         )
         page.load(_list_runs(session), None, run)
@@ -139,28 +146,29 @@ def _sizes() -> tuple[Any, Any, Any]:
 
 
 def _options() -> dict[str, Any]:
-    """Return the inputs of the sampling options, by their names in `SamplingOptions`."""
+    """Return the inputs of the fields of `SamplingOptions` that can differ between jobs, by their names."""
     import gradio as gr
 
-    on = {"interactive": True}  # not to be inferred: they are set when a run is chosen
+    inputs: dict[str, Any] = {}
+    # the precision, which has choices, is that of the session
+    fields = [field for field in dataclasses.fields(SamplingOptions) if "choices" not in field.metadata]
     with gr.Accordion("Sampling", open=True):
-        with gr.Row():
-            seed = gr.Number(0, label="seed", precision=0, minimum=0, elem_id="seed", **on)
-            top_k = gr.Number(0, label="top-k (0: all codes)", precision=0, minimum=0, elem_id="top-k", **on)
-        with gr.Row():
-            temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature", **on)
-            guidance = gr.Slider(1.0, 10.0, 1.0, step=0.1, label="guidance (1: none)", **on)
-        with gr.Row():
-            top_p = gr.Slider(0.05, 1.0, 1.0, step=0.01, label="top-p (1: all codes)", **on)
-            min_p = gr.Slider(0.0, 0.5, 0.0, step=0.01, label="min-p (0: all codes)", **on)
-        stride = gr.Slider(
-            1, 16, 1, step=1, elem_id="stride", label="stride", **on,
-            info="on larger images: codes sampled before the window moves; more is faster",
-        )
-    return {
-        "seed": seed, "temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p,
-        "min_p": min_p, "stride": stride,
-    }
+        for i, field in enumerate(fields):
+            if i % 2 == 0:
+                row = gr.Row()  # two beside each other
+            name, default = field.name, field.default
+            # interactive is not to be inferred: some inputs are changed when a run is chosen
+            about: dict[str, Any] = {"label": name.replace("_", "-"), "info": field.metadata["help"]}
+            about |= {"elem_id": about["label"], "interactive": True}
+            with row:
+                if name in SLIDERS:
+                    low, high, step, neutral = SLIDERS[name]
+                    inputs[name] = gr.Slider(low, high, neutral, step=step, **about)
+                elif isinstance(default, bool):
+                    inputs[name] = gr.Checkbox(default, **about)
+                else:
+                    inputs[name] = gr.Number(0, precision=0, minimum=0, **about)
+    return inputs
 
 
 def _results() -> dict[str, Any]:
@@ -199,33 +207,31 @@ def _list_runs(session: Session) -> Callable:
     return list_runs
 
 
-def _choose(session: Session) -> Callable:
-    """Return the event of choosing a run: load it, and fit the inputs to it."""
+def _choose(session: Session, names: list[str]) -> Callable:
+    """Return the event of choosing a run: load it, and fit the inputs to it; `names` are the options."""
     import gradio as gr
 
+    unchanged = {name: gr.skip() for name in names}
+    wait = gr.update(interactive=False)
+
     def choose(name: str | None) -> Iterator[tuple]:
-        wait = gr.update(interactive=False)
-        yield None, "loading", *[gr.skip()] * 10, wait  # until then the button would use the run before
+        # until the run is loaded, the button would use the one before
+        yield None, "loading", *[gr.skip()] * 3, *unchanged.values(), wait
         try:
-            loaded = session.load(name)
+            loaded = session.load(name or "")
         except (ValueError, FileNotFoundError) as error:
-            yield None, _problem(error), *[gr.skip()] * 10, wait
+            yield None, _problem(error), *[gr.skip()] * 3, *unchanged.values(), wait
             return
-        (height, width), vocabulary = loaded.resolution, loaded.model.codebook_size
-        guided = loaded.model.null_token is not None
-        yield (
-            name, _about(loaded), height, width,
-            gr.update(visible=loaded.dataset is not None),
-            gr.skip(), gr.skip(),
-            gr.update(
-                interactive=guided, **({} if guided else {"value": 1.0}),
-                label="guidance (1: none)" if guided else "guidance (not here)",
-            ),
-            gr.update(label=f"top-k (0: all {vocabulary})"),
-            gr.skip(), gr.skip(),
-            gr.update(maximum=loaded.model.latent_shape()[1], value=1),
-            gr.skip(),
-        )
+        changes = unchanged | {
+            "top_k": gr.update(label=f"top-k (0: all {loaded.model.codebook_size})"),
+            "stride": gr.update(maximum=loaded.model.latent_shape()[1], value=1),
+        }
+        if loaded.model.null_token is not None:
+            changes["guidance"] = gr.update(interactive=True, label="guidance")
+        else:
+            changes["guidance"] = gr.update(interactive=False, label="guidance (not here)", value=1.0)
+        item = gr.update(visible=loaded.dataset is not None)
+        yield name, _about(loaded), *loaded.resolution, item, *changes.values(), gr.skip()
 
     return choose
 

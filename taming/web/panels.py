@@ -5,7 +5,7 @@ inputs of the generation, and `read` turns what they hold into a value of `tamin
 """
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -39,6 +39,7 @@ from taming.web.session import Loaded, Session
 from taming.web.uploads import read_upload
 
 HEADERS = ["what", "left %", "top %", "right %", "bottom %"]
+DATATYPES: Any = ["str", *["number"] * 4]
 RED = "#ff0040"  # the brush that marks what is generated anew
 
 
@@ -100,21 +101,21 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
     import gradio as gr
 
     count = len(condition.names)
-    colors = [hex_color(color) for color in label_colors(count)]
+    colors: list[Any] = [hex_color(color) for color in label_colors(count)]
     resolution = loaded.resolution
 
-    def canvas(fill: int, *sides: int) -> dict:
-        ids = np.full(canvas_size(condition.size(sides, resolution)), fill)
+    def canvas(fill: int, *sides: int) -> Any:
+        ids = np.full(canvas_size(condition.size(_checked(sides), resolution)), fill)
         return _painting(paint_labels(ids, count))
 
     def upload(path: str, *sides: int) -> dict:
         read_upload(path)  # raises for what is no image, or too large
         image = paint_labels(read_labels(path, condition.stage, exact=False).numpy(), count)
-        return _painting(_enlarged(image, condition.size(sides, resolution)))
+        return _painting(_enlarged(image, condition.size(_checked(sides), resolution)))
 
     def choose(number: int, *sides: int) -> dict:
         image = session.item(loaded.run.name, int(number), condition.key)
-        return _painting(_enlarged(image, condition.size(sides, resolution)))
+        return _painting(_enlarged(image, condition.size(_checked(sides), resolution)))
 
     editor = gr.ImageEditor(
         canvas(0, *resolution), type="pil", format="png", sources=(), transforms=(),
@@ -138,7 +139,7 @@ def _image_panel(session: Session, loaded: Loaded, condition: Condition, size: l
     import gradio as gr
 
     def upload(path: str, *sides: int) -> Image.Image:
-        return fitted(read_upload(path), _checked(condition.size(sides, loaded.resolution)))
+        return fitted(read_upload(path), condition.size(_checked(sides), loaded.resolution))
 
     def choose(number: int, *_: int) -> Image.Image:
         return session.item(loaded.run.name, int(number), condition.key)
@@ -203,7 +204,7 @@ def _box_panel(session: Session, loaded: Loaded, condition: Condition, size: lis
         label=condition.title, height=400, buttons=[], elem_id="layout",
     )
     table = gr.Dataframe(
-        [], headers=HEADERS, datatype=["str", *["number"] * 4], type="array", column_count=5, buttons=[],
+        [], headers=HEADERS, datatype=DATATYPES, type="array", column_count=5, buttons=[],
         interactive=True, show_label=False, elem_id="boxes",
     )
     with gr.Row():
@@ -257,8 +258,9 @@ def original_panel(session: Session, name: Any, size: list[Any]) -> tuple[Panel,
     _refit(editor, size, "background", lambda sides: sides)
 
     def read(value: dict | None) -> tuple[Image.Image | None, list]:
-        there = value is not None and value["background"] is not None
-        return (value["background"], value["layers"]) if there else (None, [])
+        if value is None or value["background"] is None:
+            return None, []
+        return value["background"], value["layers"]
 
     return Panel([editor], read), items
 
@@ -303,21 +305,22 @@ def _refit(editor: Any, size: list[Any], part: str, condition_size: Callable[[Si
         side.blur(shown(refit), [editor, *size], editor, show_progress="hidden")
 
 
-def _painting(image: Image.Image) -> dict:
+def _painting(image: Image.Image) -> Any:
     """Return the value of an editor: a background, on which nothing is painted yet."""
     return {"background": image, "layers": [], "composite": image}
 
 
 def _enlarged(labels: Image.Image, size: Size) -> Image.Image:
     """Return a painted label map as large as the canvas for an image of `size`."""
-    return labels.resize(canvas_size(_checked(size))[::-1], Image.Resampling.NEAREST)
+    return labels.resize(canvas_size(size)[::-1], Image.Resampling.NEAREST)
 
 
-def _checked(size: Size) -> Size:
-    """Return the size as integers; raise ValueError unless both are above 0. An emptied input is None."""
-    if not all(side and side > 0 for side in size):
+def _checked(sides: Sequence[float | None]) -> Size:
+    """Return height and width as integers; raise ValueError unless both are above 0. Inputs may be empty."""
+    height, width = (int(side or 0) for side in sides)
+    if min(height, width) <= 0:
         raise ValueError("give height and width of the image first, in pixels")
-    return int(size[0]), int(size[1])
+    return height, width
 
 
 def _filled(rows: list) -> list:

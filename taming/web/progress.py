@@ -15,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from taming.images import image_grid, load_png, to_pil
-from taming.inference.decoding import decode
+from taming.inference.loading import decode
 from taming.models.cond_transformer import Net2NetTransformer
 
 INTERVAL = 0.25  # seconds between two messages, at least
 PREVIEW_SHARE = 0.2  # of the time that decoding the image so far may take
 BLANK = 0.7  # light gray, in [-1, 1], where nothing is generated yet
+
+
+Visitor = str | None  # what gradio calls a visitor
 
 
 @dataclass(frozen=True)
@@ -51,41 +54,41 @@ class Jobs:
     """The job of each visitor, which can also be cancelled while it waits for its turn."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, tuple[Job, str]] = {}  # with its state: waiting, running, over
+        self._jobs: dict[Visitor, tuple[Job, str]] = {}  # with its state: waiting, running, over
         self._lock = threading.Lock()
 
-    def wait(self, visitor: str) -> None:
+    def wait(self, visitor: Visitor) -> None:
         """Note that a visitor asks for images; a call that comes after `begin` changes nothing."""
         with self._lock:
             if self._state(visitor) != "running":
                 self._jobs[visitor] = Job(), "waiting"
 
-    def begin(self, visitor: str) -> Job:
+    def begin(self, visitor: Visitor) -> Job:
         """Return the job of a visitor whose turn it is."""
         with self._lock:
             job = self._jobs[visitor][0] if self._state(visitor) == "waiting" else Job()
             self._jobs[visitor] = job, "running"
             return job
 
-    def end(self, visitor: str) -> None:
+    def end(self, visitor: Visitor) -> None:
         """Note that a job is over."""
         with self._lock:
             if visitor in self._jobs:
                 self._jobs[visitor] = self._jobs[visitor][0], "over"
 
-    def cancel(self, visitor: str) -> None:
+    def cancel(self, visitor: Visitor) -> None:
         """Cancel the job of a visitor."""
         with self._lock:
             if visitor in self._jobs:
                 self._jobs[visitor][0].cancel()
 
-    def forget(self, visitor: str) -> None:
+    def forget(self, visitor: Visitor) -> None:
         """Cancel the job of a visitor who has left."""
         self.cancel(visitor)
         with self._lock:
             self._jobs.pop(visitor, None)
 
-    def _state(self, visitor: str) -> str:
+    def _state(self, visitor: Visitor) -> str:
         return self._jobs[visitor][1] if visitor in self._jobs else "over"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from taming.inference.conditions import check_drawable
+from taming.inference.completion import check_size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SamplingOptions
 from taming.web.painting import Size
@@ -39,7 +39,7 @@ class Request:
 
 def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
     """Raise ValueError, with what is allowed, for an option that is out of range for the model."""
-    check_size(model, request, max_pixels)
+    check_amount(model, request, max_pixels)
     request.options.check(
         codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
         has_null=model.null_token is not None,
@@ -48,10 +48,10 @@ def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) 
         raise ValueError(f"seed is {request.options.seed}: give a whole number from 0 to {MAX_SEED}")
 
 
-def check_size(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
+def check_amount(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
     """Raise ValueError, with the nearest size that works, for a size that the model cannot generate."""
     (height, width), count = request.size, request.count
-    check_drawable(model, request.size, None, "size")
+    check_size(model, request.size, None, "size")
     if not 1 <= count <= MAX_IMAGES:
         raise ValueError(f"{count} images: give 1 to {MAX_IMAGES}")
     if height * width * count > max_pixels:

@@ -23,7 +23,7 @@ from taming.checkpoint import find_checkpoint, load_model
 from taming.images import from_pil, save_png, to_pil
 from taming.inference.completion import keep_pixels
 from taming.inference.dataset import batch_of
-from taming.inference.decoding import PRECISIONS, decode
+from taming.inference.loading import PRECISIONS, decode
 from taming.inference.provenance import options_metadata, run_directory
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Cancelled, image_generators
@@ -47,7 +47,7 @@ class Loaded:
     model: Net2NetTransformer
     step: int
     conditions: list[Condition]
-    dataset: Any | None = None
+    dataset: Any = None
     no_data: str = ""
 
     @property
@@ -232,8 +232,7 @@ class Session:
             ).to(loaded.model.device))
         if not any(value is not None for value in values):
             raise ValueError("every condition is left out: leave at least one in")
-        c = values if len(values) > 1 else values[0]
-        parts = loaded.model.encode_conditions(c, request.size)
+        parts = loaded.model.encode_conditions(values, request.size)
         return [part.expand(request.count, *part.shape[1:]) for part in parts]
 
     @staticmethod
@@ -247,8 +246,7 @@ class Session:
         model, size = loaded.model, request.size
         check_shape("the original", request.original, size)
         original = from_pil(fitted(request.original, size))[None].to(model.device)
-        _, codes = model.encode_to_z(original)
-        codes = model.permuter(codes, reverse=True).view(1, *model.latent_shape(*size))
+        codes = model.encode_codes(original)  # (1, h, w)
         touched = brushed(request.mask, size)[None].float()
         generated = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
         if not generated.any():

@@ -30,16 +30,16 @@ def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.
     path = Path(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
+            size: tuple[int, int] | None = image.size
     except Image.DecompressionBombError:
-        width = height = None  # Pillow's own limit, which is higher
+        size = None  # Pillow's own limit, which is higher
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         kinds = ", ".join(FORMATS)
         raise ValueError(f"{path.name} is no image that can be read here: take one of {kinds}") from error
-    if width is None or height is None or width * height > max_pixels:
-        size = "far more" if width is None else f"{height}x{width} (height x width)"
+    if size is None or size[0] * size[1] > max_pixels:
+        found = "far more" if size is None else f"{size[1]}x{size[0]} (height x width)"
         raise ValueError(
-            f"{path.name} is too large: its header says {size} pixels, and at most {max_pixels / 1e6:g} "
+            f"{path.name} is too large: its header says {found} pixels, and at most {max_pixels / 1e6:g} "
             "million are read; make it smaller first"
         )
     try:

@@ -16,7 +16,6 @@ def parser():
     parser = Parser("Do something.")
     add = parser.add_argument
     add("-r", "--run", type=path)
-    parser.add_alias("--resume", "--run")
     add("--num-samples", type=number(int, 1), default=64, help="how many")
     add("--num_layouts", type=int)
     add("--seed", type=int, default=0, help="of the samples")

@@ -1,4 +1,4 @@
-"""A COCO of three pictures, written here: which images and objects are used, and what items hold."""
+"""A COCO of three images, written here: which images and objects are used, and what items hold."""
 
 import json
 import math
@@ -96,8 +96,8 @@ def test_keys_choose_what_items_hold(coco):
 
 @pytest.mark.parametrize("encode_crop", [False, True])
 @pytest.mark.parametrize("method", ["none", "center", "random-1d", "random-2d"])
-def test_boxes_follow_the_picture(coco, method, encode_crop):
-    """Wherever the person's box lies in the item, the picture is red inside of it and blue outside."""
+def test_boxes_follow_the_image(coco, method, encode_crop):
+    """Wherever the person's box lies in the item, the image is red inside of it and blue outside."""
     data = dataset(coco, crop_method=method, random_flip=True, encode_crop=encode_crop, target_image_size=40)
     builder = data.conditional_builders["objects_bbox"]
     for seed in range(8):
@@ -198,8 +198,8 @@ def test_a_batch_keeps_annotations_as_lists(coco):
 def test_layouts_are_drawn_with_names(coco):
     data = dataset(coco)
     tokens = torch.stack([data[i]["objects_bbox"] for i in range(3)])
-    pictures = data.plot_conditionals("objects_bbox", tokens, (64, 48))
-    assert pictures.shape == (3, 3, 48, 64) and (pictures.amin(dim=(1, 2, 3)) < -0.5).all()
+    images = data.plot_conditionals("objects_bbox", tokens, (64, 48))
+    assert images.shape == (3, 3, 48, 64) and (images.amin(dim=(1, 2, 3)) < -0.5).all()
     assert data.label_for_plot(3) == "sky" and data.label_for_plot(4) == "4"  # a sampled layout may have any
 
 
@@ -224,7 +224,7 @@ def test_an_empty_box_counts_as_one_of_no_size(coco, caplog):
     assert "3 empty boxes left out; the first: annotation 100 [], annotation 101 None" in caplog.text
 
 
-def test_boxes_are_cut_to_their_picture(coco):
+def test_boxes_are_cut_to_their_image(coco):
     write(coco, [{"id": 1, "image_id": 3, "category_id": 2, "bbox": [-10, 20, 20, 40]}])
     found = dataset(coco, use_stuff=False).annotations["3"][0]
     assert found.bbox == pytest.approx((0, 0.5, 0.25, 0.5)) and found.area == pytest.approx(0.125)

@@ -105,7 +105,7 @@ def test_sizes(tmp_path, options, shape):
     assert ImagePaths([save(noise(60, 90), tmp_path / "x.png")], **options)[0]["image"].shape == shape
 
 
-def test_random_crops_and_flips_are_parts_of_the_picture_and_follow_torch(tmp_path):
+def test_random_crops_and_flips_are_parts_of_the_image_and_follow_torch(tmp_path):
     image = noise(16, 40)
     data = ImagePaths([save(image, tmp_path / "x.png")], 16, True, flip=True)
     whole = np.asarray(image)
@@ -118,7 +118,7 @@ def test_random_crops_and_flips_are_parts_of_the_picture_and_follow_torch(tmp_pa
     assert 15 < sum(flipped for _, flipped in seen) < 45 and len({x for x, _ in seen}) > 10
 
 
-def test_coord_is_the_place_in_the_whole_resized_picture(tmp_path):
+def test_coord_is_the_place_in_the_whole_resized_image(tmp_path):
     path = save(noise(20, 30), tmp_path / "x.png")
     whole = (np.arange(20 * 30) / (20 * 30)).reshape(20, 30, 1)
     item = ImagePaths([path], 20, crop_size=10, coord=True)[0]
@@ -140,7 +140,7 @@ def test_constructor_errors(tmp_path):
         ImagePaths(["a.png"], "256")
 
 
-def test_a_picture_smaller_than_the_crop(tmp_path, caplog):
+def test_an_image_smaller_than_the_crop(tmp_path, caplog):
     paths = [save(noise(20, 24), tmp_path / f"{i}.png") for i in range(3)]
     with pytest.raises(ValueError, match=r"0\.png is 20x24 pixels.*than crop_size 32x32.*give size as well"):
         ImagePaths(paths, crop_size=32)[0]

@@ -1,4 +1,4 @@
-"""Layouts against the values of an independent implementation, back to boxes, and as pictures."""
+"""Layouts against the values of an independent implementation, back to boxes, and as images."""
 
 import random
 from pathlib import Path
@@ -140,10 +140,10 @@ def test_a_plot_shows_where_objects_are():
     builder = bbox_builder()
     tokens = builder.build([annotation((0.25, 0.5, 0.5, 0.25), 3)])
     names = []
-    picture = builder.plot(tokens, lambda no: names.append(no) or "", (200, 100), line_width=2)
-    assert picture.shape == (3, 100, 200) and picture.dtype == torch.float32  # figure sizes are width, height
-    drawn = (picture < 1).any(dim=0).nonzero()
-    assert names == [3] and picture.max() == 1.0
+    image = builder.plot(tokens, lambda no: names.append(no) or "", (200, 100), line_width=2)
+    assert image.shape == (3, 100, 200) and image.dtype == torch.float32  # figure sizes are width, height
+    drawn = (image < 1).any(dim=0).nonzero()
+    assert names == [3] and image.max() == 1.0
     top, left = drawn.min(dim=0).values.tolist()
     bottom, right = drawn.max(dim=0).values.tolist()
     assert (left, top, right, bottom) == pytest.approx((50, 50, 150, 75), abs=2)
@@ -163,10 +163,10 @@ def test_a_batch_of_any_tokens_can_be_drawn():
     for kind in BUILDERS.values():
         builder = kind(10, 5, 200, True, True, True)
         tokens = torch.randint(200, (6, builder.embedding_dim), generator=generator)
-        pictures = builder.plot_batch(tokens, str, (40, 24))
-        assert pictures.shape == (6, 3, 24, 40)
-        assert pictures.amin() >= -1 and pictures.amax() == 1 and (pictures.amin(dim=(1, 2, 3)) < 0).all()
-        assert torch.equal(pictures[2], builder.plot(tokens[2], str, (40, 24)))
+        images = builder.plot_batch(tokens, str, (40, 24))
+        assert images.shape == (6, 3, 24, 40)
+        assert images.amin() >= -1 and images.amax() == 1 and (images.amin(dim=(1, 2, 3)) < 0).all()
+        assert torch.equal(images[2], builder.plot(tokens[2], str, (40, 24)))
 
 
 def test_flags_are_named():

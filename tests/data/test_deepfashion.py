@@ -1,4 +1,4 @@
-"""DeepFashion: joints from both kinds of files move with their picture, and bad ones are skipped."""
+"""DeepFashion: joints from both kinds of files move with their image, and bad ones are skipped."""
 
 import json
 
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 60, 40
 
 
 def draw(path, joints: np.ndarray):
-    """Save a black picture with a 5 x 5 spot at each known joint; joint k has the green 10 + 13 k."""
+    """Save a black image with a 5 x 5 spot at each known joint; joint k has the green 10 + 13 k."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for k, (x, y, seen) in enumerate(joints):
         if seen:

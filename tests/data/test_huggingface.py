@@ -1,6 +1,7 @@
 """Images of parquet files: what was put in comes out; bad rows are skipped, wrong columns are named."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -126,3 +127,37 @@ def test_columns_are_checked(parquet, tmp_path):
         HuggingFaceImages(parquet, image_column="kind", cache_dir=tmp_path / "cache")
     resized = HuggingFaceImages(tmp_path, size=4, image_column="picture", cache_dir=tmp_path / "cache")
     assert resized[1]["image"].shape == (4, 4, 3) and set(resized[1]) == {"image", "file_path_"}
+
+
+def test_rows_that_lead_elsewhere_or_hold_no_text_are_bad_samples(library, tmp_path, caplog):
+    import pyarrow.parquet
+
+    (tmp_path / "table").mkdir()
+    Image.fromarray(png(0)[1]).save(tmp_path / "table/0.png")
+    Image.fromarray(png(1)[1]).save(tmp_path / "outside.png")
+    (tmp_path / "table/link.png").symlink_to(tmp_path / "outside.png")
+    names = ["table/0.png", "outside.png", "table/../outside.png", "table/link.png", "table", "table/0.png"]
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in names]
+    captions = pyarrow.array([b"a"] * 5 + [b"\xff\xfe"]).view(pyarrow.string())  # no UTF-8
+    table = pyarrow.table({"image": pyarrow.array(cells), "text": captions, "kind": [1 << 40, 0, 0, 0, 0, 0]})
+    features = library.Features({
+        "image": library.Image(), "text": library.Value("string"), "kind": library.Value("int64"),
+    })
+    pyarrow.parquet.write_table(table.cast(features.arrow_schema), tmp_path / "table/x.parquet")
+    settings = {"caption_column": "text", "cache_dir": tmp_path / "cache", "max_bad_fraction": 0.9}
+    dataset = HuggingFaceImages(tmp_path / "table", **settings)
+    assert [dataset[i]["file_path_"][-5:] for i in range(6)] == ["row 0"] * 6
+    outside = f"ValueError: {tmp_path}/table/link.png is not below {tmp_path}/table"
+    assert outside in caplog.text and caplog.text.count("is not below") == 3
+    assert "is a folder, but must be a file" in caplog.text
+    assert "cannot read row" in caplog.text and "UnicodeDecodeError" in caplog.text
+    labelled = HuggingFaceImages(tmp_path / "table", label_column="kind", **settings)
+    with pytest.raises(ValueError, match="row 0 has the label 1099511627776, which is no class number"):
+        labelled.load_sample(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_parquet_file(library, tmp_path):
+    os.mkfifo(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="parquet file .*x.parquet is a pipe, but must be a file"):
+        HuggingFaceImages(tmp_path, cache_dir=tmp_path / "cache")

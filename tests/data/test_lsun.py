@@ -171,7 +171,7 @@ def test_values_that_lie_are_bad_samples(file, root, caplog):
     data = lsun.LSUNChurchesTrain(8)
     assert data[7]["file_path_"].endswith(f"{8:040x}") and "4294901760 bytes, more than" in caplog.text
     put(file, nodes[7], "<HH", 5000, 0)
-    with pytest.raises(ValueError, match=f"{7:040x}: ValueError: it lies beyond the end"):
+    with pytest.raises(ValueError, match=f"{7:040x}: ValueError: it is beyond the end"):
         lsun.LSUNChurchesTrain(8).data.load_sample(7)
 
 

@@ -115,8 +115,8 @@ def test_of_many_people_the_largest_are_taken_and_missing_ones_are_filled_up():
 def test_what_a_transformer_may_draw_can_be_plotted():
     poses = PoseTokens(1024)
     tokens = torch.randint(0, 2000, (2, 34), generator=torch.Generator().manual_seed(0))
-    pictures = poses.plot_batch(tokens, (48, 64))
-    assert pictures.shape == (2, 3, 64, 48) and pictures.dtype == torch.float32
+    images = poses.plot_batch(tokens, (48, 64))
+    assert images.shape == (2, 3, 64, 48) and images.dtype == torch.float32
     joined = poses.build(person(), SIZE)
     drawn = poses.plot(joined, (48, 64)).permute(1, 2, 0).numpy()
     assert np.abs((drawn + 1) * 127.5 - limb_map(person(), SIZE)).mean() < 2  # half a bin away

@@ -18,7 +18,7 @@ def write(path, values: np.ndarray):
 
 
 def pair(images, masks, name: str, ids: np.ndarray):
-    """Write a picture that shows its label map."""
+    """Write a image that shows its label map."""
     write(images / f"{name}.png", np.stack([ids] * 3, axis=-1))
     (images / f"{name}.png").rename(images / f"{name}.jpg")  # lossless, under the name that lists have
     write(masks / f"{name}.png", ids)
@@ -31,7 +31,7 @@ def regions(*ids: int, height: int = 24, width: int = 32) -> np.ndarray:
 
 @pytest.fixture
 def listed(tmp_path):
-    """A list of three pictures below folders, with label maps."""
+    """A list of three images below folders, with label maps."""
     for name, ids in {"a/x": regions(0, 5), "a/y": regions(181, 2), "b/z": regions(7, 7)}.items():
         pair(tmp_path / "images", tmp_path / "masks", name, ids)
     (tmp_path / "list.txt").write_text("a/x.jpg\na/y.jpg\n\nb/z.jpg\n")
@@ -61,7 +61,7 @@ def test_ids_are_the_one_hot_maps_and_small(listed):
     assert batch["segmentation"].dtype == torch.uint8
 
 
-def test_picture_and_map_are_cropped_alike(listed):
+def test_image_and_map_are_cropped_alike(listed):
     data = sflckr.SegmentationBase(*listed, size=None)
     assert data[0]["image"].shape == (24, 32, 3)
     data = sflckr.SegmentationBase(*listed, size=16, random_crop=True, interpolation="nearest")

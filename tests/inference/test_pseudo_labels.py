@@ -81,7 +81,7 @@ def test_ids_have_as_many_bits_as_they_need(photos, tmp_path):
 
 
 def test_names_that_collide_are_an_error(photos, tmp_path):
-    with pytest.raises(ValueError, match="lies in .*photos, where maps would be taken for images"):
+    with pytest.raises(ValueError, match="is in .*photos, where maps would be taken for images"):
         map_names(photos, photos / "depth")
     Image.new("RGB", (8, 8)).save(photos / "a.png")
     with pytest.raises(ValueError, match="a.jpg and .*a.png would have the same map"):
@@ -159,7 +159,7 @@ def test_a_segmentation_model_from_a_folder(library, photos, tmp_path):
     assert outcomes == ["made", "bad", "made"]
     ids = read_ids(tmp_path / "out/sub/b.png")
     assert ids.shape == (40, 24) and ids.max() < 3
-    with pytest.raises(ValueError, match="is no model for DepthEstimation"):
+    with pytest.raises(ValueError, match="is not a model for DepthEstimation"):
         load_depth_model(str(tmp_path / "model"), CPU)
 
 
@@ -187,7 +187,7 @@ def test_weights_that_are_cut_off_are_named(library, tmp_path):
 
 
 def test_a_missing_model_is_named(library, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is not to be found among"):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing was not found among"):
         load_depth_model("nobody/nothing", CPU, offline=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="config.json does not exist"):

@@ -9,7 +9,7 @@ from taming.checkpoint import load_model
 from taming.cli import command, panorama
 from taming.data.files.images import read_image
 from taming.images import from_uint8
-from taming.inference.decoding import decode
+from taming.inference.loading import decode
 from tests.scripts.test_make_samples import stage
 from tests.scripts.test_sample_fast import GRID, LABELS, NULL, SOS, export
 
@@ -137,6 +137,43 @@ def test_completion_keeps_the_upper_half(tmp_path, monkeypatch):
         same = (seen[-1][0] == given).float().mean(1)  # share of each of the 8 rows
         assert (same[:rows] == 1).all() and same[rows:].max() < 0.6
         assert Image.open(tmp_path / "a.png").size == (32, 16)
+
+
+def test_completion_keeps_the_pixels_of_the_original(tmp_path):
+    """f = 2: a pixel beside each generated code is a mixture."""
+    run = export(tmp_path / "run", SOS, "image")
+    original, mask = tmp_path / "original.png", tmp_path / "mask.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 32, 3), np.uint8)).save(original)
+    white = Image.new("L", (32, 16))
+    white.paste(255, (8, 4, 12, 8))
+    white.save(mask)
+    before = read_image(original)
+    assert draw(run, tmp_path / "a.png", "--complete", original) == 0
+    assert draw(run, tmp_path / "b.png", "--complete", original, "--mask", mask) == 0
+    upper, masked = (read_image(tmp_path / f"{name}.png") for name in "ab")
+    assert (upper[:7] == before[:7]).all() and (upper[8:] != before[8:]).any(-1).mean() > 0.5
+    same = (masked == before).all(-1)
+    assert not same[4:8, 8:12].any()
+    same[3:9, 7:13] = True
+    assert same.all()
+
+
+def test_the_image_to_complete_is_not_replaced(tmp_path, capsys, monkeypatch):
+    run = export(tmp_path / "run", SOS, "image")
+    monkeypatch.chdir(tmp_path)
+    for name in ("panorama.png", "panorama_2.png"):
+        assert command("panorama")(["-r", run, "--device", "cpu", "--size", "16x16"]) == 0
+        assert (tmp_path / name).exists()
+    before = (tmp_path / "panorama.png").read_bytes()
+    words = ["-r", run, "--device", "cpu", "--complete", str(tmp_path / "panorama.png")]
+    assert command("panorama")([*words, "-o", "panorama.png"]) == 1
+    assert "panorama.png is read, and would be replaced" in capsys.readouterr().err
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+    assert command("panorama")([*words, "--out", "photo.png"]) == 1
+    assert "photo.png exists and is not marked as written by taming" in capsys.readouterr().err
+    assert (tmp_path / "panorama.png").read_bytes() == before
+    assert command("panorama")([*words, "-o", "new/folder"]) == 0
+    assert (tmp_path / "new" / "folder" / "panorama.png").exists()
 
 
 def test_a_mask_and_another_size(tmp_path):

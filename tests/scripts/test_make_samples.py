@@ -8,7 +8,8 @@ from PIL import Image
 
 from taming.checkpoint import save_exported
 from taming.cli import command, sample_dataset
-from taming.cli.options import load_dataset, sampling_options
+from taming.cli.dataset_options import load_dataset
+from taming.cli.options import sampling_options
 from taming.cli.parser import build_parser
 from taming.cli.sample_dataset import generate
 from taming.config import instantiate_from_config

@@ -38,7 +38,7 @@ def test_errors_are_one_line(photos, tmp_path, capsys):
         ([str(photos), *out, "--name", "b", "--depth", str(tmp_path)], "that belongs to it"),
         ([str(photos), *out, "--name", "c", "--samples", "0"], "max_samples 0"),
         ([str(photos), *out, "--name", "c", "--megabytes", "nan"], "max_bytes is nan"),
-        ([str(photos), *out, "--name", "a/b"], "'a/b' is no name for shards"),
+        ([str(photos), *out, "--name", "a/b"], "'a/b' is not a name for shards"),
         ([str(photos), "-o", str(photos / "x" / "0.png")], "0.png is a file, but shards need a folder"),
         ([str(photos), "-o", str(photos / "x" / "0.png" / "out")], "0.png is a file, but shards"),
     ):

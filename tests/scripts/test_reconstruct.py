@@ -103,6 +103,53 @@ def test_names_that_differ_in_the_ending_alone(run, photos, tmp_path):
     assert (tmp_path / "out/a.png").exists() and (tmp_path / "out/a.png.png").exists()
 
 
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_equal_names_of_several_folders_and_of_the_sheet(run, tmp_path):
+    for i, name in enumerate(("x/a.png", "y/a.png", "z/A.jpg", "x/comparison.png", "a.png")):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(path)
+    folders = [tmp_path / "in" / name for name in ("x", "y", "z", "a.png", "x/a.png")]  # the last one twice
+    status, rows = reconstruct(run, tmp_path / "out", *folders)
+    assert status == 0 and len(rows) == 5 + 1
+    names = [path.name for path in sorted((tmp_path / "out").glob("*.png"))]
+    assert len({name.lower() for name in names}) == 6 and "comparison.png" in names
+    assert Image.open(tmp_path / "out/comparison.png").size == (4 * 18 + 2, 3 * 18 + 2)  # of 5 pairs
+
+
+def test_no_input_is_replaced(run, photos, tmp_path, capsys):
+    before = files_of(photos)
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / "b.png").write_bytes(b"something of somebody's")
+    for inputs, out, message in (
+        ([photos], photos, f"--outdir {photos} lies in {photos}, which is read"),
+        ([photos], photos / "out", f"lies in {photos}, which is read"),
+        ([photos / "b.png"], photos, "b.png would replace an input"),
+        ([photos / "b.png"], beside, "b.png exists and is not marked as written by taming"),
+        ([photos / "sub/../b.png"], photos / "sub/..", "b.png would replace an input"),
+    ):
+        assert reconstruct(run, out, *inputs)[0] == 1
+        assert message in capsys.readouterr().err
+    assert files_of(photos) == before and [path.name for path in beside.iterdir()] == ["b.png"]
+
+
+def test_the_table_of_a_run_is_not_replaced(run, photos, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.5\n")
+    assert main(["-r", run, "-o", str(tmp_path), "--device", "cpu", str(photos / "b.png")]) == 1
+    assert "metrics.csv exists and is another table" in capsys.readouterr().err
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n1,0.5\n"
+
+
+def test_results_of_before_are_replaced(run, photos, tmp_path):
+    for _ in range(2):
+        status, rows = reconstruct(run, tmp_path / "out", photos)
+        assert status == 0 and len(rows) == 4
+
+
 def test_the_first_stage_of_a_transformer(photos, tmp_path):
     gpt = {"vocab_size": 16, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 8}
     model = {

@@ -1,5 +1,7 @@
 """Pictures from the command line: settings, classes, resumption, and errors of one line."""
 
+import errno
+
 import pytest
 import torch
 from PIL import Image
@@ -11,8 +13,7 @@ from taming.cli.options import sampling_options
 from taming.cli.parser import build_parser
 from taming.config import instantiate_from_config
 from taming.data.files.images import read_image
-from taming.inference.decoding import PRECISIONS, decode
-from taming.inference.loading import load_transformer
+from taming.inference.loading import PRECISIONS, decode, load_transformer
 from taming.modules.transformer.cpu_inference import PackedLinear
 
 main = command("sample")
@@ -260,3 +261,38 @@ def test_logits_that_are_no_numbers(tmp_path, capsys):
     save_file(weights, tmp_path / "run" / "model.safetensors", {"format": "pt", "step": "7"})
     assert draw(run, tmp_path / "out", "-n", 1)[0] == 1
     assert "error: the logits of step 0 are NaN" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part(labelled, tmp_path, monkeypatch, capsys):
+    save, left = Image.Image.save, [2]
+
+    def full(image, file, *arguments, **options):
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        save(image, file, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    status, paths = draw(labelled, tmp_path, "-n", 4)
+    error = capsys.readouterr().err.splitlines()[-1]
+    file = tmp_path / "sample_000002.png"
+    assert status == 1 and error.startswith(f"error: {file}: No space left on device; make room, then start")
+    assert sorted(tmp_path.iterdir()) == paths and len(paths) == 2
+    monkeypatch.undo()
+    assert len(draw(labelled, tmp_path, "-n", 4)[1]) == 4
+    assert "2 of them there already" in capsys.readouterr().out
+
+
+def test_no_metadata_holds_a_path_of_this_machine(labelled, tmp_path):
+    _, (path,) = draw(labelled, tmp_path / "out", "-n", 1)
+    values = [str(value) for value in Image.open(path).info.values()]
+    assert [value for value in values if "/" in value or str(tmp_path) in value] == []
+
+
+def test_a_file_of_other_origin_is_not_replaced(labelled, tmp_path, capsys):
+    file = tmp_path / "sample_000000.png"
+    for content in (b"not a PNG", b"\x89PNG\r\n\x1a\n of somebody's"):
+        file.write_bytes(content)
+        assert draw(labelled, tmp_path, "-n", 1)[0] == 1
+        assert "is not marked as written by taming" in capsys.readouterr().err
+        assert file.read_bytes() == content

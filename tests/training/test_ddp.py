@@ -67,11 +67,10 @@ ACTNORM = "model.params.lossconfig.params.use_actnorm"
 NORMS = {"ActNorm": [f"{ACTNORM}=true"], "BatchNorm": [f"{ACTNORM}=false", "--sync_batchnorm", "True"]}
 
 
-@pytest.mark.parametrize("adaptive", [False], ids=["fixed"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("devices", [2, 4])
-def test_gradients_are_those_of_the_joined_batch(tmp_path, devices, norm, adaptive):
-    """Of both networks, in the first batch that the discriminator sees.
+def test_gradients_are_those_of_the_joined_batch(tmp_path, devices, norm):
+    """Of both networks, with the adaptive weight, in the first batch that the discriminator sees.
 
     Its own gradient is a difference, of real and generated images, in which float32 leaves 2e-5; see
     `test_sync_batchnorm` for the same in float64.
@@ -79,7 +78,6 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path, devices, norm, adapti
     words = ["-b", write_vqgan(tmp_path), "-t", "-l", tmp_path / "logs", "--max_steps", 1, "--no-test"]
     words += [*NORMS[norm], *recording(tmp_path / "record"), "model.params.ddconfig.dropout=0.0"]
     words += ["model.params.lossconfig.params.disc_start=0", "lightning.trainer.limit_val_batches=0"]
-    words += [f"model.params.lossconfig.params.disc_adaptive={adaptive}"]
     main_on_ranks(devices, *words, "-n", "several", f"data.params.batch_size={4 // devices}")
     main_on_ranks(1, *words, "-n", "one", "data.params.batch_size=4")
     (wanted,) = recorded("gradients", tmp_path / "record", 1)

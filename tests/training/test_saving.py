@@ -9,7 +9,6 @@ import torch
 from taming.checkpoint import read_checkpoint
 from taming.training.callbacks import AtomicCheckpointIO, LastCheckpoint
 from taming.training.callbacks import saving as saving_module
-from taming.training.command import main
 from tests.tiny import FullDisk, curves, resume, train, trouble, write_vqgan
 
 
@@ -168,13 +167,24 @@ def test_training_goes_on_over_a_full_disk_if_told_to(vqgan, tmp_path, monkeypat
 
 
 def test_a_bad_gradient_never_reaches_the_checkpoint(vqgan, tmp_path):
-    """Whether the weights take a NaN gradient under a finite loss or not."""
+    """A NaN gradient under a finite loss: the batch is left out, and training goes on."""
     words = ["--max_steps", STEPS, "lightning.callbacks.last_checkpoint.params.every_n_batches=1"]
     words += ["--allow", "tests", "lightning.callbacks.bad.target=tests.tiny.BadGradient",
               "lightning.callbacks.bad.params.at=3"]
-    main(["-b", str(vqgan[0]), "-t", "-l", str(tmp_path), "-n", "bad", *map(str, words)])
-    run = next(tmp_path.glob("*_bad"))
-    assert last(run)["batches_seen"] >= 2
+    run = train(vqgan[0], tmp_path, "bad", *words)
+    assert [row["step"] for row in curves(run) if "health/non_finite" in row] == ["3", "4"]  # there, and over
+    assert last(run)["batches_seen"] == STEPS
+    assert all(value.isfinite().all() for value in last(run)["state_dict"].values())
+
+
+def test_a_nan_loss_is_left_out_if_told_to(vqgan, tmp_path, caplog):
+    words = ["--max_steps", STEPS, *trouble(kind="nan", at=4),
+             "lightning.callbacks.health.params.non_finite=lower",
+             "model.params.lossconfig.params.use_actnorm=false"]
+    run = train(vqgan[0], tmp_path, "part", *words)
+    assert "health: after 5 batches a loss or gradient is not finite: skipped, and" in caplog.text
+    assert last(run)["batches_seen"] == STEPS
+    assert [state["param_groups"][0]["lr_factor"] for state in last(run)["optimizer_states"]] == [0.5, 0.5]
     assert all(value.isfinite().all() for value in last(run)["state_dict"].values())
 
 

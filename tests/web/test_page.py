@@ -34,13 +34,14 @@ def test_without_gradio_it_says_what_to_install(session, monkeypatch):
 
 
 def test_a_run_fits_the_inputs_to_it(session):
-    first, (name, about, height, width, *rest, _) = page_module._choose(session)("run")
+    choose = page_module._choose(session, ["top_k", "guidance", "stride"])
+    first, (name, about, height, width, _, top_k, guidance, stride, _) = choose("run")
     assert first[0] is None and first[-1]["interactive"] is False  # until it is loaded
     assert (name, height, width) == ("run", 32, 32)
     assert "trained at 32x32 pixels given class label" in about
-    stride, guidance = rest[-1], rest[3]
+    assert top_k["label"] == "top-k (0: all 16)"
     assert stride["maximum"] == 4 and guidance["interactive"] is False
-    _, (name, about, *rest, button) = page_module._choose(session)("<b>gone")
+    _, (name, about, *rest, button) = choose("<b>gone")
     assert name is None and "there is no run &#x27;&lt;b&gt;gone&#x27;" in about and not button["interactive"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from taming.config import get_obj_from_str
 from taming.data.helper_types import FULL_CROP, Annotation, BoundingBox, MostFrequent
+from taming.util import read_text
 
 __all__ = [
     "BLACK", "COLOR_PALETTE", "FULL_CROP", "GRAY_25", "GRAY_50", "GRAY_75", "WHITE", "absolute_bbox",
@@ -82,7 +83,7 @@ def rescale_annotations(
 def filter_annotations(
     annotations: Sequence[Annotation], crop_coordinates: BoundingBox
 ) -> list[Annotation]:
-    """Return the annotations of which some part lies within the crop."""
+    """Return the annotations that overlap the crop."""
     return [a for a in annotations if intersection_area(a.bbox, crop_coordinates) > 0.0]
 
 
@@ -115,8 +116,8 @@ def load_object_from_string(object_string: str) -> Any:
     """
     path = Path(object_string)
     if path.is_file():
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [tuple(cell.strip() for cell in row) for row in csv.reader(file) if any(row)]
+        lines = read_text(path, "category list", max_bytes=1 << 24).splitlines(keepends=True)
+        rows = [tuple(cell.strip() for cell in row) for row in csv.reader(lines) if any(row)]
         if not rows:
             raise ValueError(f"category list {path} is empty: write one name a line")
         return rows

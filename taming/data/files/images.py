@@ -113,7 +113,7 @@ def read_transformed(
         with file_errors(path):
             image = stack.enter_context(open_image(path if file is None else file))
             # Only the size of an upright JPEG is known, and can be reduced, before it is decoded.
-            reducible = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) == 1
+            reducible = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) == 1
             image = image if reducible else upright(image)
         params = transform.get_params(image.height, image.width, path)
         with file_errors(path):

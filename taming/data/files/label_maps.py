@@ -10,7 +10,7 @@ from taming.data.files.images import decode, open_image
 from taming.data.transforms.joint import JointParams
 
 UNLABELED = 255  # in the files of COCO-Stuff; one more, in 8 bits, is 0
-ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other pictures have colours
+ID_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow; other images have colours
 
 
 def read_ids(file: str | os.PathLike | IO[bytes]) -> np.ndarray:

@@ -111,7 +111,7 @@ class BaseWithDepth(ImagesWithDepth):
         return self.BASE({"sub_indices": self.sub_indices}, data_root=self.data_root)
 
     def get_depth_path(self, e: Mapping[str, Any]) -> str:
-        """Return the depth file of an item, of which "relpath" matters."""
+        """Return the depth file of an item, by its "relpath"."""
         return os.path.join(self.DEFAULT_DEPTH_ROOT, self.SPLIT, *with_extension([e["relpath"]]))
 
     def load_sample(self, index: int) -> dict[str, Any]:

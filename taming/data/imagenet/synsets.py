@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from taming.data.files.lists import find_images, read_lines
+from taming.util import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ def give_synsets_from_indices(
             f"{path_to_yaml} does not exist: put a YAML file there, a line `number: synset` for each class"
         )
     try:
-        with open(path_to_yaml, encoding="utf-8") as file:
-            known: Any = yaml.safe_load(file)
+        known: Any = yaml.safe_load(read_text(path_to_yaml, max_bytes=1 << 24))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         reason = " ".join(str(error).split())  # of several lines
         raise ValueError(

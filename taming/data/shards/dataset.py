@@ -1,9 +1,9 @@
 """Data sets in tar shards: few large files instead of millions of small ones, on disk or behind http(s).
 
-A sample is what has one name up to the first dot: `a/0001.jpg`, `a/0001.cls`, `a/0001.txt`, as in the
-webdataset format. Shards are read in place, at any position, so that orders, sharding over
-processes and resuming are those of every other data set (`ResumableBatchSampler`): nothing is read twice or
-left out. Nothing is executed or unpickled: members of other kinds than those below are left alone.
+A sample consists of the files with one name up to the first dot: `a/0001.jpg`, `a/0001.cls`, `a/0001.txt`, as
+in the webdataset format. Shards are read in place, at any position, so that orders, sharding over processes
+and resuming are those of every other data set (`ResumableBatchSampler`): no sample is read twice or omitted.
+Nothing is executed or unpickled: files of other kinds than those below are ignored.
 
 N samples, H W pixels of the crop, L labels.
 """
@@ -48,21 +48,22 @@ class TarShards(FaultTolerantDataset):
         depth: (H, W, 1) float32 in [-1, 1], of `.depth.png`, packed as in `taming.data.files.depth`.
         coord: if asked for, as ImagePaths gives it.
 
-    `scripts/make_shards.py` packs a folder. An index beside each shard (`x.tar.json`, which that command
-    writes) spares the search through it; one that does not fit its shard is not used.
+    `scripts/make_shards.py` packs a folder. With an index beside a shard (`x.tar.json`, which that command
+    writes) its headers need not be read; an index for another size of the shard is ignored.
 
     Args:
         shards: a folder, a file, an http(s) address, or a list of these; files and addresses may have
             number ranges, `train-{000..146}.tar`, and files wildcards.
         size, random_crop: see FaultTolerantDataset.
-        keys: what items hold besides the image, of class_label, caption, segmentation and depth; by default
-            all that no more samples lack than max_bad_fraction tolerates, or one. Those are bad samples.
+        keys: what items hold besides the image, of class_label, caption, segmentation and depth. Samples that
+            lack one are bad samples. By default a key is used if no more samples lack it than
+            max_bad_fraction tolerates, or one.
         n_labels: number of labels: ids are checked, and become one-hot vectors.
         segmentation_ids, shift_segmentation: as SegmentedImages; they need n_labels.
         classes_from: text file with a class name a line; by default `classes.txt` beside the first shard.
-        mixed_shards: how many shards are shuffled together and read at a time, for slow disks and for
+        mixed_shards: number of shards that are shuffled together and read at a time, for slow disks and for
             addresses; by default all, the best mixture.
-        cache_dir: where shards are put that come from addresses: each as a whole, when it is first needed.
+        cache_dir: folder for shards from addresses; each is downloaded as a whole when it is first needed.
         options: see FaultTolerantDataset.
 
     Raises:
@@ -235,7 +236,7 @@ class TarShards(FaultTolerantDataset):
         self._where = dict(zip(("image", *PARTS), np.concatenate(where).swapaxes(0, 1), strict=True))
 
     def _chosen(self, keys: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the keys of `keys`, or of all, that few enough samples lack; say what is lacking."""
+        """Return the keys of `keys`, or of all, that few enough samples lack; log what is missing."""
         chosen: list[str] = []
         bad = np.zeros(len(self), bool)  # (N,) the samples that lack a chosen key
         for key in PARTS if keys is None else keys:
@@ -263,7 +264,7 @@ class TarShards(FaultTolerantDataset):
 
 
 class _Member(io.BytesIO):
-    """The bytes of a member of a shard; messages name it."""
+    """The bytes of a file in a shard; `str` is its name, for messages."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(data)
@@ -290,7 +291,7 @@ def _samples_of(index: Index, shard: str) -> dict[str, dict[str, tuple[int, int]
 
 
 def _class_names(classes_from: str | os.PathLike | None, first_shard: str) -> list[str]:
-    """Read the names of the classes; none where no file is named, and none lies beside the first shard."""
+    """Read the names of the classes; none if no file is given and there is none beside the first shard."""
     if classes_from is None:
         if is_address(first_shard):
             return []

@@ -64,7 +64,7 @@ def expand(shards: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
     """List the shards that folders, files with ranges or wildcards, and addresses with ranges stand for.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: there is no such file.
         ValueError: a command or an unknown kind of address, or a shard that is named twice.
     """
     given = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
@@ -123,9 +123,9 @@ def _ranges(pattern: str) -> list[str]:
 
 
 def index_of(shard: str, cache_dir: Path | None) -> Index:
-    """Return what is in a shard: by the index beside it, or else by a look into it.
+    """Return what is in a shard: from the index beside it, or else from its headers.
 
-    A shard behind an address that has no index beside it is fetched as a whole.
+    A shard from an address without an index is downloaded as a whole.
 
     Raises:
         ShardError: the shard is broken.
@@ -188,7 +188,7 @@ def _read_headers(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
 
 
 class _HeaderFile:
-    """A file of which tarfile reads headers alone: not what their numbers claim, nor what makes it slow."""
+    """A file for tarfile that limits how much is read at once, and rejects headers that make it slow."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell
@@ -214,7 +214,7 @@ def _checked(name: str) -> str:
 
 
 def _check_end(file: BinaryIO, name: str, end: int, broken: str) -> None:
-    """Look for data behind the end: tarfile takes a damaged header for it, without a word."""
+    """Look for data behind the end: tarfile silently takes a damaged header for the end."""
     file.seek(end)
     while piece := file.read(_PIECE):
         if data := piece.lstrip(b"\0"):
@@ -259,7 +259,7 @@ def _is_compressed(file: BinaryIO) -> bool:
     return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-# ---- copies of what lies behind addresses
+# ---- copies of shards from addresses
 
 
 def local_copy(shard: str, cache_dir: Path | None = None) -> str:
@@ -294,7 +294,7 @@ def fetch(shard: str, cache_dir: Path, size: int | None = None) -> str:
 
 @contextmanager
 def _is_copy(path: str, address: str) -> Iterator[None]:
-    """Have errors say where the file in the cache comes from."""
+    """Add to errors where the file in the cache comes from."""
     try:
         yield
     except ShardError as error:
@@ -332,7 +332,7 @@ def _download(address: str, path: str, max_bytes: int) -> None:
 
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Let one process of this machine at a time through."""
+    """Hold a lock, so that one process of this machine at a time runs the block."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:

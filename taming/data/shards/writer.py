@@ -12,7 +12,7 @@ from pathlib import Path
 from taming.data.files.images import MAX_FILE
 from taming.data.files.lists import class_folders, find_images
 from taming.data.shards import PARTS
-from taming.data.shards.index import Index, write_index
+from taming.data.shards.index import MAX_MEMBERS, Index, write_index
 from taming.util import read_bytes
 
 Sample = dict[str, str | bytes]  # ending -> a file, or what is in it
@@ -33,23 +33,23 @@ def pack(
 ) -> Iterator[tuple[int, int]]:
     """Write the images below a folder, as they are, into `name`-000000.tar, ... with an index beside each.
 
-    Yields (images packed, images in all) after each one. A shard appears when it is whole; what is wrong with
-    the arguments, or missing beside an image, is said before the first.
+    Yields (images packed, images in all) after each one. A shard appears when it is whole; wrong arguments
+    and missing files raise before the first.
 
     Args:
-        folder: is searched at any depth.
-        outdir: for the shards.
-        name: how their names begin.
-        max_bytes, max_samples: a shard is closed when it has one of these.
-        classes: the first folder below is the class of an image; `classes.txt` names them.
-        captions: the text of an image is in the .txt file beside it.
-        segmentation, depth: folders of PNGs, named and placed like the images.
-        seed: of the order of the images, so that neighbours are a mixture; None: sorted.
+        folder: folder of images, searched at any depth.
+        outdir: folder for the shards.
+        name: prefix of their names.
+        max_bytes, max_samples: a shard is closed when it reaches one of these.
+        classes: take the first folder below `folder` as the class of an image; `classes.txt` gets the names.
+        captions: take the text of an image from the .txt file beside it.
+        segmentation, depth: folders of PNGs with the relative paths of the images.
+        seed: seed of the random order of the images; None: sorted by path.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no images, a file that is missing beside one, shards of that name in outdir, no such name,
-            an outdir that is a file, or an image that cannot be read or a shard that cannot be written.
+        FileNotFoundError: `folder` does not exist.
+        ValueError: there are no images, or a file beside one is missing; `outdir` is a file, or holds shards
+            of that name; `name` is not a file name; an image cannot be read, or a shard cannot be written.
     """
     folder, outdir = Path(folder), Path(outdir)
     paths = find_images(folder)
@@ -69,9 +69,9 @@ def pack(
 
 
 def _check_free(outdir: Path, name: str) -> None:
-    """Raise ValueError if shards of that name cannot be put there."""
+    """Raise ValueError if shards of that name cannot be written to a folder."""
     if Path(name).name != name:
-        raise ValueError(f"{name!r} is no name for shards: give one without a folder, such as train")
+        raise ValueError(f"{name!r} is not a name for shards: give one without a folder, such as train")
     for parent in (outdir, *outdir.parents):
         if parent.is_file():
             raise ValueError(f"{parent} is a file, but shards need a folder {outdir}: name another")
@@ -85,7 +85,7 @@ def _write(
     samples: Iterator[tuple[str, Sample]], total: int, outdir: Path, name: str, labels: list[str],
     max_bytes: float, max_samples: int | None,
 ) -> Iterator[tuple[int, int]]:
-    """Write the shards, and the names of the classes where there are any."""
+    """Write the shards, and the names of the classes if there are any."""
     shard, written = None, 0
     try:
         outdir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,8 @@ def _write(
             shard = shard or _Shard(outdir / f"{name}-{written:06}.tar")
             shard.add(key, sample)
             yield count, total
-            if shard.size >= max_bytes or shard.samples == max_samples or count == total:
+            full = shard.size >= max_bytes or len(shard.members) > MAX_MEMBERS - len(PARTS) - 1
+            if full or shard.samples == max_samples or count == total:
                 shard.close()
                 shard, written = None, written + 1
     except (OSError, ValueError) as error:
@@ -108,7 +109,7 @@ def _write(
 
 
 def _names(paths: list[str], folder: Path) -> list[str]:
-    """Name the samples like their files, but for dots, which would end a name, and for doubles."""
+    """Return names for the samples: those of their files without dots, which end a name, and unique."""
     names, taken = [], set()
     for path in paths:
         relative = Path(path).relative_to(folder)
@@ -124,13 +125,13 @@ def _names(paths: list[str], folder: Path) -> list[str]:
 def _sample(
     path: Path, folder: Path, numbers: dict[str, int], captions: bool, others: dict[str, Path]
 ) -> Sample:
-    """Say what belongs to an image."""
+    """Return the files that belong to an image."""
     relative = path.relative_to(folder)
     sample: Sample = {path.suffix.lower().removeprefix("."): str(path)}
     if numbers:
         if relative.parts[0] not in numbers or len(relative.parts) < 2:
             known = ", ".join([*numbers][:5])
-            raise ValueError(f"{path} lies in no class folder: move it into one of {known}")
+            raise ValueError(f"{path} is not in a class folder: move it into one of {known}")
         sample[PARTS["class_label"]] = str(numbers[relative.parts[0]]).encode()
     if captions:
         sample[PARTS["caption"]] = str(path.with_suffix(".txt"))

@@ -150,10 +150,10 @@ class VectorQuantizer2(Codebook):
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
         if is_distributed():
             dist.broadcast(latents, src=0)
-        self._move(dead, latents)
+        self.move_codes(dead, latents)
         self.idle_batches.masked_fill_(dead, 0)
 
-    def _move(self, codes: Tensor, latents: Tensor) -> None:
+    def move_codes(self, codes: Tensor, latents: Tensor) -> None:
         """Replace the codes that are marked (K,) by the latents (K, C)."""
         weight = self.embedding.weight
         weight.copy_(torch.where(codes[:, None], latents.to(weight.dtype), weight))
@@ -249,8 +249,8 @@ class EMAVectorQuantizer(VectorQuantizer2):
         if self.revive_after is not None:
             self._revive(z, counts, self.revive_after)
 
-    def _move(self, codes: Tensor, latents: Tensor) -> None:
-        super()._move(codes, latents)
+    def move_codes(self, codes: Tensor, latents: Tensor) -> None:
+        super().move_codes(codes, latents)
         book = self.embedding
         book.cluster_size.masked_fill_(codes, 1.0)
         book.embed_avg.copy_(torch.where(codes[:, None], book.weight, book.embed_avg))

@@ -17,11 +17,12 @@ from torch import nn
 from taming.modules.discriminator.model import weights_init
 from taming.modules.util import ActNorm
 from taming.modules.vqvae.quantize import VectorQuantizer2
+from taming.training.callbacks.saving import reset_running_statistics
 
 logger = logging.getLogger(__name__)
 
 ACTIONS = {
-    "non_finite": ("skip", "lower", "stop"),
+    "non_finite": ("warn", "skip", "lower", "stop"),
     "adaptive_weight": ("warn", "lower", "restart", "stop"),
     "discriminator": ("warn", "lower", "restart", "stop"),
     "codes": ("warn", "restart", "stop"),
@@ -40,8 +41,9 @@ class Health(Callback):
     Each fault has an action; None does not look for it. "warn" says it. "stop" saves and ends training with
     `Unhealthy`. The others change training, and the change is part of the checkpoint. The faults:
 
-    * `non_finite`, a NaN or infinite gradient. "skip": the model leaves the weights alone, and stops after
-      several in a row. "lower": halve all learning rates too.
+    * `non_finite`, a NaN or infinite loss or gradient. "warn" leaves it to the model: a loss ends the run, a
+      gradient is left out, and several in a row end the run. "skip": a loss is left out as well. "lower":
+      and all learning rates are halved. "stop": a gradient ends the run at once.
     * `adaptive_weight`, `train/d_weight` above `d_weight_max`. "lower": bound it there from now on.
       "restart": initialise the discriminator again.
     * `discriminator`, `train/disc_loss` below `disc_loss_min`: it has won, and teaches nothing. "lower":
@@ -63,7 +65,7 @@ class Health(Callback):
     """
 
     def __init__(
-        self, non_finite: str | None = "skip", adaptive_weight: str | None = "warn",
+        self, non_finite: str | None = "warn", adaptive_weight: str | None = "warn",
         discriminator: str | None = "warn", codes: str | None = "warn", *, every_n_batches: int = 20,
         patience: int = 5, d_weight_max: float = 1000.0, disc_loss_min: float = 0.02, usage_min: float = 5.0,
     ):
@@ -102,14 +104,15 @@ class Health(Callback):
                 raise ValueError(f"health.{fault}: {self.actions[fault]} needs a loss with a discriminator")
         if self.actions["codes"] == "restart" and not can_restart_codes(pl_module):
             raise ValueError("health.codes: restart needs a codebook of vectors, without remap")
+        pl_module.skips_losses = self.actions["non_finite"] in ("skip", "lower")
         if self._bounded is not None:
             pl_module.loss.disc_weight_max = self._bounded
         self._last_look = pl_module.batches_seen
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        skipped = getattr(pl_module, "skipped_batches", 0)
+        skipped = pl_module.skipped_batches  # without this batch, which the model looks at next
         if skipped > self._skipped:
-            self._found(trainer, pl_module, "non_finite", "a gradient was NaN or infinite")
+            self._found(trainer, pl_module, "non_finite", "a loss or gradient is not finite")
         elif skipped < self._skipped:
             self._over(trainer, "non_finite")
         self._skipped = skipped
@@ -120,12 +123,12 @@ class Health(Callback):
         weight, loss = self._mean(trainer, "train/d_weight"), self._mean(trainer, "train/disc_loss")
         self._judge(
             trainer, pl_module, "adaptive_weight", weight is not None and weight > self.d_weight_max,
-            f"the adaptive weight is {weight} (d_weight_max: {self.d_weight_max}); the generator gets no "
-            "gradient from the discriminator",
+            f"the adaptive weight is {weight or 0.0:.3g} (d_weight_max: {self.d_weight_max}); the generator "
+            "gets no gradient from the discriminator",
         )
         self._judge(
             trainer, pl_module, "discriminator", loss is not None and loss < self.disc_loss_min,
-            f"the discriminator has won: its loss is {loss} (disc_loss_min: {self.disc_loss_min})",
+            f"the discriminator has won: its loss is {loss or 0.0:.3g} (disc_loss_min: {self.disc_loss_min})",
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -162,7 +165,7 @@ class Health(Callback):
 
     def _found(self, trainer: pl.Trainer, pl_module: Any, fault: str, words: str) -> None:
         action = self.actions[fault]
-        if action is None or (action in ("warn", "skip") and fault in self._present):
+        if action is None or (action == "warn" and fault in self._present):
             return
         self._present.add(fault)
         self._log(trainer, fault, 1.0)
@@ -183,13 +186,16 @@ class Health(Callback):
 
     def _act(self, trainer: pl.Trainer, pl_module: Any, fault: str, action: str) -> str:
         """Change training, on all processes alike, and return what was done."""
-        if action in ("warn", "skip"):
+        if action == "warn":
             return ""
         if fault == "codes":
             return f"{restart_codes(pl_module)} of them moved to codes in use"
         if fault == "non_finite":
+            reset_running_statistics(pl_module)
+            if action == "skip":
+                return "skipped"
             lower_rate(trainer, pl_module.parameters())
-            return "all learning rates halved"
+            return "skipped, and all learning rates halved"
         discriminator = pl_module.loss.discriminator
         if action == "restart":
             restart_discriminator(trainer, discriminator, seed=pl_module.batches_seen)
@@ -233,6 +239,7 @@ def can_restart_codes(pl_module: Any) -> bool:
     return isinstance(quantizer, VectorQuantizer2) and quantizer.remap is None
 
 
+@torch.no_grad()
 def restart_codes(pl_module: Any) -> int:
     """Move the codes that the last validation did not use next to codes that it did; return how many.
 
@@ -248,5 +255,5 @@ def restart_codes(pl_module: Any) -> int:
     copied = torch.multinomial(counts.float(), len(counts), replacement=True, generator=generator)
     noise = 0.01 * codes.std() * torch.randn(codes.shape, generator=generator)
     device = pl_module.device
-    pl_module.quantize._move(unused.to(device), (codes[copied] + noise).to(device))
+    pl_module.quantize.move_codes(unused.to(device), (codes[copied] + noise).to(device))
     return int(unused.sum())

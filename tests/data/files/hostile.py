@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]
+LONG = pytest.mark.skipif("TAMING_FUZZ" not in os.environ, reason="set TAMING_FUZZ for the long forms")
 MEMORY, SECONDS = 2.0, 20.0  # GB, importing torch included; of one core, for each file
 
 _CHILD = """

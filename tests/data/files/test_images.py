@@ -12,10 +12,10 @@ from PIL import Image, PngImagePlugin, features
 
 from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.files import images
-from taming.data.files.errors import BadImage
+from taming.data.files.errors import BadImage, file_errors
 from taming.data.files.images import read_image, read_npy
 from taming.data.files.lists import find_images
-from tests.data.files.hostile import encoded, hostile_images, png, png_chunk, read_within_budget
+from tests.data.files.hostile import LONG, encoded, hostile_images, png, png_chunk, read_within_budget
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -113,6 +113,7 @@ def test_hostile_images_are_refused_within_the_budget(tmp_path):
         assert re.search(reason, said[name]), (name, said[name])
 
 
+@LONG
 @pytest.mark.slow
 def test_the_largest_images_that_are_read_stay_within_the_budget(tmp_path):
     paths = [write(tmp_path / "x.png", png(10_000, 10_000))]
@@ -136,6 +137,15 @@ def test_a_jpeg_that_is_too_large_is_read_at_a_reduced_size(tmp_path, monkeypatc
     with pytest.raises(BadImage, match="480x800 pixels .* is too large"):
         read_image(path)
     assert ImagePaths([path], 24)[0]["image"].shape == (24, 24, 3)
+
+
+def test_of_a_jpeg_with_several_images_the_first_is_read(tmp_path, monkeypatch):
+    first = Image.fromarray(PIXELS).resize((800, 480), Image.Resampling.BICUBIC)
+    first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[first.rotate(180)], quality=95)
+    assert Image.open(tmp_path / "x.jpg").format == "MPO"
+    assert np.abs(read_image(tmp_path / "x.jpg") - np.asarray(first, np.int64)).mean() < 3
+    monkeypatch.setattr(images, "MAX_MEMORY", 100_000 * 8)  # the whole image is too large
+    assert ImagePaths([tmp_path / "x.jpg"], 24)[0]["image"].shape == (24, 24, 3)
 
 
 # ---- what is no file
@@ -166,8 +176,13 @@ def test_a_sparse_file_is_not_read(tmp_path):
     assert time.monotonic() - start < 1
 
 
+def test_an_error_of_the_memory_is_one_of_the_file():
+    with pytest.raises(BadImage, match="^cannot read image x.png: MemoryError: no reason given$"):
+        with file_errors("x.png"):
+            raise MemoryError
+
+
 def test_a_bad_file_is_skipped_and_counted_whatever_is_wrong(tmp_path, no_files, caplog):
-    """Also one for which the memory does not suffice."""
     hostile = hostile_images()
     paths = [write(tmp_path / name, hostile[name]) for name in ("tags.tif", "scans.jpg", "claims.bmp")]
     paths += [*no_files.values()]

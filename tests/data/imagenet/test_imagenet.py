@@ -38,8 +38,8 @@ def cache(tmp_path, monkeypatch):
             depths.mkdir(parents=True)
             for index in range(2):
                 plane = shape(4 * number + 2 * index)
-                picture = Image.fromarray(plane).convert("RGB")
-                picture.save(root / "data" / synset / f"{index}.JPEG", quality=95)
+                image = Image.fromarray(plane).convert("RGB")
+                image.save(root / "data" / synset / f"{index}.JPEG", quality=95)
                 depth = plane.astype(np.float32) * 10 + 500
                 Image.fromarray(depth_to_rgba(depth)).save(depths / f"{index}.png")
         (root / "synset_human.txt").write_text("\n".join(f"{s} fish {s[-1]}, thing" for s in SYNSETS))
@@ -188,7 +188,7 @@ def test_drin_examples(cache, tmp_path):
 def test_low_resolution(cache):
     item = imagenet.ImageNetScaleValidation(size=40, up_factor=4, keep_mode="nearest")[0]
     assert item["image"].shape == item["lr"].shape == (40, 40, 3) and item["lr"].dtype == np.float32
-    blocks = item["lr"].reshape(10, 4, 10, 4, 3)  # the crop begins 8 columns into the picture
+    blocks = item["lr"].reshape(10, 4, 10, 4, 3)  # the crop begins 8 columns into the image
     assert np.ptp(blocks, axis=(1, 3)).max() == 0
     assert 0.005 < np.abs(item["lr"] - item["image"]).mean() < 0.2
     assert "lr" not in imagenet.ImageNetScaleValidation(size=32)[0]

@@ -50,7 +50,7 @@ def test_edges_are_those_of_the_image():
     assert 0.02 < (expected > 0).mean() < 0.3
 
 
-def test_the_smaller_picture_and_the_upper_half():
+def test_the_smaller_image_and_the_upper_half():
     keys = ("image", "lr_image", "upper_half")
     item = Landscapes([64, 96], 1, keys=keys, lr_factor=8)[0]
     assert item["lr_image"].shape == (8, 12, 3) and item["upper_half"].shape == (32, 96, 3)
@@ -157,8 +157,8 @@ def test_layouts_are_tokens_of_the_objects():
             found, crop = builder.inverse_build(tokens)
             assert crop is None
             assert sorted(which for which, _ in found) == sorted(a.category_no for a in item["objects"])
-    picture = dataset.plot_conditionals("objects_bbox", item["objects_bbox"][None], (96, 64))
-    assert picture.shape == (1, 3, 64, 96) and picture.min() < 0
+    image = dataset.plot_conditionals("objects_bbox", item["objects_bbox"][None], (96, 64))
+    assert image.shape == (1, 3, 64, 96) and image.min() < 0
 
 
 def test_batches_keep_objects_as_lists():

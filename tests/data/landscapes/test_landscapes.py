@@ -56,7 +56,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone():
     assert not np.array_equal(first[1]["image"], Landscapes(64, 40, seed=1)[1]["image"])
 
 
-def test_the_keys_asked_for_do_not_change_the_picture():
+def test_the_keys_asked_for_do_not_change_the_image():
     alone, together = Landscapes(64, 16, keys=("image",)), Landscapes(64, 16, keys=KEYS)
     assert all(np.array_equal(alone[i]["image"], together[i]["image"]) for i in range(16))
 
@@ -69,12 +69,12 @@ def test_the_global_random_numbers_are_neither_used_nor_moved():
     torch.manual_seed(0)
     random.seed(0)
     before = state()
-    pictures = stack(Landscapes(32, 16), 16)
+    images = stack(Landscapes(32, 16), 16)
     assert state() == before
     np.random.seed(1)
     torch.manual_seed(1)
     random.seed(1)
-    assert np.array_equal(pictures, stack(Landscapes(32, 16), 16))
+    assert np.array_equal(images, stack(Landscapes(32, 16), 16))
 
 
 def test_train_and_validation_share_no_scene():
@@ -138,7 +138,7 @@ def test_depth_is_near_below_and_far_in_the_sky():
         assert depth[:32].mean() > depth[32:48].mean() > depth[56:].mean()
 
 
-def test_the_classes_can_be_told_apart_by_their_mean_pictures():
+def test_the_classes_can_be_told_apart_by_their_mean_images():
     train, unseen = Landscapes(32, 320), Landscapes(32, 160, split="validation")
     means = stack(train, 320).reshape(20, 16, -1).mean(0)
     found = ((stack(unseen, 160).reshape(160, 1, -1) - means) ** 2).sum(-1).argmin(1)

@@ -350,5 +350,14 @@ def test_what_is_missing_beside_an_image_is_named(folder, tmp_path):
         list(pack(folder / "images", tmp_path / "out", depth=tmp_path / "nowhere"))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="x.png lies in no class folder: move it into one of a"):
+    with pytest.raises(ValueError, match="x.png is not in a class folder: move it into one of a"):
         list(pack(tmp_path, tmp_path / "out", classes=True))
+
+
+def test_packed_shards_have_no_more_members_than_are_read(folder, tmp_path, monkeypatch):
+    from taming.data.shards import writer
+
+    monkeypatch.setattr(writer, "MAX_MEMBERS", 11)
+    list(pack(folder / "images", tmp_path, captions=True))
+    counts = [len(scan(path).members) for path in sorted(tmp_path.glob("*.tar"))]
+    assert max(counts) <= 11 and sum(counts) == 2 * IMAGES and len(TarShards(tmp_path)) == IMAGES

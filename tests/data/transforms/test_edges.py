@@ -1,4 +1,4 @@
-"""Edges are thin, lie where the picture changes, and weak ones count only beside strong ones."""
+"""Edges are thin, lie where the image changes, and weak ones count only beside strong ones."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_a_disk_gives_a_thin_closed_circle_of_its_radius(radius):
     assert np.diff(angles).max() < 3 / radius  # no gap of more than three pixels
 
 
-def test_mirrored_and_turned_pictures_have_mirrored_and_turned_edges():
+def test_mirrored_and_turned_images_have_mirrored_and_turned_edges():
     rng = np.random.default_rng(0)
     image = np.kron(rng.uniform(-1, 1, (6, 8)), np.ones((8, 8)))
     edges = canny(image)
@@ -52,7 +52,7 @@ def test_thresholds_are_gradients():
 
 
 def test_hysteresis_keeps_whole_regions_with_a_strong_pixel():
-    picture = np.array([list(row) for row in (
+    image = np.array([list(row) for row in (
         "w...ww..",
         ".w....w.",
         "..S....w",
@@ -62,7 +62,7 @@ def test_hysteresis_keeps_whole_regions_with_a_strong_pixel():
         ".S.wwww.",
         "...w....",
     )])
-    weak, strong = picture != ".", picture == "S"
+    weak, strong = image != ".", image == "S"
     kept = np.array([list(row) for row in (
         "1.......",
         ".1......",
@@ -75,7 +75,7 @@ def test_hysteresis_keeps_whole_regions_with_a_strong_pixel():
     )]) == "1"
     assert np.array_equal(_hysteresis(weak, strong), kept)
     strong[7, 3] = True  # the far end of a long winding line
-    kept |= (picture == "w") & (np.arange(8) >= 4)[:, None]
+    kept |= (image == "w") & (np.arange(8) >= 4)[:, None]
     assert np.array_equal(_hysteresis(weak, strong), kept)
     assert not _hysteresis(np.zeros((3, 3), bool), np.zeros((3, 3), bool)).any()
 

@@ -11,7 +11,7 @@ from taming.data.transforms.joint import JointParams, JointTransform
 
 
 def marked(height: int, width: int, row: int, column: int, side: int = 8) -> np.ndarray:
-    """A black picture with a white square, and so its mask and its depth."""
+    """A black image with a white square, and so its mask and its depth."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[row:row + side, column:column + side] = 255
     return pixels
@@ -56,7 +56,7 @@ def test_a_mirrored_placement_by_hand():
     assert params.points(joints, swap=[1, 0, 2])[0].tolist() == [7.5, 5.5, 1]
 
 
-def test_coord_is_the_place_in_the_resized_picture():
+def test_coord_is_the_place_in_the_resized_image():
     whole = (np.arange(20 * 30) / 600).reshape(20, 30, 1).astype(np.float32)
     params = JointTransform(20, 10).get_params(40, 60)
     assert np.allclose(params.coord(), whole[5:15, 10:20])
@@ -80,7 +80,7 @@ def test_masks_of_many_ids_keep_them():
     assert mask.dtype == np.int32 and np.array_equal(mask, ids[1::2, 1::2][:, 5:25])
 
 
-def test_small_pictures_and_whole_ones():
+def test_small_images_and_whole_ones():
     assert JointTransform(None, 32, enlarge=True).get_params(20, 40).resized == (32, 64)
     assert JointTransform(None, 32, enlarge=True).get_params(50, 40).resized == (50, 40)
     assert JointTransform(20, whole=True).get_params(40, 60).shape == (20, 30)
@@ -102,7 +102,7 @@ def test_what_no_transform_can_use_is_a_bad_sample(height, width, options, messa
     assert JointTransform(256).get_params(1, 1000).resized == (256, 256000)  # odd, but it can be done
 
 
-def test_one_picture_that_is_too_small_is_skipped_and_reported(tmp_path, caplog):
+def test_one_image_that_is_too_small_is_skipped_and_reported(tmp_path, caplog):
     for i, side in enumerate((40, 20, 40)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
