@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint.deferred_init import DeferredInit
+from taming.checkpoint.deferred_init import DeferredInit, memory_limit
 from taming.checkpoint.files import FormatError, TensorFile
 from taming.checkpoint.hub import fetch, is_hub_name
 from taming.checkpoint.pickles import Finisher, ForbiddenNameError, Placeholder, StoredTensor
@@ -256,9 +256,9 @@ def build_model(
             model = instantiate_from_config(section)
             _fill(model, state, source)
             return model
-        deferred = DeferredInit(max_bytes=SPARE_BYTES + 4 * sum(map(_size, state.values())))
+        deferred = DeferredInit()
         try:
-            with deferred:
+            with memory_limit(SPARE_BYTES + 4 * sum(map(_size, state.values()))), deferred:
                 model = instantiate_from_config(section)
         except (ValueError, OSError):
             raise

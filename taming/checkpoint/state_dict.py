@@ -227,15 +227,14 @@ def _mismatch(
         "shape mismatch": [f"{found[1]}: file ({found[2]}), model ({found[3]})" for found in shapes if found],
         "other errors": [line for line, found in zip(errors, shapes, strict=True) if not found],
     }
-    found = "\n".join(f"  {reason}: {some_of(keys)}" for reason, keys in lists.items() if keys)
+    found = "; ".join(f"{reason}: {some_of(keys)}" for reason, keys in lists.items() if keys)
     wrong = {*missing, *unexpected, *(found[1] for found in shapes if found)}
     hint = ""
-    if 2 * len(wrong) < len(names):  # else it is another model
-        hint = f"\nTo start from the rest of the file: ignore_keys=[{','.join(_words(wrong, names))}]"
+    if wrong and 2 * len(wrong) < len(names):  # else it is another model
+        hint = f"; to start from the rest of the file: ignore_keys=[{','.join(_words(wrong, names))}]"
     return (
-        f"the weights in {source} do not fit {module}; nothing was loaded:\n{found}\n"
-        "The file belongs to another model, or the config is not the one it was trained with: change either."
-        f"{hint}"
+        f"the weights in {source} do not fit {module}; nothing was loaded; {found}. The file belongs to "
+        f"another model, or the config is not the one it was trained with: change either{hint}"
     )
 
 
