@@ -142,7 +142,7 @@ def take_averages(
 def _without_prefixes(
     state: Mapping[str, Tensor], module: nn.Module
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """Rename the keys of a state dict where more of them are names of the module then.
+    """Rename the keys of a state dict where more of them are names of the module then, or all have a prefix.
 
     Returns the state dict, the prefixes that were removed, and the keys that were dropped on the way.
     """
@@ -150,12 +150,14 @@ def _without_prefixes(
     removed: list[str] = []
     dropped: list[str] = []
     for prefix in [*PREFIXES][:3] * 2:  # one may stand before another: module.first_stage_model.
-        if any(name.startswith(prefix) for name in names) or not any(prefix in key for key in state):
-            continue
-        chosen = [key for key in state if PREFIXES[prefix] != "dropped" or key.startswith(prefix)]
         inside = prefix == "_orig_mod."
+        having = [key for key in state if key.startswith(prefix) or (inside and prefix in key)]
+        if not having or any(name.startswith(prefix) for name in names):
+            continue
+        chosen = [*state] if PREFIXES[prefix] == "kept" else having
         new = {key.replace(prefix, "") if inside else key.removeprefix(prefix): state[key] for key in chosen}
-        if len(names & new.keys()) > len(names & state.keys()):
+        gain = len(names & new.keys()) - len(names & state.keys())
+        if gain > 0 or (gain == 0 and (inside or len(having) == len(state))):
             dropped += [key for key in state if key not in chosen]
             removed.append(prefix)
             state = new
