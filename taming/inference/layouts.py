@@ -1,4 +1,4 @@
-"""Layouts of objects or joints on images larger than in training: each window is given the part that it shows.
+"""Layouts of objects or joints on images larger than in training: each window is given the part it shows.
 
 A transformer was trained on the layouts of crops. Therefore the layout is built again for each window, as the
 sampler of 2021 did (`make_scene_samples.py`, `get_crop_coordinates`).
