@@ -56,9 +56,9 @@ SAFE_TARGETS: tuple[tuple[str, bool, str], ...] = (
 OUTPUT_PARAMETERS = {
     TRAINING: (
         "dirpath", "save_dir", "log_dir", "logdir", "dir", "root_dir", "path", "exclude_batches_path",
-        "offline_directory", "artifact_location", "cache_dir",
+        "offline_directory", "artifact_location", "cache_dir", "file",
     ),
-    DATA: ("cache_dir",),
+    DATA: ("cache_dir",),  # and `root` with `download: true`
 }
 
 # What older files say, and where that lives now. `main` itself is never imported: the main.py of the current
@@ -106,7 +106,7 @@ EXTRAS: tuple[tuple[str, str], ...] = (
     ("huggingface_hub", "hub"),
 )
 
-MAX_YAML = 1 << 20  # bytes of a file, which take a few seconds to read
+MAX_YAML = 1 << 18  # bytes of a file, which take seconds to read
 
 _allowed: tuple[str, ...] = ()  # what allow_targets added; rebound, never changed in place
 _parts: ContextVar[tuple[str, ...]] = ContextVar("parts", default=(MODEL, DATA, TRAINING))
@@ -261,7 +261,7 @@ def safe_config(config: Any, source: str) -> DictConfig:
         check_interpolations(plain)
         return OmegaConf.create(plain)
     except (ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{source} {first_line(error)}") from error
+        raise ConfigError(f"{source} {one_line(error)}") from error
 
 
 def storable(config: Any) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
             "to the command, or write it into the file"
         ) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"params of target {target}: {error}") from error
+        raise ConfigError(f"params of target {target}: {one_line(error)}") from error
     params = {} if params is None else params
     if not isinstance(params, dict):
         raise ConfigError(f"params of target {target} must be a mapping, got {params!r}")
@@ -362,7 +362,7 @@ def _load_yaml(path: Path) -> DictConfig:
         kind = "is a folder or device, not a YAML file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"config file {path} {kind}")
     if path.stat().st_size > MAX_YAML:
-        raise ConfigError(f"config file {path} is larger than {MAX_YAML >> 20} MB: it is no configuration")
+        raise ConfigError(f"config file {path} is larger than {MAX_YAML >> 10} KB: it is no configuration")
     try:
         text = path.read_text(encoding="utf-8")
         root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -373,9 +373,11 @@ def _load_yaml(path: Path) -> DictConfig:
     except ConfigError:
         raise
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config file {path} {error}") from error
+        raise ConfigError(f"config file {path} is not valid YAML: {one_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"config file {path} has too many levels") from error
+    except ValueError as error:
+        raise ConfigError(f"config file {path} {one_line(error)}") from error
 
 
 def _load_item(item: str) -> DictConfig:
@@ -386,7 +388,7 @@ def _load_item(item: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([item])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"the value of {item!r} is not valid YAML: {error}") from error
+        raise ConfigError(f"the value of {item!r} is not valid YAML: {one_line(error)}") from error
 
 
 def _leads_into_list(config: DictConfig, key: str, item: str) -> bool:
@@ -415,7 +417,7 @@ def _merge(config: DictConfig, addition: DictConfig, source: str) -> DictConfig:
         merged: Any = OmegaConf.merge(config, addition)
         return merged
     except (TypeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{source} does not fit what was loaded before it: {error}") from error
+        raise ConfigError(f"{source} does not fit what was loaded before it: {one_line(error)}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -458,6 +460,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _check_texts(target: str, obj: Any, params: Mapping[str, Any]) -> None:
     """Raise where a parameter has a resolver that is off, or names a place that must not be written to."""
     part = next((entry[2] for entry in SAFE_TARGETS if _lies_within(obj.__module__, (entry,))), "")
+    outputs = OUTPUT_PARAMETERS.get(part, ()) + (("root",) if part == DATA and params.get("download") else ())
     for key, text in _texts(params):
         if resolvers := resolvers_in(text):
             raise ConfigError(
@@ -465,7 +468,7 @@ def _check_texts(target: str, obj: Any, params: Mapping[str, Any]) -> None:
                 f"reads more than the file: write the value itself, or allow it with --allow {resolvers[0]}"
             )
         leads_away = os.path.isabs(text) or text.startswith("~") or "://" in text or ".." in Path(text).parts
-        is_output = key in OUTPUT_PARAMETERS.get(part, ()) or (part == TRAINING and leads_away)
+        is_output = key in outputs or (part == TRAINING and leads_away)
         if is_output and not _may_write(text):
             raise ConfigError(
                 f"{key}: {text} of target {target} lies outside of {_run.get() or 'a run directory'}, and "
@@ -556,9 +559,9 @@ def _closest_module(missing: str) -> str:
     return did_you_mean(name, names) or f"; {parent} has: {_names(names)}"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line of at most 300 characters, or the name of its class."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _names(names: Iterable[str]) -> str:

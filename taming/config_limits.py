@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-MAX_VALUES = 100_000  # with every reference written out; the largest config of this package has 300
+MAX_VALUES = 20_000  # with every reference written out; the largest config of this package has 300
 MAX_DEPTH = 50  # levels of mappings and lists inside each other
 MAX_INTERPOLATIONS = 1_000  # `${...}` in one configuration
 MAX_TEXT = 1_000  # characters of a text with interpolations

@@ -52,7 +52,7 @@ class TensorFile:
     def __init__(self, path: Path, mmap: bool = False):
         self.path, self.mmap = path, mmap
         self._file = open_ordinary(path)
-        self._size = os.fstat(self._file.fileno()).st_size
+        self.size = os.fstat(self._file.fileno()).st_size
         self._storages: dict[StoredBytes, Tensor] = {}
         self._mapped: Tensor | None = None
 
@@ -107,7 +107,7 @@ class TensorFile:
 
     def _map(self, data: StoredBytes, alignment: int) -> Tensor:
         if self._mapped is None:
-            self._mapped = torch.from_file(str(self.path), shared=False, size=self._size, dtype=torch.uint8)
+            self._mapped = torch.from_file(str(self.path), shared=False, size=self.size, dtype=torch.uint8)
         piece = self._mapped[data.start : data.start + data.size]
         return piece if data.start % alignment == 0 else piece.clone()
 
@@ -134,7 +134,7 @@ class TensorFile:
 
     def _entries(self) -> dict[str, StoredBytes]:
         """List the entries of a zip file by name; they must be stored uncompressed, each name once."""
-        with zipfile.ZipFile(_Limited(self._file, self._size)) as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(_Limited(self._file, self.size)) as archive:  # type: ignore[call-overload]
             listed = archive.infolist()
         found: dict[str, StoredBytes] = {}
         for entry in listed:
@@ -150,7 +150,7 @@ class TensorFile:
                 raise ValueError(f"its entry {name[:80]} is not where its list says, or is there twice")
             start = entry.header_offset + 30 + name_length + extra_length
             found[name] = StoredBytes(name, start, entry.file_size, entry.CRC or None)  # 0: not computed
-        if sum(data.size for data in found.values()) > self._size:
+        if sum(data.size for data in found.values()) > self.size:
             raise ValueError("its entries overlap, or do not lie within the file")
         return found
 
@@ -179,7 +179,7 @@ class TensorFile:
         for key in keys:
             found[key].start = position + 8  # behind the number of elements
             position += 8 + found[key].size
-        if position > self._size or len(set(keys)) != len(found):
+        if position > self.size or len(set(keys)) != len(found):
             raise EOFError("it ends within its tensors")
         return content
 
@@ -202,8 +202,8 @@ class TensorFile:
                 data.crc, data.seed = sums[name], _seed(name, dtype, shape)
             strides = torch.empty(shape, dtype=dtype, device="meta").stride()
             tensors[name] = StoredTensor(data, dtype, 0, shape, strides)
-        if 8 + length + end != self._size:
-            raise EOFError(f"it has {self._size} bytes, not {8 + length + end}")
+        if 8 + length + end != self.size:
+            raise EOFError(f"it has {self.size} bytes, not {8 + length + end}")
         return {"state_dict": {name: tensors[name] for name in header}}, metadata
 
 
@@ -228,7 +228,7 @@ def open_ordinary(path: Path) -> BinaryIO:
         ValueError: it is of another kind.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path} is no ordinary file")
+        raise ValueError(f"{path} is a folder, a pipe or a device, not a file")
     return path.open("rb")
 
 

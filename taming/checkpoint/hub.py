@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from taming.checkpoint.save import CONFIG_NAME, WEIGHTS_NAME
-from taming.config import first_line
+from taming.config import one_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 _INSTALL = 'pip install "taming[hub]"'
@@ -36,7 +36,7 @@ def fetch(
         return Path(client.snapshot_download(name, allow_patterns=files, **given))
     except Exception as error:  # no such repository, no right to it, no network: of three libraries
         raise FileNotFoundError(
-            f"there is no folder {name}, and the model hub gave none: {first_line(error)}"
+            f"there is no folder {name}, and the model hub gave none: {one_line(error)}"
         ) from error
 
 
@@ -54,7 +54,7 @@ def push(folder: str | Path, name: str, *, private: bool | None = None, token: s
         api.upload_folder(repo_id=name, folder_path=str(folder))
     except Exception as error:  # no network, no token, no right to it: of three libraries
         raise ValueError(
-            f"the model hub did not take {name}: {first_line(error)}; save_pretrained writes it to a folder"
+            f"the model hub did not take {name}: {one_line(error)}; save_pretrained writes it to a folder"
         ) from error
     return str(address)
 

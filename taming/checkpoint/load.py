@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint.deferred_init import DeferredInit
+from taming.checkpoint.deferred_init import DeferredInit, memory_limit
 from taming.checkpoint.files import FormatError, TensorFile
 from taming.checkpoint.hub import fetch, is_hub_name
 from taming.checkpoint.pickles import Finisher, ForbiddenNameError, Placeholder, StoredTensor
@@ -30,12 +30,12 @@ from taming.checkpoint.save import (
 )
 from taming.checkpoint.state_dict import load_weights, some_of
 from taming.config import (
-    first_line,
     get_obj_from_str,
     instantiate_from_config,
     is_foreign,
     load_config,
     models_only,
+    one_line,
     safe_config,
 )
 
@@ -59,13 +59,19 @@ def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file that a path stands for: a file, a run directory, or an exported folder.
 
     Of a run directory it is `checkpoints/last.ckpt`, else the newest `checkpoints/*.ckpt`; of an exported
-    folder `model.safetensors`. Raises FileNotFoundError with a list of what was looked for.
+    folder `model.safetensors`.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists what was looked for.
+        ValueError: it is a pipe or a device.
     """
     path = Path(path).expanduser()
     if path.is_file():
         return path
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: there is no such file or folder")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, not a file")
     by_age = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
     for candidate in (path / "checkpoints" / "last.ckpt", *reversed(by_age), path / WEIGHTS_NAME):
         if candidate.is_file():
@@ -100,8 +106,6 @@ def read_checkpoint(
         ValueError: the file is empty, damaged, not a checkpoint, or asks for code; the message says which.
     """
     path = Path(path).expanduser()
-    if not path.is_dir() and path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes): it was not written or copied completely; get it again")
 
     def data(stored: StoredTensor) -> Tensor:
         return file.tensor(stored).to(map_location)
@@ -110,6 +114,8 @@ def read_checkpoint(
         return torch.empty_strided(stored.shape, stored.stride, dtype=stored.dtype, device="meta")
 
     with TensorFile(path, mmap) as file:
+        if file.size == 0:
+            raise ValueError(f"{path} is empty (0 bytes): it was not written completely; get it again")
         try:
             content, metadata = file.structure()
             content = _as_checkpoint(content)
@@ -131,12 +137,13 @@ def read_checkpoint(
             raise
         except Exception as error:  # damaged or hostile bytes can be the cause of any
             raise ValueError(
-                f"{path} is truncated, damaged or not a checkpoint ({first_line(error)}); get it again and "
+                f"{path} is truncated, damaged or not a checkpoint ({one_line(error)}); get it again and "
                 "compare its size"
             ) from error
     _check_entries(found["state_dict"], path)
-    if metadata.get("step", "").isdecimal():
-        found["batches_seen"] = int(metadata["step"])
+    step = str(metadata.get("step"))
+    if step.isdecimal() and len(step) < 16:
+        found["batches_seen"] = int(step)
     run = run_of(path)
     return {key: value if key in LARGE else absolute_paths(value, run) for key, value in found.items()}
 
@@ -256,16 +263,16 @@ def build_model(
             model = instantiate_from_config(section)
             _fill(model, state, source)
             return model
-        deferred = DeferredInit(max_bytes=SPARE_BYTES + 4 * sum(map(_size, state.values())))
+        deferred = DeferredInit()
         try:
-            with deferred:
+            with memory_limit(SPARE_BYTES + 4 * sum(map(_size, state.values()))), deferred:
                 model = instantiate_from_config(section)
         except (ValueError, OSError):
             raise
         except Exception as error:  # of a config that its file came with, not of the caller's code
             raise ValueError(
                 f"the model of {source} cannot be built with its config ({type(error).__name__}: "
-                f"{first_line(error)}); name another: load_model(path, config=...)"
+                f"{one_line(error)}); name another: load_model(path, config=...)"
             ) from error
         _fill(model, state, source)
         deferred.finish(model)

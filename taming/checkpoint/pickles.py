@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_INSTRUCTIONS = 3_000_000  # about 5 s; a checkpoint of 1,000 tensors with optimizer states has 150,000
+MAX_INSTRUCTIONS = 2_000_000  # about 4 s; a checkpoint of 1,000 tensors with optimizer states has 150,000
 MAX_VALUES = 1_000_000  # in the result, where an object counts each time that it is referred to
 MAX_DEPTH = 200  # levels of lists and dicts inside each other
 MAX_COPIED = 1 << 25  # characters, bytes and items that calls copy, all together

@@ -138,7 +138,8 @@ def relative_paths(value: Any, run: Path) -> Any:
 
     def relative(text: str) -> str:
         parts = PurePath(text).parts
-        if not os.path.isabs(text) or "\0" in text or not os.path.exists(os.path.join(*parts[:2])):
+        is_path = os.path.isabs(text) and len(parts) > 1 and "\0" not in text
+        if not is_path or not os.path.exists(os.path.join(*parts[:2])):
             return text
         path = Path(os.path.realpath(text))
         return f"{RUN}{path.relative_to(run).as_posix()}" if path.is_relative_to(run) else path.name

@@ -142,7 +142,7 @@ def take_averages(
 def _without_prefixes(
     state: Mapping[str, Tensor], module: nn.Module
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """Rename the keys of a state dict where more of them are names of the module then.
+    """Rename the keys of a state dict where more of them are names of the module then, or all have a prefix.
 
     Returns the state dict, the prefixes that were removed, and the keys that were dropped on the way.
     """
@@ -150,12 +150,14 @@ def _without_prefixes(
     removed: list[str] = []
     dropped: list[str] = []
     for prefix in [*PREFIXES][:3] * 2:  # one may stand before another: module.first_stage_model.
-        if any(name.startswith(prefix) for name in names) or not any(prefix in key for key in state):
-            continue
-        chosen = [key for key in state if PREFIXES[prefix] != "dropped" or key.startswith(prefix)]
         inside = prefix == "_orig_mod."
+        having = [key for key in state if key.startswith(prefix) or (inside and prefix in key)]
+        if not having or any(name.startswith(prefix) for name in names):
+            continue
+        chosen = [*state] if PREFIXES[prefix] == "kept" else having
         new = {key.replace(prefix, "") if inside else key.removeprefix(prefix): state[key] for key in chosen}
-        if len(names & new.keys()) > len(names & state.keys()):
+        gain = len(names & new.keys()) - len(names & state.keys())
+        if gain > 0 or (gain == 0 and (inside or len(having) == len(state))):
             dropped += [key for key in state if key not in chosen]
             removed.append(prefix)
             state = new
@@ -227,15 +229,14 @@ def _mismatch(
         "shape mismatch": [f"{found[1]}: file ({found[2]}), model ({found[3]})" for found in shapes if found],
         "other errors": [line for line, found in zip(errors, shapes, strict=True) if not found],
     }
-    found = "\n".join(f"  {reason}: {some_of(keys)}" for reason, keys in lists.items() if keys)
+    found = "; ".join(f"{reason}: {some_of(keys)}" for reason, keys in lists.items() if keys)
     wrong = {*missing, *unexpected, *(found[1] for found in shapes if found)}
     hint = ""
-    if 2 * len(wrong) < len(names):  # else it is another model
-        hint = f"\nTo start from the rest of the file: ignore_keys=[{','.join(_words(wrong, names))}]"
+    if wrong and 2 * len(wrong) < len(names):  # else it is another model
+        hint = f"; to start from the rest of the file: ignore_keys=[{','.join(_words(wrong, names))}]"
     return (
-        f"the weights in {source} do not fit {module}; nothing was loaded:\n{found}\n"
-        "The file belongs to another model, or the config is not the one it was trained with: change either."
-        f"{hint}"
+        f"the weights in {source} do not fit {module}; nothing was loaded; {found}. The file belongs to "
+        f"another model, or the config is not the one it was trained with: change either{hint}"
     )
 
 

@@ -9,25 +9,18 @@ unit and direction of the model. Existing maps are kept: start the command again
 
 import argparse
 
-from taming.cli.options import add_extraction_options
-from taming.inference.pseudo_labels import (
-    depth_estimate,
-    depth_pixels,
-    extract_all,
-    load_depth_model,
-    map_names,
-)
+from taming.cli.options import add_extraction_options as add_arguments
+from taming.inference import pseudo_labels
 from taming.util import pick_device
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add_extraction_options(parser)
+__all__ = ["add_arguments", "run"]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load the model, and make the maps that are missing."""
-    names, device = map_names(options.folder, options.outdir), pick_device(options.device)
-    estimate = depth_estimate(load_depth_model(options.model, device, offline=options.offline), device)
-    count = extract_all(names, estimate, depth_pixels)
+    """Load the model, and make the depth maps that are missing."""
+    names = pseudo_labels.map_names(options.folder, options.outdir)
+    device = pick_device(options.device)
+    model = pseudo_labels.load_depth_model(options.model, device, offline=options.offline)
+    estimate = pseudo_labels.depth_estimate(model, device)
+    count = pseudo_labels.extract_all(names, estimate, pseudo_labels.depth_pixels)
     print("{made} depth maps made, {kept} were there, {bad} images skipped".format(**count))

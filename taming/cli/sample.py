@@ -22,13 +22,8 @@ from taming.cli.options import (
     sampling_options,
 )
 from taming.images import image_grid, is_complete_png, load_png
-from taming.inference.distributed import (
-    TokenBar,
-    own_batches,
-    rank_and_world_size,
-    rank_zero_print,
-    wait_for,
-)
+from taming.inference import distributed
+from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, run_directory, save_image
 from taming.models.conditioning import class_numbers, conditions_of
@@ -78,8 +73,8 @@ def run(options: argparse.Namespace) -> None:
             )
             for i, image in zip(numbers, decode(model, codes), strict=True):
                 save_image(image, paths[i], metadatas[i])
-    if grid is not None and rank_and_world_size()[0] == 0:
-        wait_for(paths[:MOST_ON_SHEET])
+    if grid is not None and distributed.rank_and_world_size()[0] == 0:
+        distributed.wait_for(paths[:MOST_ON_SHEET])
         print(f"sheet: {write_sheet(paths[:MOST_ON_SHEET], len(labels), grid)}")
 
 

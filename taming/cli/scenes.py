@@ -28,15 +28,10 @@ from taming.cli.options import (
 )
 from taming.data.sampler import SeededDataset
 from taming.images import image_grid, is_complete_png, load_png
+from taming.inference import distributed
 from taming.inference.completion import check_size
 from taming.inference.dataset import batch_of, layout_builders, unwrapped
-from taming.inference.distributed import (
-    TokenBar,
-    own_batches,
-    rank_and_world_size,
-    rank_zero_print,
-    wait_for,
-)
+from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
 from taming.inference.layouts import sample_layouts
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, save_image
@@ -88,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
                 if p % each == 0:
                     save_image(layout, outdir / "layouts" / f"{p // each:06d}.png", metadata)
                 save_image(image, paths[p], metadata)
-    if options.sheets and rank_and_world_size()[0] == 0:
-        wait_for(paths)
+    if options.sheets and distributed.rank_and_world_size()[0] == 0:
+        distributed.wait_for(paths)
         for i in range(count):
             write_sheet(outdir, f"{i:06d}", paths[i * each : (i + 1) * each])
 

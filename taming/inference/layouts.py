@@ -1,10 +1,10 @@
-"""Layouts of objects or joints on pictures larger than in training: each window reads what of it it shows.
+"""Layouts of objects or joints on images larger than in training: each window is given the part it shows.
 
-A transformer was trained on layouts of the very crops it saw. The 2021 sampler therefore built the layout
-anew for each window (`make_scene_samples.py`, `get_crop_coordinates`); so does this.
+A transformer was trained on the layouts of crops. Therefore the layout is built again for each window, as the
+sampler of 2021 did (`make_scene_samples.py`, `get_crop_coordinates`).
 
-B batch, M tokens of a layout, N codes of a window, H W pixels, h w latent grid. A box is (x0, y0, width,
-height) in shares of the picture's sides, 0..1.
+B batch, M tokens of a layout, H W pixels, h w latent grid. A box is (x0, y0, width, height) as shares of the
+sides of the image, 0..1.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from taming.sampling import SamplingOptions
 
 Position = tuple[int, int]  # row, column, in codes
 POINT = 1e-4  # width of the box that stands for a point
-FINE = 1 << 16  # pixels of the picture that joints are moved in
+FINE = 1 << 16  # pixels, the side of the image in which joints are moved
 
 
-def seen_in(builder: Any, layout: Tensor, window: BoundingBox) -> Tensor:
-    """The layout of a window of the picture, from the layout of the whole: tokens (M,) to tokens (M,).
+def crop_layout(builder: Any, layout: Tensor, window: BoundingBox) -> Tensor:
+    """Return the layout (M,) of a window of the image, from the layout (M,) of the whole.
 
-    Objects and joints outside of it are left out; boxes are cut at its edge. Where a layout encodes its crop,
+    Objects and joints outside of it are left out; boxes are cut at its edge. If a layout encodes its crop,
     boxes stay, and the crop becomes the window.
     """
     if builder.kind == "pose":
@@ -46,7 +46,7 @@ def seen_in(builder: Any, layout: Tensor, window: BoundingBox) -> Tensor:
 
 
 def _box(where: Sequence[float]) -> BoundingBox:
-    """A box with its corners in order, from a box or a point."""
+    """Return a box with its corners in order, from a box or a point."""
     if len(where) == 2:
         return where[0] - POINT / 2, where[1] - POINT / 2, POINT, POINT
     x, y, width, height = where
@@ -67,7 +67,7 @@ def sample_layouts(
     def layouts_at(origin: Position) -> Tensor:
         (row, column), (height, width) = origin, shape
         box = (column / width, row / height, window[1] / width, window[0] / height)
-        return torch.stack([seen_in(builder, layout, box) for layout in rows]).to(layouts.device)
+        return torch.stack([crop_layout(builder, layout, box) for layout in rows]).to(layouts.device)
 
     null = None if model.null_token is None else torch.full_like(layouts, model.null_token)
     return model.transformer.sample_window(

@@ -276,6 +276,83 @@ def test_weights_are_in_memory_once(tmp_path, form, mmap):
     assert memory["VmHWM"] - memory["VmRSS"] < 0.2 * size  # what was on top of the model at any time
 
 
+@pytest.mark.parametrize("form", ["export", "last.ckpt"])
+def test_a_model_outlives_its_file(tmp_path, form):
+    """Writing into the file, as torch.save and tools that copy do, once was a bus error."""
+    layers = {"target": "torch.nn.Linear", "params": {"in_features": 600, "out_features": 600}}
+    source = nn.Linear(600, 600)
+    if form == "export":
+        file = save_exported(source, {"model": layers}, tmp_path / form) / "model.safetensors"
+    else:
+        file = save(source, tmp_path / form, config={"model": layers})
+    model, _, _ = load_model(tmp_path / form)
+    torch.save(model.state_dict(), file)
+    assert_equal_states(model, source)
+    file.write_bytes(b"")
+    assert_equal_states(model, source)
+    assert model(torch.ones(1, 600)).isfinite().all()
+
+
+class CountsBuilds(nn.Linear):
+    """Counts how often it is built."""
+
+    built = 0
+
+    def __init__(self):
+        CountsBuilds.built += 1
+        super().__init__(2, 2)
+
+
+class Fails(nn.Module):
+    """Has a bug."""
+
+    def __init__(self):
+        super().__init__()
+        raise TypeError("a bug of its author")
+
+
+def test_a_model_is_built_once_and_errors_of_the_callers_code_pass(tmp_path):
+    model, _, _ = load_model(save(CountsBuilds(), tmp_path / "x.ckpt", config=config_for(CountsBuilds)))
+    assert CountsBuilds.built == 2  # one of them here
+    with pytest.raises(TypeError, match="a bug of its author"):
+        load_model(save(nn.Linear(2, 2), tmp_path / "y.ckpt", config=config_for(Fails)))
+
+
+def test_what_a_strangers_config_breaks_in_our_code_is_one_line(tmp_path):
+    config = {"model": {"target": "torch.nn.Linear", "params": {"in_features": -1, "out_features": 2}}}
+    file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=config)
+    with pytest.raises(ValueError, match=r"^the model of .*x\.ckpt cannot .*\(RuntimeError: ") as caught:
+        load_model(file)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_class_can_be_demanded(tmp_path):
+    file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=CONFIG)
+    assert type(load_model(file, nn.Linear)[0]) is nn.Linear
+    assert type(load_model(file, cls=nn.Module)[0]) is nn.Linear
+    with pytest.raises(ValueError, match=r"x\.ckpt holds a torch.*Linear, not a torch.*Conv2d"):
+        load_model(file, cls=nn.Conv2d)
+
+
+def test_nothing_but_models_is_built(tmp_path):
+    config = {"model": {"target": "torch.optim.lr_scheduler.LambdaLR", "params": {}}}
+    with pytest.raises(ValueError, match="LambdaLR in the config of .*x.ckpt is no torch module"):
+        load_model(save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=config))
+
+
+def test_the_data_section_is_that_of_the_run_directory(tmp_path):
+    """Checkpoints carry no folders of the machine that made them; the run's own YAML files do."""
+    run = tmp_path / "run"
+    (tmp_path / "photos").mkdir()
+    data = {"params": {"folder": str(tmp_path / "photos")}}
+    write_checkpoint({"state_dict": nn.Linear(3, 2).state_dict(), "config": {**CONFIG, "data": data}},
+                     run / "checkpoints" / "last.ckpt")
+    assert load_model(run)[1].data.params.folder == "photos"
+    (run / "configs").mkdir()
+    OmegaConf.save(OmegaConf.create({"data": data}), run / "configs" / "2026-project.yaml")
+    assert load_model(run)[1].data.params.folder == str(tmp_path / "photos")
+
+
 # --- exporting
 
 
@@ -292,7 +369,7 @@ def test_export_reads_back_bit_equal(tmp_path):
 
 def test_export_over_the_file_that_a_model_is_mapped_from(tmp_path):
     folder = save_exported(nn.Linear(3, 2), CONFIG, tmp_path)
-    model, config, _ = load_model(folder)
+    model, config, _ = load_model(folder, mmap=True)
     weight = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1)
@@ -305,7 +382,7 @@ def test_writing_over_a_checkpoint_leaves_mapped_models_alone(tmp_path):
     first, second, path = nn.Linear(500, 500), nn.Linear(500, 500), tmp_path / "run" / "last.ckpt"
     write_checkpoint({"state_dict": first.state_dict(), "config": CONFIG}, path)
     config = {"model": {"target": "torch.nn.Linear", "params": {"in_features": 500, "out_features": 500}}}
-    model, _, _ = load_model(path, config=config)
+    model, _, _ = load_model(path, config=config, mmap=True)
     write_checkpoint({"state_dict": second.state_dict(), "config": CONFIG}, path)
     assert_equal_states(model, first)
     assert_equal_states(load_model(path, config=config)[0], second)
@@ -315,10 +392,11 @@ def test_writing_over_a_checkpoint_leaves_mapped_models_alone(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_training_a_loaded_model_leaves_the_file_alone(tmp_path):
+@pytest.mark.parametrize("mmap", [False, True])
+def test_training_a_loaded_model_leaves_the_file_alone(tmp_path, mmap):
     file = save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=CONFIG)
     before = file.read_bytes()
-    model, _, _ = load_model(file)
+    model, _, _ = load_model(file, mmap=mmap)
     with torch.no_grad():
         model.weight.zero_()
     assert file.read_bytes() == before

@@ -1,6 +1,8 @@
 """Loading a state dict into a module: reported by name, all of it or nothing."""
 
 import logging
+import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -88,3 +90,118 @@ def test_load_hooks_of_layers_are_honoured():
     module = DropsMask()
     assert load_weights(module, state, source="x").unexpected == ()
     assert torch.equal(module.weight, state["weight"])
+
+
+# ---- parts that are left out, and names of other software
+
+
+def deep() -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+
+def classifier(classes: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(body=deep(), norm=nn.LayerNorm(4), head=nn.Linear(4, classes)))
+
+
+@pytest.mark.parametrize("ignore", [["head."], "head.", ["head.weight", "head.bias"], [r"head\..*"]])
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_is_ignored_stays_as_initialised_whatever_its_shape(ignore, assign):
+    old, new = classifier(10), classifier(12)
+    before = new.head.weight.detach().clone()
+    report = load_weights(new, old.state_dict(), source="x", ignore=ignore, assign=assign)
+    assert torch.equal(new.body[1].weight, old.body[1].weight) and torch.equal(new.head.weight, before)
+    assert report.ignored == report.kept == ("head.weight", "head.bias")
+    assert report.loaded == 8
+    assert "kept as initialised: 2 (head.weight; head.bias)" in str(report)
+
+
+def test_a_part_that_the_file_lacks_may_be_ignored_too():
+    new = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), extra=nn.Linear(1, 1)))
+    state = {f"body.{key}": value for key, value in nn.Linear(3, 4).state_dict().items()}
+    report = load_weights(new, state, source="x", ignore=["extra."])
+    assert report.kept == ("extra.weight", "extra.bias") and report.ignored == () and report.missing == ()
+
+
+@pytest.mark.parametrize("new, words", [
+    (classifier(12), "ignore_keys=[head.]"),
+    (nn.Sequential(OrderedDict(body=deep(), norm=nn.LayerNorm(5))), "ignore_keys=[head.,norm.]"),
+])
+def test_a_mismatch_says_which_words_would_leave_it_out(new, words):
+    state = classifier(10).state_dict()
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        load_weights(new, state, source="x")
+    assert len(str(caught.value).splitlines()) == 1
+    ignore = words.removeprefix("ignore_keys=[").removesuffix("]").split(",")
+    load_weights(new, state, source="x", ignore=ignore)
+    assert torch.equal(new.body[0].weight, state["body.0.weight"])
+
+
+def test_another_model_is_not_suggested_to_be_ignored():
+    with pytest.raises(ValueError) as caught:
+        load_weights(nn.Linear(2, 2), classifier(3).state_dict(), source="x")
+    assert "ignore_keys" not in str(caught.value)
+
+
+def test_a_word_that_is_no_pattern_is_a_prefix():
+    state = {**nn.Linear(2, 2).state_dict(), "[old": torch.ones(1)}
+    assert load_weights(nn.Linear(2, 2), state, source="x", ignore=["["]).ignored == ("[old",)
+
+
+PREFIXED = [
+    ["module."], ["_orig_mod."], ["module.", "_orig_mod."], ["_orig_mod.", "module."], ["model_ema."],
+    ["first_stage_model."], ["module.", "first_stage_model."], ["_orig_mod.", "first_stage_model."],
+]
+
+
+@pytest.mark.parametrize("prefixes", PREFIXED, ids="".join)
+def test_names_of_wrapped_models_are_understood(prefixes):
+    old, new = classifier(3), classifier(3)
+    state = {"".join(prefixes) + key: value for key, value in old.state_dict().items()}
+    report = load_weights(new, state, source="x")
+    assert_equal_states(new, old)
+    assert set(report.prefixes) == set(prefixes)
+    assert "without the prefix" in str(report) and report.loaded == 10
+
+
+def test_a_part_that_was_compiled_is_understood():
+    old, new = classifier(3), classifier(3)
+    state = {key.replace("body.", "body._orig_mod."): value for key, value in old.state_dict().items()}
+    assert load_weights(new, state, source="x").prefixes == ("_orig_mod.",)
+    assert_equal_states(new, old)
+
+
+def test_of_a_larger_model_only_the_first_stage_is_taken():
+    old, new = classifier(3), classifier(3)
+    state = {f"first_stage_model.{key}": value for key, value in old.state_dict().items()}
+    others = {"transformer.head.weight": torch.ones(2), "model_ema.transformerheadweight": torch.ones(2)}
+    report = load_weights(new, {**others, **state}, source="x")
+    assert_equal_states(new, old)
+    assert report.ignored == tuple(others) and report.prefixes == ("first_stage_model.",)
+
+
+def test_averages_are_taken_instead_of_the_weights_beside_them():
+    old, average, new = classifier(3), classifier(3), classifier(3)
+    counters = {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(5)}
+    state = {**old.state_dict(), **counters}
+    state |= {f"model_ema.{key.replace('.', '')}": value for key, value in average.state_dict().items()}
+    assert load_weights(new, state, source="x").prefixes == ("model_ema.",)
+    assert_equal_states(new, average)
+    del state["model_ema.headbias"]
+    with pytest.raises(ValueError, match="model_ema has averages, but none of head.bias"):
+        load_weights(new, state, source="x")
+
+
+def test_a_model_with_such_names_of_its_own_is_left_alone():
+    old, new = nn.Module(), nn.Module()
+    for model in (old, new):
+        model.module, model.first_stage_model = nn.Linear(2, 2), nn.Linear(2, 2)
+    report = load_weights(new, old.state_dict(), source="x")
+    assert report.prefixes == () and report.ignored == ()
+    assert_equal_states(new, old)
+
+
+def test_prefixes_go_before_words_to_ignore():
+    old, new = classifier(10), classifier(12)
+    state = {f"module.{key}": value for key, value in old.state_dict().items()}
+    assert load_weights(new, state, source="x", ignore=["head."]).kept == ("head.weight", "head.bias")
+    assert torch.equal(new.body[2].weight, old.body[2].weight)

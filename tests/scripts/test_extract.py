@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.cli import command, extract_depth, extract_segmentation
+from taming.cli import command
 from taming.data.files.depth import rgba_to_depth
+from taming.inference import pseudo_labels
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ class Network:
 
 
 def test_depth_maps(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(extract_depth, "load_depth_model", lambda *_, **__: (processor, Network()))
+    monkeypatch.setattr(pseudo_labels, "load_depth_model", lambda *_, **__: (processor, Network()))
     arguments = [str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
     assert command("extract-depth")(arguments) == 0
     printed = capsys.readouterr()
@@ -47,7 +48,7 @@ def test_depth_maps(photos, tmp_path, monkeypatch, capsys):
 
 
 def test_label_maps(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(extract_segmentation, "load_label_model", lambda *_, **__: (processor, Network()))
+    monkeypatch.setattr(pseudo_labels, "load_label_model", lambda *_, **__: (processor, Network()))
     arguments = [str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
     assert command("extract-segmentation")(arguments) == 0
     assert "3 label maps made" in (printed := capsys.readouterr().out) and "n_labels: 2" in printed

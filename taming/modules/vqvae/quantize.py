@@ -5,6 +5,7 @@ The quantizers of 2021 under their names, arguments and keys, on the contract of
 """
 
 import math
+import os
 
 import numpy as np
 import torch
@@ -15,6 +16,19 @@ from torch import Tensor, nn
 
 from taming.modules.distributed import all_reduce_sum, is_distributed
 from taming.modules.quantizers.base import Quantizer, QuantizerInfo, count_codes, nearest_code
+
+
+def _codes_in(path: str) -> Tensor:
+    """Read the codes (n,) of a .npy file, which must be as large as its head says."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"remap: there is no file {path}")
+    try:
+        codes = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"remap: {path} is damaged or not a .npy file of numbers") from error
+    if not isinstance(codes, np.ndarray) or codes.ndim != 1 or codes.dtype.kind not in "iu":
+        raise ValueError(f"remap: {path} must hold one row of whole numbers, the codes in use")
+    return torch.tensor(codes, dtype=torch.long)
 
 
 class Codebook(Quantizer):
@@ -33,7 +47,7 @@ class Codebook(Quantizer):
         super().__init__()
         self.n_e, self.re_embed, self.remap, self.unknown_index = n_e, n_e, remap, unknown_index
         if remap is not None:
-            self.register_buffer("used", torch.from_numpy(np.load(remap)).long())
+            self.register_buffer("used", _codes_in(remap))
             self.re_embed = len(self.used)
             if unknown_index == "extra":
                 self.unknown_index = self.re_embed
