@@ -7,6 +7,7 @@ training, for both stages: --gpus 0, or model.params.n_embed=512.
 
 import csv
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,8 @@ def train_stage(out: Path, name: str, arguments: list[str]) -> None:
             print(f"{last.parents[1]} is trained already")
             return
         words = ["-r", str(last.parents[1])]
-    if status := train(["-t", "--no-test", *words]):
+    again = "make demo" if "MAKELEVEL" in os.environ else f"taming demo -o {shlex.quote(str(out))}"
+    if status := train(["-t", "--no-test", *words], resume_with=again):
         raise SystemExit(status)
 
 

@@ -88,11 +88,12 @@ class Run:
     now: str
     seed: int
     resume: Path | None = None  # checkpoint to go on from
+    resume_with: str | None = None  # another command than main.py that resumes the run
     has_learned: bool = False  # whether this start has trained at least one batch
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+def main(argv: list[str] | None = None, resume_with: str | None = None) -> int:
+    """Run the command; `resume_with` is the command that resumes the run, if it is not this one.
 
     Returns the exit status: 0; 1 after an error that is told in one line; 130 after Ctrl-C. After the first
     batch, errors that are not meant for users pass.
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
         allow_targets(*options.allow)
         run = prepare(options, overrides, dotlist, notes)
+        run.resume_with = resume_with
         with run_directory(run.logdir):
             status = execute(run)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
@@ -263,7 +265,8 @@ def fit(
 ) -> None:
     """Train, and say how to go on, however it ends."""
     rank_zero_print(f"run directory: {run.logdir}")
-    hint = f"resume with\n  {command_line('-t', '-r', run.logdir, allow=run.options.allow)}"
+    again = run.resume_with or command_line("-t", "-r", run.logdir, allow=run.options.allow)
+    hint = f"resume with\n  {again}"
     last = run.logdir / "checkpoints" / "last.ckpt"
     before = batches_seen(read_checkpoint(run.resume, tensors=())) if run.resume else 0
     try:

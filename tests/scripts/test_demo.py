@@ -7,6 +7,7 @@ from PIL import Image
 
 from scripts.demo import main
 from taming.cli import demo
+from tests.tiny import trouble
 
 FEW = [
     "lightning.trainer.max_steps=2", "data.params.batch_size=2",
@@ -27,6 +28,18 @@ def test_both_stages_and_all_pictures(tmp_path, capsys):
     assert main(["-o", str(tmp_path), *FEW]) == 0
     assert capsys.readouterr().out.count("is trained already") == 2
     assert len(list(tmp_path.glob("*_demo_vqgan"))) == 1
+
+
+@pytest.mark.parametrize("by_make", [True, False])
+def test_ctrl_c_says_how_the_demo_goes_on(tmp_path, capsys, monkeypatch, by_make):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    if by_make:
+        monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit, match="130"):
+        demo.main(["-o", str(tmp_path), *FEW, *trouble(kind="SIGINT", at=2)])
+    again = "make demo" if by_make else f"taming demo -o {tmp_path}"
+    assert f"stopped after 1 batches; resume with\n  {again}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("busy", "idle"), [
