@@ -320,7 +320,7 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
     """Import the class or function that a dotted path names, if a configuration may name it.
 
-    `reload` imports its module anew. Raises ConfigError for what is missing or not allowed.
+    `reload` imports its module again. Raises ConfigError for what is missing or not allowed.
     """
     if not isinstance(string, str) or string.count(".") < 1:
         raise ConfigError(f"a target is a dotted path such as taming.models.vqgan.VQModel, got {string!r}")

@@ -208,7 +208,7 @@ class TensorFile:
 
 
 class _Limited:
-    """A file of which nobody reads very much at once: zipfile trusts the size of a list of entries."""
+    """A file that is read in small pieces: zipfile trusts the size of a list of entries."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size

@@ -78,7 +78,7 @@ class _Name:
 
 @dataclass(eq=False, slots=True)
 class Placeholder:
-    """An object of a known class, of which only arguments and state are known."""
+    """An object of a known class, with its arguments and state only."""
 
     path: str
     args: tuple[Any, ...] = ()

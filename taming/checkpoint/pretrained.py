@@ -102,7 +102,7 @@ def _named(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    """Copy containers into plain ones; what is none of them stays, and is objected to when it is saved."""
+    """Copy containers into plain ones; other values stay, and are an error when the model is saved."""
     if OmegaConf.is_config(value):
         try:
             return OmegaConf.to_container(value, resolve=True)

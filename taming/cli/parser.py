@@ -112,7 +112,7 @@ def run(module: ModuleType, options: argparse.Namespace) -> None:
 
 
 def exit_status(command: Callable[..., None], *arguments: Any) -> int:
-    """Run a command: 0 if it ends, 1 after a user's error, of which one line is printed, 130 after Ctrl-C.
+    """Run a command: 0 if it ends, 1 after a user's error, after one line about it, 130 after Ctrl-C.
 
     What the system has against a file, such as a missing permission or a full disk, is a user's error.
     """

@@ -35,7 +35,7 @@ class FaultTolerantDataset(Dataset):
     Every data set of this package that is built on it takes these arguments:
 
     Args:
-        size: pixels of the smallest side after resizing, of which a square is cropped; or [height, width],
+        size: pixels of the smallest side after resizing, before a square crop; or [height, width],
             a rectangle that images are resized to cover; None keeps images as they are.
         random_crop: crop at a random position instead of the centre; by default RANDOM_CROP of the class.
         crop_size: pixels of the crop, a side or [height, width]; `size` by default.

@@ -21,7 +21,7 @@ from taming.data.transforms.joint import Size
 from taming.images import from_uint8
 from taming.util import read_text
 
-OPENPOSE = 18  # joints, of which the second is the neck
+OPENPOSE = 18  # joints; the second is the neck
 # where OpenPose has each joint of COCO
 _COCO_OF_OPENPOSE = (0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10)
 _FOLDERS = {"train": "train", "validation": "test"}  # the split of pose transfer

@@ -23,7 +23,7 @@ EXPECTED = 'give a dict such as {"image": array (H, W, 3) in [-1, 1], "class_lab
 class ItemSpec(NamedTuple):
     """What the items of a data set hold, by key, and its numbers of classes and labels, if it knows them."""
 
-    shapes: dict[str, tuple[int, ...]]  # of arrays; () for what is no array, such as numbers and texts
+    shapes: dict[str, tuple[int, ...]]  # of arrays; () for other values, such as numbers and texts
     n_classes: int | None  # of "class_label"
     n_labels: int | None  # of "segmentation"
 

@@ -1,4 +1,4 @@
-"""Preview of a data set: its items as one sheet, each value drawn as a picture or written as text.
+"""Preview of a data set: its items as one sheet, each value shown as an image or written as text.
 
 H W pixels of an item's image, L labels.
 """
@@ -27,7 +27,7 @@ _NAMES = 5  # labels that are named, those with the largest areas first
 
 
 def describe_item(item: Mapping[str, Any], dataset: Any = None) -> tuple[Pictures, list[str]]:
-    """Return one item as pictures, by key, and lines of text for its other values.
+    """Return one item as images, by key, and lines of text for its other values.
 
     Args:
         item: arrays (H, W, C): colours and depths in [-1, 1], coordinates in [0, 1), one-hot labels; ids of
@@ -63,7 +63,7 @@ def describe_item(item: Mapping[str, Any], dataset: Any = None) -> tuple[Picture
 def preview_sheet(
     items: Sequence[Mapping[str, Any]], dataset: Any = None, *, cell: int = 192
 ) -> Image.Image:
-    """Return a sheet with one item per row: pictures in a column for each key, and the text beside them.
+    """Return a sheet with one item per row: images in a column for each key, and the text beside them.
 
     Args:
         items: see describe_item.
@@ -154,7 +154,7 @@ def _draw_boxes(
 
 
 def _fit(picture: Image.Image, height: int) -> Image.Image:
-    """Scale a picture to a height; a small one by a whole factor, so that its pixels can be counted."""
+    """Scale an image to a height; a small one by a whole factor, so that its pixels can be counted."""
     if picture.height < height:
         factor = height // picture.height
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

@@ -31,7 +31,7 @@ def _position(name: str) -> float:
 
 
 def choose_side(names: Sequence[str], split: str, share: float, source: Path) -> list[str]:
-    """Return the names of one split, "train" or "validation", of which validation gets `share`.
+    """Return the names of one split, "train" or "validation"; validation gets `share`.
 
     Raises:
         ValueError: there is none, or `share` is not between 0 and 1; `source` stands in the message.

@@ -1,4 +1,4 @@
-"""Images of other sizes than in training, and images of which a part is given.
+"""Images of other sizes than in training, and images with a part that is given.
 
 Pixels that are given stay as they are where nothing is generated. B batch, C channels, H W pixels, h w latent
 grid, f pixels per code.
@@ -63,7 +63,7 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
 
     Args:
         known: share of the rows, from the top, that stays.
-        mask: image whose white says what is generated anew, each code that a white pixel touches; of any
+        mask: image whose white says what is generated: each code that a white pixel touches; of any
             resolution, but the shape of the images.
 
     Raises:

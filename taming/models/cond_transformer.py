@@ -340,7 +340,7 @@ class Net2NetTransformer(ImageModel):
         """Generate images (B, C, H, W) in [-1, 1] given what `encode_conditions` gave, or tokens (B, M).
 
         Images larger than in training are sampled through a window of the training size that moves every
-        `stride` codes, and so are images of which codes stay.
+        `stride` codes, and so are images with codes that stay.
 
         Args:
             c_indices: the conditions.

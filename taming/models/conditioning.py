@@ -59,7 +59,7 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
                 f"{name}: {config.get('target')} is no Tokenizer: derive it from "
                 "taming.models.tokenizer.Tokenizer, which says what a first stage must offer"
             )
-        # written before there was a contract: the defaults describe tokens of which nothing is known
+        # written before there was a contract: the defaults describe tokens of an unknown kind
         stage.__class__ = type(kind.__name__, (kind, contract), {"__module__": kind.__module__})
     return stage.eval().requires_grad_(False)
 
@@ -270,7 +270,7 @@ def conditions_of(
 ) -> list[Tensor]:
     """Return conditions of `count` images of `size`, as `Net2NetTransformer.generate` takes them.
 
-    Coordinates and start tokens go without saying. What is not given is left out as null tokens.
+    Coordinates and start tokens have defaults. What is not given is left out as null tokens.
 
     Args:
         size: (H, W) in pixels; the training size when None.

@@ -11,7 +11,7 @@ from torch import Tensor
 from taming.sampling.logits_sampler import Callback, Generators, LogitsSampler, check_logits, report
 from taming.sampling.options import SamplingOptions, resolve
 
-WORTH_A_CACHE = 64  # steps; a new cache reads all tokens so far once more
+WORTH_A_CACHE = 64  # steps; a new cache reads all tokens so far again
 
 
 class CachedTransformer(Protocol):

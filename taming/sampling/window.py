@@ -39,7 +39,7 @@ def sample_window(
 
     Args:
         transformer: the network, in eval mode.
-        condition: a grid of codes (B, h, w), of which the transformer sees those of the window; or tokens
+        condition: a grid of codes (B, h, w); the transformer sees those of the window; or tokens
             that it sees in every window, (B, M), such as a class or a start token; or several of these, which
             it sees one after the other; or a callable from the window's upper left corner (row, column) to
             the tokens (B, M) that it sees there; it is asked once for each window.

@@ -64,7 +64,7 @@ def report(error: BaseException, debug: bool, given: Sequence[str] = ()) -> int:
 
     An error that all processes raise (`on_all_ranks`) is printed once.
 
-    `given` are the keys and values of the command line, one of which may be the cause.
+    `given` are the keys and values of the command line; one may be the cause.
     """
     if debug:
         import pdb

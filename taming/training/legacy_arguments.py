@@ -115,7 +115,7 @@ def _precision(value: Any) -> Translation:
 
 
 def _accumulation(value: Any) -> Translation:
-    """Read a number of batches; a schedule by epoch, as the Trainer once took, is refused."""
+    """Read a number of batches; a schedule by epoch, as the Trainer once took, is an error."""
     if value is None:
         return {}, None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -78,7 +78,7 @@ def finished_rows(path: Path, resume: Path | None) -> tuple[int | None, list[Row
 class MetricsFile(Logger):
     """Curves in a CSV file with a column for each and a row for each time that some were logged.
 
-    Rows are appended; the file is written anew, whole or not at all, only where a new curve needs a column.
+    Rows are appended; the file is written again, as a whole, only where a new curve needs a column.
     They are written every `every_n_rows` rows and with each checkpoint.
 
     Args:

@@ -22,7 +22,7 @@ from taming.inference.dataset import unwrapped
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.web.painting import Size, check_shape, fitted, labels_of, paint_labels
 
-POINT = 0.06  # side, as a share, of the box that stands for an object of which only the center is known
+POINT = 0.06  # side, as a share, of the box that stands for an object with a known center only
 CLASS, LABELS, IMAGE, BOXES, TOKENS = "class", "label_map", "image", "boxes", "tokens"
 COORDINATES, NOTHING = "coordinates", "none"  # these two need no input
 

@@ -40,7 +40,7 @@ from taming.web.uploads import read_upload
 
 HEADERS = ["what", "left %", "top %", "right %", "bottom %"]
 DATATYPES: Any = ["str", *["number"] * 4]
-RED = "#ff0040"  # the brush that marks what is generated anew
+RED = "#ff0040"  # the brush that marks what is generated again
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _label_panel(session: Session, loaded: Loaded, condition: Condition, size: l
         return _painting(paint_labels(ids, count))
 
     def upload(path: str, *sides: int) -> dict:
-        read_upload(path)  # raises for what is no image, or too large
+        read_upload(path)  # raises unless it is an image that is small enough
         image = paint_labels(read_labels(path, condition.stage, exact=False).numpy(), count)
         return _painting(_enlarged(image, condition.size(_checked(sides), resolution)))
 

@@ -22,7 +22,7 @@ class Request:
         run: name of the run.
         size: (H, W) in pixels.
         conditions: the value of each condition by its key, see `taming.web.conditions`; None to leave it out.
-        original: image of which a part is to be generated anew.
+        original: image with a part that is to be generated again.
         mask: layers of the brush over it; what they touch is generated.
         count: number of images.
         options: see `SamplingOptions`; image number i of a seed is the same in any batch.

@@ -239,7 +239,7 @@ class Session:
     def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the original (1, 3, H, W), its codes (B, h, w) and where they stay, (h, w) bool.
 
-        A code that the brush touches is generated anew.
+        A code that the brush touches is generated again.
         """
         if request.original is None:
             return None, None, None

@@ -20,7 +20,7 @@ class Conditioner:
     """Encodes one condition of an image. A new condition is a subclass of this and `nn.Module`, in one file.
 
     Nothing asks a condition stage for its class: what commands, page and training need to know is here. The
-    defaults describe tokens that the data set makes, of which nothing is known.
+    defaults describe tokens of an unknown kind, which the data set makes.
 
     Attributes:
         kind: what users give: "class", "label_map", "image", "coordinates", "tokens" or "none".

@@ -4,7 +4,7 @@ Two parts of a decoder see further than its convolutions. Attention sees all pos
 last attention is computed whole, at latent resolution, where it is small. A group normalization takes mean
 and variance over the whole map, so tiles normalized one by one would have different colors and show seams.
 Here each normalization gets the statistics of the whole map, gathered from all tiles in a pass of its own.
-Such a pass computes what comes before it once more, unless a map between is small enough to be kept. Tiles
+Such a pass computes what comes before it again, unless a map between is small enough to be kept. Tiles
 overlap by the reach of their convolutions, so there are no seams: nothing is estimated or blended, and the
 result differs from the untiled one by rounding only.
 

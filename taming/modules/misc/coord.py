@@ -1,4 +1,4 @@
-"""Coordinates as a condition: where in the large picture a training crop lies.
+"""Coordinates as a condition: where in the large image a training crop lies.
 
 B batch, H W pixels, h w latent grid (H and W over the downsampling factor).
 """
