@@ -205,6 +205,12 @@ def test_a_wrong_command_is_found(capsys):
             parse(shlex.split(line))
 
 
+def test_training_finds_configurations_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--base", "demo/vqgan", "--dry-run"]) == 0
+    assert "taming.models.vqgan.VQModel" in capsys.readouterr().out
+
+
 def test_every_command_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
     assert [name for name in COMMANDS if f"taming {name}" not in text] == []

@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from taming.checkpoint import find_checkpoint, read_checkpoint, without_ckpt_paths
 from taming.config import (
     allow_targets,
+    find_config,
     instantiate_from_config,
     load_config,
     models_only,
@@ -153,7 +154,7 @@ def prepare(options: Namespace, overrides: dict[str, Any], dotlist: list[str], n
 
 def locate(options: Namespace, now: str) -> tuple[list[Path], Path, Path | None]:
     """Find the YAML files, the run directory, and the checkpoint to go on from."""
-    files = [Path(base).expanduser() for base in options.base]
+    files = [find_config(base) for base in options.base]
     if not options.resume:
         if not files:
             raise ValueError("no configuration: name one with --base configs/....yaml, or resume with -r RUN")
