@@ -203,9 +203,12 @@ def _describe(annotation: Any) -> str:
         ranges = [f" {extra}" for extra in args[1:] if isinstance(extra, Range)]
         return _describe(args[0]) + "".join(ranges)
     if _is_union(origin):
-        return " or ".join(dict.fromkeys(_describe(arg) for arg in args))
+        choices = [arg for arg in args if typing.get_origin(arg) is Literal]
+        values = [value for arg in choices for value in typing.get_args(arg)]
+        parts = [_describe(Literal[tuple(values)])] if values else []
+        return " or ".join(dict.fromkeys([*parts, *(_describe(arg) for arg in args if arg not in choices)]))
     if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
+        return "one of " + ", ".join(dict.fromkeys(map(str, args)))
     if origin in NAMES_OF_TYPES:
         return NAMES_OF_TYPES[origin]
     if not inspect.isclass(origin):

@@ -134,11 +134,11 @@ def test_a_small_twin_learns(path):
 def test_the_data_sets_accept_their_arguments(path):
     """Without the data they raise; but never because of a class or argument that does not exist."""
     config = load_config(path)
+    for key in OmegaConf.missing_keys(config.data):
+        OmegaConf.update(config.data, key, "nowhere")
     for split in ("train", "validation"):
-        section = OmegaConf.to_container(config.data.params[split], throw_on_missing=False)
+        section = config.data.params[split]
         get_obj_from_str(section["target"])
-        missing = [key for key, value in section["params"].items() if value == "???"]
-        section["params"] |= dict.fromkeys(missing, "nowhere")
         if path.parent.name in BUILT_IN:
             held = instantiate_from_config(section)[0]
             assert keys_of(config.model.params) <= {"image", *held}
@@ -162,24 +162,44 @@ def test_real_items_fit_the_model(path):
             codes = math.prod(model.latent_shape())
             assert logits.shape == (2, codes, gpt.vocab_size)
             _, tokens = model.encode_to_c(model.get_xc(batch)[1])
-            assert tokens.shape[1] + codes - 1 == gpt.block_size  # no more than is needed
+            assert tokens.shape[1] + codes - 1 == model.transformer.block_size  # no more than is needed
             assert target.shape == (2, codes)
         else:
             x = model.get_input(batch, model.image_key)
             assert model(x)[0].shape == x.shape and x.shape[2:] == (64, 64)
 
 
+@pytest.mark.parametrize("size", [None, 128, [64, 128]], ids=str)
 @each_config
-def test_sizes_of_data_and_model_agree(path):
-    """The training crop is what the first stage was laid out for: the block size was computed from it."""
-    params = complete(path).model.params
-    stage = params if "ddconfig" in params else params.first_stage_config.params
+def test_one_key_sets_the_size_of_data_and_model(path, size):
+    """The training crop is what the first stage was laid out for: the block size is computed from it."""
+    words = [] if size is None else [f"size={size}"]
+    config = load_config(path, words)
+    wanted = config.size
+    assert config.model.params.get("ddconfig", {"resolution": wanted})["resolution"] == wanted
     for split in ("train", "validation"):
-        data = load_config(path).data.params[split].params
+        data = config.data.params[split].params
         data = data.get("config", data)
         sizes = [data[key] for key in ("crop_size", "size", "target_image_size") if key in data]
-        size = sizes[0] if isinstance(sizes[0], int) else sizes[0][0]
-        assert size == stage.ddconfig.resolution
+        assert sizes[0] == wanted
+
+
+@pytest.mark.parametrize("size", [32, [32, 64]], ids=str)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in BUILT_IN], ids=lambda p: p.stem)
+def test_real_items_of_another_size_fit_the_model(path, size):
+    config = complete(path, f"size={size}")
+    dataset = instantiate_from_config(config.data.params.validation)
+    batch = dataset.collate_fn([dataset[i] for i in range(2)])
+    model = instantiate_from_config(config.model).eval()
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.no_grad():
+        if "transformer_config" not in config.model.params:
+            assert model(model.get_input(batch, model.image_key))[0].shape[2:] == (height, width)
+            return
+        logits, _ = model(*model.get_xc(batch))
+        assert logits.shape[1] == (height // model.first_stage_model.factor) * (
+            width // model.first_stage_model.factor
+        )
 
 
 @each_config

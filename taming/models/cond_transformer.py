@@ -20,6 +20,7 @@ from taming.models.conditioning import (
     check_null_token,
     check_sizes,
     check_tokens,
+    complete_transformer_config,
     condition_sizes,
     is_list,
     null_shape,
@@ -44,7 +45,8 @@ class Net2NetTransformer(ImageModel):
     """p(s | c): the codes s of an image, one after the other, after the condition's tokens c (eq. 9 and 10).
 
     Args:
-        transformer_config: `{target, params}` of the prior, `GPT` for instance; see `Prior`.
+        transformer_config: `{target, params}` of the prior, `GPT` for instance; see `Prior`. A missing
+            `block_size`, and a `layout` "auto", are those of the stages' tokens.
         first_stage_config: of the VQGAN whose codes are modelled; its `ckpt_path` says where its weights are.
         cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token
             alone, "__is_first_stage__" for the first stage itself; a list of these for several conditions at
@@ -65,7 +67,8 @@ class Net2NetTransformer(ImageModel):
         null_token: the token that stands for no condition, which no condition uses: one more than there are
             classes or codes, for instance; `vocab_size` must count it.
         cond_size: side, or [height, width], in pixels of a condition that has another size than the image,
-            beside an image of the training size; a list where there are several conditions.
+            beside an image of the training size; floats are shares of the image's sides, 0.5 the half. A list
+            where there are several conditions.
 
     Raises:
         ValueError: a vocabulary smaller than the codebook or the condition, or without the null token; a
@@ -81,7 +84,7 @@ class Net2NetTransformer(ImageModel):
         pkeep: float = 1.0, sos_token: int = 0, unconditional: bool = False, *, monitor: str | None = None,
         weight_decay: float = 0.01, scheduler_config: dict | None = None,
         cond_dropout: float | Sequence[float] = 0.0, null_token: int | None = None,
-        cond_size: int | Sequence | None = None,
+        cond_size: float | Sequence | None = None,
     ):
         super().__init__(monitor, scheduler_config)
         self.cond_dropout, self.null_token = cond_dropout, null_token
@@ -92,9 +95,12 @@ class Net2NetTransformer(ImageModel):
         self.init_first_stage_from_ckpt(first_stage_config)
         self.init_cond_stage_from_ckpt(UNCONDITIONAL if unconditional else cond_stage_config)
         self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
-        self.transformer = instantiate_from_config(transformer_config)
         stages, image_size = self.cond_stages, self.first_stage_model.image_size
         self.cond_sizes = condition_sizes(cond_size, downsample_cond_size, image_size, len(stages))
+        transformer_config = complete_transformer_config(
+            transformer_config, self.first_stage_model, stages, self.cond_sizes
+        )
+        self.transformer = instantiate_from_config(transformer_config)
         check_sizes(self.transformer, self.first_stage_model, stages, self.cond_sizes)
         check_null_token(null_token, cond_dropout, self.transformer.vocab_size, stages)
         if ckpt_path is not None:

@@ -4,6 +4,7 @@ B batch, C channels, H W pixels, M tokens.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,53 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
 
 
 def condition_sizes(cond_size: Any, downsampled: int, image_size: Size, count: int) -> list[Size]:
-    """Return (H, W) in pixels of each of `count` conditions beside an image of the training size."""
+    """Return (H, W) in pixels of each of `count` conditions beside an image of the training size.
+
+    Sides that are given as floats are shares of the image's.
+    """
     usual = (downsampled, downsampled) if downsampled > -1 else image_size
     given = list(cond_size) if count > 1 and is_list(cond_size) else [cond_size] * count
     if len(given) != count:
         raise ValueError(f"cond_size names {len(given)} sizes, but there are {count} conditions")
-    return [usual if size is None else tuple(size) if is_list(size) else (size, size) for size in given]
+    sizes = [usual if size is None else size if is_list(size) else (size, size) for size in given]
+    return [_in_pixels(size, image_size) for size in sizes]
+
+
+def _in_pixels(size: Sequence[int | float], image_size: Size) -> Size:
+    height, width = (
+        round(side * whole) if isinstance(side, float) else side
+        for side, whole in zip(size, image_size, strict=True)
+    )
+    return height, width
+
+
+def complete_transformer_config(
+    config: dict, first: Tokenizer, stages: Sequence[Conditioner], sizes: Sequence[Size]
+) -> dict:
+    """Return `{target, params}` of a prior with `block_size` where it is missing, and `layout` for "auto".
+
+    Args:
+        config: the configuration.
+        first, stages: the first stage and the condition stages, which say how many tokens there are.
+        sizes: see `condition_sizes`.
+
+    Raises:
+        ValueError: the data decide how many tokens a condition has.
+    """
+    params = dict(config.get("params") or {})
+    if "block_size" in params and params.get("layout") != "auto":
+        return config
+    shapes = [stage.token_shape(*size) for stage, size in zip(stages, sizes, strict=True)]
+    if None in shapes:
+        raise ValueError(
+            "transformer_config.params.block_size is missing, and the data decide how many tokens a "
+            "condition has: give tokens + codes - 1"
+        )
+    parts = [*(shape for shape in shapes if shape is not None), first.code_shape(*first.image_size)]
+    if params.get("layout") == "auto":
+        params["layout"] = [list(part) if len(part) > 1 else part[0] for part in parts]
+    params.setdefault("block_size", sum(map(math.prod, parts)) - 1)
+    return {**config, "params": params}
 
 
 def check_sizes(

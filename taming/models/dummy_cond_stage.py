@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size
+from taming.parameters import PositiveInt
 
 
 class DummyCondStage(AbstractEncoder):
@@ -12,11 +13,16 @@ class DummyCondStage(AbstractEncoder):
 
     Args:
         conditional_key: entry of the batch that holds the tokens, "objects_bbox" for instance.
+        length: number of tokens M, if it is known before the data are.
     """
 
-    def __init__(self, conditional_key: str):
+    def __init__(self, conditional_key: str, length: PositiveInt | None = None):
         super().__init__()
-        self.conditional_key = conditional_key
+        self.conditional_key, self.length = conditional_key, length
+
+    def token_shape(self, height: int, width: int) -> tuple[int, ...] | None:
+        """Shape of the tokens of one image, (M,), or None if the data decide."""
+        return None if self.length is None else (self.length,)
 
     def encode(self, c: Tensor) -> Encoded:
         """Turn tokens (B, M) into (tokens, None, (None, None, tokens)), as a stage with a codebook would."""

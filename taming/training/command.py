@@ -56,7 +56,7 @@ from taming.training.distributed import FailTogether, OtherProcessFailed, has_lo
 from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
-from taming.training.sections import complete_sections
+from taming.training.sections import SECTIONS, complete_sections
 from taming.training.stages import fill_stages
 from taming.training.sync_batchnorm import SyncBatchNorms
 from taming.training.trainer_arguments import (
@@ -310,7 +310,12 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
         run.logdir, plain(run.config.lightning.get("logger") or {}),
         resume=run.resume if run.options.train else None, project=run.options.project,
     )
-    return pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(run.logdir), **arguments)
+    try:
+        return pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(run.logdir), **arguments)
+    except Exception as error:
+        named = ", ".join(f"{name}: {value}" for name, value in run.trainer_arguments.items())
+        error.add_note(f"(the arguments of the Trainer are {named})")
+        raise
 
 
 def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
@@ -330,9 +335,10 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
         wanted["progress"] = None
     if not run.trainer_arguments.get("enable_checkpointing", True):
         wanted["last_checkpoint"] = None
+    stored = {name: part for name, part in storable(run.config).items() if name in SECTIONS}
     callbacks: list[Callback] = [
-        SetupCallback(run.now, storable(run.config)), SeededBatches(run.seed), ExactResume(),
-        ResumeLegacyRun(), FailTogether(),
+        SetupCallback(run.now, stored), SeededBatches(run.seed), ExactResume(), ResumeLegacyRun(),
+        FailTogether(),
         *(instantiate_from_config(config) for config in wanted.values() if config is not None),
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):

@@ -39,6 +39,9 @@ def complete_sections(config: DictConfig, source: str) -> DictConfig:
             raise ConfigError(f"{source}: no section `{name}: {{target: ..., params: ...}}`")
         _fill(content[name], "params", name)
     lightning = _fill(content, "lightning")
+    logger = lightning.get("logger")
+    if isinstance(logger, dict) and logger and not logger.get("target"):
+        raise ConfigError("lightning.logger: nothing reads its params: it has no target")
     for name in ("trainer", "callbacks", "modelcheckpoint", "logger"):
         _fill(lightning, name, "lightning")
     for name, callback in lightning["callbacks"].items():

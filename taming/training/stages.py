@@ -44,6 +44,8 @@ def complete_stage(key: str, stage: Any, config: DictConfig) -> DictConfig | dic
     if not OmegaConf.is_dict(stage):
         raise ValueError(f"{place}: {stage!r} is no stage: write target and params, or a run directory")
     params = stage.get("params") or {}
+    if not params and "target" not in stage:
+        raise ValueError(f"{place} is empty: add {place}.params.ckpt_path=logs/RUN, or its target and params")
     if OmegaConf.is_missing(params, "ckpt_path"):
         raise ValueError(
             f"{place} names no checkpoint: add {place}.params.ckpt_path=logs/RUN, the run directory of that "
@@ -65,7 +67,7 @@ def complete_stage(key: str, stage: Any, config: DictConfig) -> DictConfig | dic
 def fill_stage(key: str, stage: Any, file: Path) -> dict[str, Any]:
     """Return a stage with the file of its checkpoint and, where they are not given, its target and params."""
     rank_zero_print(f"{key}: {file}")
-    given = {**stage["params"], "ckpt_path": str(file)}
+    given = {**(stage.get("params") or {}), "ckpt_path": str(file)}
     if "target" in stage and "ddconfig" in given:
         return {**stage, "params": given}
     trained = storable(config_of(read_checkpoint(file, tensors=()), file))["model"]

@@ -332,7 +332,7 @@ def test_devices_are_described(gpus, count, line, expected):
     ("--num_nodes 0", "num_nodes: 0"),
     ("--detect_anomaly foo", "detect_anomaly: 'foo'; it must be True or False"),
     ("--max_time 5", "max_time: 5"),
-    ("--deterministic 3", "deterministic: 3; it must be True or False or one of warn or null"),
+    ("--deterministic 3", "deterministic: 3; it must be one of warn or True or False or null"),
 ])
 def test_values_of_the_wrong_type_or_range(line, message):
     with pytest.raises(ValueError, match=message):
