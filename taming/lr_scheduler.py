@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from taming.parameters import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,12 +46,12 @@ class LambdaWarmUpCosineScheduler:
 
     def __init__(
         self,
-        warm_up_steps: int,
+        warm_up_steps: NonNegativeFloat,
         lr_min: float,
         lr_max: float,
         lr_start: float,
-        max_decay_steps: int,
-        verbosity_interval: int = 0,
+        max_decay_steps: PositiveFloat,
+        verbosity_interval: NonNegativeInt = 0,
     ):
         if max_decay_steps <= warm_up_steps:
             raise ValueError(

@@ -38,14 +38,29 @@ class Range:
 
 
 @dataclass(frozen=True)
-class ParametersOf:
-    """Metadata of an annotation: a mapping that holds parameters of this class or function."""
+class Length:
+    """Metadata of an annotation: a list of at least so many elements."""
 
-    target: Callable[..., Any]
+    least: int
+
+    def holds(self, value: Sequence[Any]) -> bool:
+        """Tell whether a list is long enough."""
+        return len(value) >= self.least
+
+    def __str__(self) -> str:
+        return f"of at least {self.least}"
+
+
+class ParametersOf:
+    """Metadata of an annotation: a mapping that holds parameters of these classes or functions together."""
+
+    def __init__(self, *targets: Callable[..., Any]):
+        self.targets = targets
 
 
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
+AtLeastMinusOne = Annotated[int, Range(-1)]  # -1: without limit, or off
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
@@ -85,10 +100,10 @@ def find_problem(target: Callable[..., Any], parameters: Mapping[str, Any], pref
             continue
         if wrong := mismatch(value, accepted[name].annotation):
             return f"does not accept {prefix}{name}: {value!r}; it must be {wrong}"
-        nested = _nested_target(accepted[name].annotation)
-        if nested and isinstance(value, Mapping):
-            if wrong := find_problem(nested, value, f"{prefix}{name}."):
-                return wrong
+        if isinstance(value, Mapping):
+            for nested in nested_targets(accepted[name].annotation):
+                if wrong := find_problem(nested, value, f"{prefix}{name}."):
+                    return wrong
     return None
 
 
@@ -153,18 +168,18 @@ def _is_union(origin: Any) -> bool:
     return origin in (Union, types.UnionType)
 
 
-def _nested_target(annotation: Any) -> Callable[..., Any] | None:
+def nested_targets(annotation: Any) -> tuple[Callable[..., Any], ...]:
+    """Return the targets of `ParametersOf` in an annotation."""
     origin, args = _parts(annotation)
     if _is_union(origin):
-        return next((target for arg in args if (target := _nested_target(arg))), None)
-    targets = [extra.target for extra in args[1:] if isinstance(extra, ParametersOf)]
-    return targets[0] if targets else None
+        return tuple(target for arg in args for target in nested_targets(arg))
+    return tuple(target for extra in args[1:] if isinstance(extra, ParametersOf) for target in extra.targets)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
     origin, args = _parts(annotation)
     if origin is Annotated:
-        ranges = [extra for extra in args[1:] if isinstance(extra, Range)]
+        ranges = [extra for extra in args[1:] if isinstance(extra, Range | Length)]
         return _fits(value, args[0]) and all(each.holds(value) for each in ranges)
     if _is_union(origin):
         return any(_fits(value, arg) for arg in args)
@@ -200,7 +215,7 @@ def _elements_fit(values: Iterable[Any], origin: Any, args: tuple[Any, ...]) -> 
 def _describe(annotation: Any) -> str:
     origin, args = _parts(annotation)
     if origin is Annotated:
-        ranges = [f" {extra}" for extra in args[1:] if isinstance(extra, Range)]
+        ranges = [f" {extra}" for extra in args[1:] if isinstance(extra, Range | Length)]
         return _describe(args[0]) + "".join(ranges)
     if _is_union(origin):
         choices = [arg for arg in args if typing.get_origin(arg) is Literal]

@@ -23,7 +23,7 @@ LAYERS = {
     "util": set(),
     "images": {"util"},
     "colormap": {"images"},
-    "lr_scheduler": set(),
+    "lr_scheduler": {"parameters"},
     "parameters": set(),
     "config_limits": set(),
     "config": {"config_limits", "parameters", "util"},

@@ -29,6 +29,7 @@ from taming.models.conditioning import (
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider  # noqa: F401  # notebooks of 2021 import it from here
+from taming.parameters import AtLeastMinusOne, NonNegativeFloat, NonNegativeInt, Probability
 from taming.sampling import SamplingOptions, filter_logits, sample_tokens, window_nll
 from taming.sampling.logits_sampler import Generators
 from taming.sampling.options import resolve
@@ -80,10 +81,10 @@ class Net2NetTransformer(ImageModel):
         self, transformer_config: dict, first_stage_config: dict, cond_stage_config: dict | str | Sequence,
         permuter_config: dict | None = None, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
         first_stage_key: str = "image", cond_stage_key: str | Sequence[str] = "depth",
-        downsample_cond_size: int = -1,
-        pkeep: float = 1.0, sos_token: int = 0, unconditional: bool = False, *, monitor: str | None = None,
-        weight_decay: float = 0.01, scheduler_config: dict | None = None,
-        cond_dropout: float | Sequence[float] = 0.0, null_token: int | None = None,
+        downsample_cond_size: AtLeastMinusOne = -1, pkeep: Probability = 1.0, sos_token: NonNegativeInt = 0,
+        unconditional: bool = False, *, monitor: str | None = None,
+        weight_decay: NonNegativeFloat = 0.01, scheduler_config: dict | None = None,
+        cond_dropout: float | Sequence[float] = 0.0, null_token: NonNegativeInt | None = None,
         cond_size: float | Sequence | None = None,
     ):
         super().__init__(monitor, scheduler_config)

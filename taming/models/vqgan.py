@@ -5,7 +5,7 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.quantizers.base import Quantizer, QuantizerInfo
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
+from taming.parameters import NonNegativeFloat, ParametersOf, PositiveInt, Probability
+
+DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
+Betas = tuple[Probability, Probability]
 
 
 class VQModel(Tokenizer, ImageConditioner, ImageModel):
@@ -51,11 +55,12 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
     """
 
     def __init__(
-        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int, ckpt_path: str | None = None,
-        ignore_keys: tuple[str, ...] = (), image_key: str = "image", colorize_nlabels: int | None = None,
-        monitor: str | None = None, remap: str | None = None, sane_index_shape: bool = False, *,
-        legacy: bool = True, beta: float = 0.25, revive_after: int | None = None,
-        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        self, ddconfig: DDConfig, lossconfig: dict, n_embed: PositiveInt, embed_dim: PositiveInt,
+        ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (), image_key: str = "image",
+        colorize_nlabels: PositiveInt | None = None, monitor: str | None = None, remap: str | None = None,
+        sane_index_shape: bool = False, *,
+        legacy: bool = True, beta: NonNegativeFloat = 0.25, revive_after: PositiveInt | None = None,
+        betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
         quantizer_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
@@ -276,11 +281,12 @@ class EMAVQ(VQModel):
     """
 
     def __init__(
-        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int, ckpt_path: str | None = None,
-        ignore_keys: tuple[str, ...] = (), image_key: str = "image", colorize_nlabels: int | None = None,
-        monitor: str | None = None, remap: str | None = None, sane_index_shape: bool = False, *,
-        beta: float = 0.25, decay: float = 0.99, revive_after: int | None = None,
-        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        self, ddconfig: DDConfig, lossconfig: dict, n_embed: PositiveInt, embed_dim: PositiveInt,
+        ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (), image_key: str = "image",
+        colorize_nlabels: PositiveInt | None = None, monitor: str | None = None, remap: str | None = None,
+        sane_index_shape: bool = False, *,
+        beta: NonNegativeFloat = 0.25, decay: Probability = 0.99, revive_after: PositiveInt | None = None,
+        betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
     ):
         super().__init__(
             ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
@@ -304,11 +310,11 @@ class GumbelVQ(VQModel):
     """
 
     def __init__(
-        self, ddconfig: dict, lossconfig: dict, n_embed: int, embed_dim: int,
+        self, ddconfig: DDConfig, lossconfig: dict, n_embed: PositiveInt, embed_dim: PositiveInt,
         temperature_scheduler_config: dict, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
-        image_key: str = "image", colorize_nlabels: int | None = None, monitor: str | None = None,
-        kl_weight: float = 1e-8, remap: str | None = None, *, kl_scheduler_config: dict | None = None,
-        betas: tuple[float, float] = (0.5, 0.9), scheduler_config: dict | None = None,
+        image_key: str = "image", colorize_nlabels: PositiveInt | None = None, monitor: str | None = None,
+        kl_weight: NonNegativeFloat = 1e-8, remap: str | None = None, *,
+        kl_scheduler_config: dict | None = None, betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
     ):
         super().__init__(
             ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
@@ -384,7 +390,7 @@ class VQSegmentationModel(LabelMapConditioner, VQNoDiscModel):
         ValueError: `n_labels` is not the number of channels that `ddconfig` names.
     """
 
-    def __init__(self, n_labels: int, *args, **kwargs):
+    def __init__(self, n_labels: PositiveInt, *args, **kwargs):
         super().__init__(*args, **{"colorize_nlabels": n_labels, **kwargs})
         found = self.encoder.conv_in.in_channels, self.decoder.conv_out.out_channels
         if found != (n_labels, n_labels):

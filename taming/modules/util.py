@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from taming.images import text_pictures
 from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size, check_range
 from taming.modules.distributed import all_reduce_sum
+from taming.parameters import PositiveInt
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Labelator(AbstractEncoder):
 
     kind = "class"
 
-    def __init__(self, n_classes: int, quantize_interface: bool = True):
+    def __init__(self, n_classes: PositiveInt, quantize_interface: bool = True):
         super().__init__()
         self.n_classes = n_classes
         self.quantize_interface = quantize_interface

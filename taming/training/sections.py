@@ -8,6 +8,7 @@ A section that is absent, empty or null means the same everywhere: it says nothi
 variables, such as `size`, that values refer to as `${size}`.
 """
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from taming.config import ConfigError, get_obj_from_str
-from taming.parameters import accepted_parameters, did_you_mean
+from taming.parameters import accepted_parameters, did_you_mean, nested_targets
 
 SECTIONS = ("model", "data", "lightning")
 OF_LIGHTNING = ("trainer", "callbacks", "modelcheckpoint", "logger", "seed")
@@ -62,6 +63,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
         _check(lightning, "lightning.", OF_LIGHTNING, places)
     for path, mapping in _targets(config):
         _check(mapping, f"{path}.", BESIDE_TARGET, _places_in(mapping, path))
+        for name, parameter in _accepted(mapping).items():
+            nested, value = nested_targets(parameter.annotation), (mapping.get("params") or {}).get(name)
+            if nested and isinstance(value, Mapping):
+                known = {key: f"{path}.params.{name}.{key}" for each in nested for key in accepted_parameters(each)[0]}
+                _check(value, f"{path}.params.{name}.", known, known)
 
 
 def _fill(parent: dict, name: str, path: str = "") -> dict:
@@ -95,12 +101,16 @@ def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 def _places_in(mapping: Any, path: str) -> dict[str, str]:
     """Where each key that a description of an object may have belongs."""
-    places = {name: f"{path}.{name}" for name in BESIDE_TARGET}
+    accepted = {name: f"{path}.params.{name}" for name in _accepted(mapping)}
+    return accepted | {name: f"{path}.{name}" for name in BESIDE_TARGET}
+
+
+def _accepted(mapping: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of what a description of an object names; none where that cannot be found."""
     try:
-        accepted, _ = accepted_parameters(get_obj_from_str(mapping["target"]))
+        return accepted_parameters(get_obj_from_str(mapping["target"]))[0]
     except (ConfigError, KeyError, TypeError):
-        return places
-    return {name: f"{path}.params.{name}" for name in accepted} | places
+        return {}
 
 
 def _texts(value: Any) -> Iterator[str]:

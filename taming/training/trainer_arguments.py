@@ -6,10 +6,17 @@ from typing import Annotated, Any
 import torch
 from pytorch_lightning import Trainer
 
-from taming.parameters import NonNegativeInt, PositiveInt, Probability, Range, find_problem, mismatch
+from taming.parameters import (
+    AtLeastMinusOne,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Range,
+    find_problem,
+    mismatch,
+)
 from taming.training.legacy_arguments import translate_trainer_arguments
 
-AtLeastMinusOne = Annotated[int, Range(-1)]  # -1: without limit
 Share = NonNegativeInt | Probability  # so many batches, or a share of them
 RANGES = {  # which the Trainer's own annotations do not tell
     "accumulate_grad_batches": PositiveInt,

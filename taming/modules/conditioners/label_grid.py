@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from taming.modules.conditioners.base import Encoded
 from taming.modules.conditioners.label_map import LabelMapConditioner
+from taming.parameters import PositiveInt
 
 
 class LabelGrid(LabelMapConditioner, nn.Module):
@@ -20,7 +21,7 @@ class LabelGrid(LabelMapConditioner, nn.Module):
         down_factor: pixels per token, in each direction.
     """
 
-    def __init__(self, n_labels: int, down_factor: int):
+    def __init__(self, n_labels: PositiveInt, down_factor: PositiveInt):
         super().__init__()
         self.n_labels, self.factor = n_labels, down_factor
 

@@ -11,14 +11,19 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from taming.parameters import Length, NonNegativeInt, PositiveInt, Probability
+
 logger = logging.getLogger(__name__)
+
+Resolution = PositiveInt | Annotated[Sequence[PositiveInt], Length(2)]  # pixels: a side, or [height, width]
+Multiples = Annotated[Sequence[PositiveInt], Length(1)]
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
@@ -317,10 +322,11 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
-        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
-        in_channels: int, resolution: int | Sequence[int], z_channels: int, double_z: bool = True,
-        num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
+        self, *, ch: PositiveInt, out_ch: PositiveInt, ch_mult: Multiples = (1, 2, 4, 8),
+        num_res_blocks: NonNegativeInt, attn_resolutions: Iterable[int], dropout: Probability = 0.0,
+        resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
+        z_channels: PositiveInt, double_z: bool = True, num_groups: PositiveInt = 32,
+        attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
         if ignored:
@@ -358,10 +364,11 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, *, ch: int, out_ch: int, ch_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int,
-        attn_resolutions: Iterable[int], dropout: float = 0.0, resamp_with_conv: bool = True,
-        in_channels: int, resolution: int | Sequence[int], z_channels: int, give_pre_end: bool = False,
-        double_z: bool = True, num_groups: int = 32, attn_type: str = "vanilla", **ignored: Any,
+        self, *, ch: PositiveInt, out_ch: PositiveInt, ch_mult: Multiples = (1, 2, 4, 8),
+        num_res_blocks: NonNegativeInt, attn_resolutions: Iterable[int], dropout: Probability = 0.0,
+        resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
+        z_channels: PositiveInt, give_pre_end: bool = False, double_z: bool = True,
+        num_groups: PositiveInt = 32, attn_type: str = "vanilla", **ignored: Any,
     ):
         super().__init__()
         if ignored:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.parameters import NonNegativeFloat
+
 
 class BCELoss(nn.Module):
     """Binary cross-entropy of every label at every pixel, on logits."""
@@ -16,7 +18,7 @@ class BCELoss(nn.Module):
 class BCELossWithQuant(nn.Module):
     """Binary cross-entropy, plus the quantizer's loss times `codebook_weight`."""
 
-    def __init__(self, codebook_weight: float = 1.0):
+    def __init__(self, codebook_weight: NonNegativeFloat = 1.0):
         super().__init__()
         self.codebook_weight = codebook_weight
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.distributed import all_reduce_mean
 from taming.modules.losses.lpips import LPIPS
+from taming.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 
 __all__ = [  # losses of other code bases build on `from ... import *`, torch's names among them
     "DummyLoss", "F", "LPIPS", "NLayerDiscriminator", "VQLPIPS", "VQLPIPSWithDiscriminator", "adopt_weight",
@@ -58,7 +59,8 @@ class VQLPIPS(nn.Module):
     """
 
     def __init__(
-        self, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0, perceptual_weight: float = 1.0, *,
+        self, codebook_weight: NonNegativeFloat = 1.0, pixelloss_weight: NonNegativeFloat = 1.0,
+        perceptual_weight: NonNegativeFloat = 1.0, *,
         perceptual_net: str = "vgg", perceptual_path: str | None = None, pixel_loss: str = "l1",
     ):
         super().__init__()
@@ -122,12 +124,14 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
     """
 
     def __init__(
-        self, disc_start: int, codebook_weight: float = 1.0, pixelloss_weight: float = 1.0,
-        disc_num_layers: int = 3, disc_in_channels: int = 3, disc_factor: float = 1.0,
-        disc_weight: float = 1.0, perceptual_weight: float = 1.0, use_actnorm: bool = False,
-        disc_conditional: bool = False, disc_ndf: int = 64, disc_loss: str = "hinge", *,
-        gen_start: int | None = None, gen_ramp: int = 0, disc_adaptive: bool = True,
-        disc_adaptive_sync: bool = True, disc_weight_max: float = 1e4, perceptual_net: str = "vgg",
+        self, disc_start: NonNegativeFloat, codebook_weight: NonNegativeFloat = 1.0,
+        pixelloss_weight: NonNegativeFloat = 1.0, disc_num_layers: PositiveInt = 3,
+        disc_in_channels: PositiveInt = 3, disc_factor: NonNegativeFloat = 1.0,
+        disc_weight: NonNegativeFloat = 1.0, perceptual_weight: NonNegativeFloat = 1.0,
+        use_actnorm: bool = False, disc_conditional: bool = False, disc_ndf: PositiveInt = 64,
+        disc_loss: str = "hinge", *, gen_start: NonNegativeFloat | None = None,
+        gen_ramp: NonNegativeFloat = 0, disc_adaptive: bool = True, disc_adaptive_sync: bool = True,
+        disc_weight_max: PositiveFloat = 1e4, perceptual_net: str = "vgg",
         perceptual_path: str | None = None, pixel_loss: str = "l1",
     ):
         super().__init__(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.modules.conditioners.base import AbstractEncoder, Encoded, Size
+from taming.parameters import PositiveInt
 
 
 class CoordStage(AbstractEncoder):
@@ -25,7 +26,7 @@ class CoordStage(AbstractEncoder):
     kind = "coordinates"
     remedy = "coordinates go without saying: leave them out"
 
-    def __init__(self, n_embed: int, down_factor: int):
+    def __init__(self, n_embed: PositiveInt, down_factor: PositiveInt):
         super().__init__()
         self.n_embed = n_embed
         self.factor = self.down_factor = down_factor

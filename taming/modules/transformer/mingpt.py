@@ -23,6 +23,7 @@ from taming.modules.transformer.cpu_inference import (
     suits_blocks,
 )
 from taming.modules.transformer.positions import Part, layout_positions
+from taming.parameters import NonNegativeInt, PositiveInt, Probability
 from taming.sampling import filter_logits, sample_tokens
 
 
@@ -161,8 +162,9 @@ class GPT(AutoregressivePrior):
     tok_emb: nn.Module
 
     def __init__(
-        self, vocab_size: int, block_size: int, n_layer: int = 12, n_head: int = 8, n_embd: int = 256,
-        embd_pdrop: float = 0.0, resid_pdrop: float = 0.0, attn_pdrop: float = 0.0, n_unmasked: int = 0,
+        self, vocab_size: PositiveInt, block_size: PositiveInt, n_layer: PositiveInt = 12,
+        n_head: PositiveInt = 8, n_embd: PositiveInt = 256, embd_pdrop: Probability = 0.0,
+        resid_pdrop: Probability = 0.0, attn_pdrop: Probability = 0.0, n_unmasked: NonNegativeInt = 0,
         *, layout: Sequence[Part] | None = None,
     ):
         super().__init__()

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from taming.images import image_grid, save_png, to_pil
+from taming.parameters import NonNegativeInt, PositiveInt
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class ImageLogger(Callback):
     """
 
     def __init__(
-        self, batch_frequency: int = 750, max_images: int = 4, clamp: bool = True,
+        self, batch_frequency: NonNegativeInt = 750, max_images: PositiveInt = 4, clamp: bool = True,
         increase_log_steps: bool = True, log_images_kwargs: dict[str, Any] | None = None,
     ):
         self.batch_frequency, self.max_images, self.clamp = batch_frequency, max_images, clamp
