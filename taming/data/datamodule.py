@@ -121,6 +121,13 @@ class DataModuleFromConfig(pl.LightningDataModule):
         item = next(iter(dataset)) if is_stream else SeededDataset(dataset, self.seed)[0]
         return item_spec(dataset, standard_item(item, name), name)
 
+    def first_batch(self, split: str = "train") -> dict[str, Any]:
+        """Return a batch of the first item of a split alone."""
+        dataset = self._dataset(split)
+        seeded = SeededDataset(dataset, self.seed)
+        is_stream = isinstance(dataset, IterableDataset)
+        return seeded.collate_fn([next(iter(dataset))] if is_stream else seeded.__getitems__([0]))
+
     def train_dataloader(self) -> DataLoader:
         """Return the training loader: shuffled, sharded, continuing where the trainer's counters stand."""
         dataset = self._dataset("train")

@@ -84,6 +84,14 @@ class ImageModel(Pretrained, pl.LightningModule):
             x = x[..., None]
         return x.permute(0, 3, 1, 2).float() if x.ndim == 4 else x
 
+    def check_batch(self, batch: dict) -> None:
+        """Raise ValueError if a batch, on the CPU, does not fit the model: called before training."""
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...] | None:
+        """Names that validation logs, without "val/"; None if they are not known before."""
+        return None
+
     def validators(self) -> Mapping[str, Any]:
         """Return what checks entries of a batch by their keys, each with a method `validate(value)`."""
         return {}

@@ -285,6 +285,16 @@ class Net2NetTransformer(ImageModel):
         check_conditions(self, x, c)
         return x, c if is_list(self.cond_stage_key) else c[0]
 
+    def check_batch(self, batch: dict) -> None:
+        """Raise ValueError if images or conditions do not fit the stages and the length of the sequence."""
+        x, _ = self.get_xc(batch)
+        self.first_stage_model.check_training_size(*x.shape[2:])
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """Names that validation logs, without "val/"."""
+        return "loss", "perplexity"
+
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Log the loss, averaged over the set."""
         loss, size = self.shared_step(batch, batch_idx), len(batch[self.first_stage_key])

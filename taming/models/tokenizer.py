@@ -9,6 +9,22 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
+class SizeMismatch(ValueError):
+    """Training images have another size than the model is made for.
+
+    Args:
+        found: (H, W) in pixels of the images.
+        wanted: (H, W) of the model.
+    """
+
+    def __init__(self, found: tuple[int, int], wanted: tuple[int, int]):
+        self.found, self.wanted = found, wanted
+        here, there = (f"{height}x{width}" for height, width in (found, wanted))
+        super().__init__(
+            f"the training images are {here} pixels (height x width), but the model is made for {there}"
+        )
+
+
 class Tokenizer:
     """Turns images into a small grid of codebook indices and back.
 
@@ -63,6 +79,12 @@ class Tokenizer:
     def num_codes(self, height: int, width: int) -> int:
         """Return the number of codes of an image of that size."""
         return math.prod(self.code_shape(height, width))
+
+    def check_training_size(self, height: int, width: int) -> None:
+        """Raise SizeMismatch unless images have the size that the model is made for."""
+        self.check_size(height, width)
+        if (height, width) != self.image_size:
+            raise SizeMismatch((height, width), self.image_size)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError, with a size that works, unless both sides are multiples of `factor`."""

@@ -210,6 +210,25 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.check_size(*x.shape[2:])
         return x
 
+    def check_batch(self, batch: dict) -> None:
+        """Raise ValueError if sizes or channels of images, networks and loss do not agree."""
+        x = self.get_images(batch)
+        self.check_training_size(*x.shape[2:])
+        made, seen = self.decoder.conv_out.out_channels, getattr(self.loss, "channels", x.shape[1])
+        for key, found in (("ddconfig.in_channels", self.channels), ("ddconfig.out_ch", made),
+                           ("lossconfig.params.disc_in_channels", seen)):
+            if found != x.shape[1]:
+                raise ValueError(
+                    f"the images have {x.shape[1]} channels, but {key} is {found}: set "
+                    f"model.params.{key}={x.shape[1]}"
+                )
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...] | None:
+        """Names that validation logs, without "val/"; None if the loss does not tell its own."""
+        terms = getattr(self.loss, "terms", None)
+        return terms and (*terms, "psnr", "ssim", "codebook_usage_percent", "codebook_perplexity")
+
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Log losses, PSNR and SSIM of the batch, averaged over the set, and count its codes."""
         x = self.get_images(batch)
@@ -314,7 +333,8 @@ class GumbelVQ(VQModel):
         temperature_scheduler_config: dict, ckpt_path: str | None = None, ignore_keys: tuple[str, ...] = (),
         image_key: str = "image", colorize_nlabels: PositiveInt | None = None, monitor: str | None = None,
         kl_weight: NonNegativeFloat = 1e-8, remap: str | None = None, *,
-        kl_scheduler_config: dict | None = None, betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
+        kl_scheduler_config: dict | None = None, betas: Betas = (0.5, 0.9),
+        scheduler_config: dict | None = None,
     ):
         super().__init__(
             ddconfig, lossconfig, n_embed, embed_dim, image_key=image_key, colorize_nlabels=colorize_nlabels,
@@ -367,6 +387,12 @@ class VQNoDiscModel(VQModel):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make Adam for the autoencoder."""
         return self.adam(self.generator_parameters())
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...] | None:
+        """Names that validation logs, without "val/"; None if the loss does not tell its own."""
+        terms = getattr(self.loss, "terms", None)
+        return terms and (*terms, "codebook_usage_percent", "codebook_perplexity")
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Log losses of the batch, averaged over the set, and count its codes."""

@@ -1,14 +1,20 @@
 """Checks before the first batch: the files of the loss are there, and model and data agree."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
 
 from taming.config import get_obj_from_str, instantiate_from_config
+from taming.data.datamodule import DataModuleFromConfig
+from taming.data.items import ItemSpec
+from taming.models.base import ImageModel
+from taming.models.tokenizer import SizeMismatch, Tokenizer
 from taming.modules.losses.lpips import LPIPS, MissingWeights
+from taming.parameters import did_you_mean
 
 LOSS = "model.params.lossconfig.params"
 
@@ -40,22 +46,81 @@ def check_loss_files(model_config: DictConfig, download: bool) -> None:
         ) from None
 
 
-def check_first_item(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
-    """Raise unless there is a batch to train on, and images are there and of a size that the model takes."""
-    items = getattr(data, "datasets", {}).get("train")
-    if not hasattr(items, "__getitem__"):
+def check_agreement(config: DictConfig, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Check the first item of each split against the model, and that the items fill a batch.
+
+    `config` is the whole configuration. Data modules and models of other packages are not checked.
+
+    Raises:
+        ValueError: keys, sizes, channels or numbers of classes do not agree; the message says what to set.
+    """
+    if not isinstance(data, DataModuleFromConfig):
         return
-    if hasattr(data, "drop_last") and len(items):
-        data.train_dataloader()  # says so when the images do not fill a batch
-    item = items[0]
-    wanted = [getattr(model, name, None) for name in ("image_key", "first_stage_key")]
-    wanted += getattr(model, "cond_keys", [])
-    for key in filter(None, wanted):
-        if isinstance(item, dict) and key not in item:
+    data.train_dataloader()  # says so when the images do not fill a batch
+    for split in ("train", "validation"):
+        if split not in data.datasets or not isinstance(model, ImageModel):
+            continue
+        check_keys(data.item_spec(split), model)
+        check_classes(data.item_spec(split), model)
+        try:
+            model.check_batch(model.on_before_batch_transfer(data.first_batch(split), 0))
+        except SizeMismatch as error:
+            raise ValueError(f"{error}: {size_remedy(error, config, model)}") from None
+
+
+def check_keys(spec: ItemSpec, model: Any) -> None:
+    """Raise ValueError for an entry of the batch that the model reads and the data lack."""
+    for name in ("image_key", "first_stage_key", "cond_stage_key"):
+        keys = getattr(model, name, None) or []
+        for key in [keys] if isinstance(keys, str) else keys:
+            if key not in spec.shapes:
+                has = ", ".join(map(repr, sorted(spec.shapes)))
+                near = did_you_mean(key, spec.shapes)
+                raise ValueError(
+                    f"the training data has no {key!r}{near}, only {has}: change model.params.{name}, or the "
+                    "data set"
+                )
+
+
+def check_classes(spec: ItemSpec, model: Any) -> None:
+    """Raise ValueError if the data have more classes or labels than a condition stage."""
+    counts = {"class": ("n_classes", spec.n_classes), "label_map": ("n_labels", spec.n_labels)}
+    stages = getattr(model, "cond_stages", [])
+    for number, stage in enumerate(stages):
+        name, count = counts.get(stage.kind, ("", None))
+        known = getattr(stage, name, None)
+        if count is not None and known is not None and count > known:
+            place = f"model.params.cond_stage_config{f'.{number}' if len(stages) > 1 else ''}.params.{name}"
+            raise ValueError(f"{name} is {known}, but the data have {count}: set {place}={count}")
+
+
+def size_remedy(error: SizeMismatch, config: DictConfig, model: Any) -> str:
+    """Phrase what to set where the images have another size than the model."""
+    found, wanted = (str(h) if h == w else f"[{h},{w}]" for h, w in (error.found, error.wanted))
+    is_tokenizer = isinstance(model, Tokenizer)
+    size = found if is_tokenizer else wanted
+    if "size" in config:
+        return f"set size={size}"
+    if is_tokenizer:
+        return f"set model.params.ddconfig.resolution={found}, or the size of the data to {wanted}"
+    return f"set the size of the data to {wanted}, or train a first stage for {found}"
+
+
+def check_monitors(callbacks: Sequence[Callback], model: pl.LightningModule) -> None:
+    """Raise ValueError if a callback waits for a metric that validation does not log.
+
+    Nothing is said of models and callbacks of other packages, which may log what they like.
+    """
+    known = getattr(model, "validation_metrics", None)
+    homes = [part.__module__ for part in (type(model).validation_step, *map(type, callbacks))]
+    if known is None or not all(home.startswith(("taming.", "pytorch_lightning.")) for home in homes):
+        return
+    names = [f"val/{name}" for name in known]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor not in names and not monitor.startswith("train/"):
+            near = did_you_mean(monitor, names)
             raise ValueError(
-                f"the training data has no {key!r}, only {', '.join(map(repr, sorted(item)))}: change the "
-                "model's image_key, first_stage_key or cond_stage_key, or the data set"
+                f"monitor: {monitor} is no metric of {type(model).__name__}{near}; validation logs "
+                f"{', '.join(names)}"
             )
-    image, stage = wanted[0] or wanted[1], getattr(model, "first_stage_model", model)
-    if image and hasattr(stage, "check_size") and np.ndim(item[image]) == 3:
-        stage.check_size(*np.shape(item[image])[:2])

@@ -43,7 +43,7 @@ from taming.training.callbacks import (
     StopAfterBatches,
     plain,
 )
-from taming.training.checks import check_first_item, check_loss_files
+from taming.training.checks import check_agreement, check_loss_files, check_monitors
 from taming.training.console import (
     comes_from,
     command_line,
@@ -219,7 +219,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
     data.setup()
-    check_first_item(model, data)
+    check_agreement(run.config, model, data)
     algorithm = run.batch_arguments.get("gradient_clip_algorithm", "norm")
     if algorithm not in (None, "norm"):
         raise ValueError(f"gradient_clip_algorithm: {algorithm} is not available, only norm")
@@ -294,7 +294,7 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
     devices = math.prod(device_count(arguments))
     if devices > 1:
         arguments.setdefault("strategy", "ddp")
-    callbacks = build_callbacks(run, model)
+    callbacks = build_callbacks(run, model, data)
     max_steps = run.batch_arguments.get("max_steps")
     if max_steps not in (None, -1):
         arguments.setdefault("max_epochs", -1)
@@ -318,7 +318,9 @@ def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataMod
         raise
 
 
-def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
+def build_callbacks(
+    run: Run, model: pl.LightningModule, data: pl.LightningDataModule
+) -> list[Callback]:
     """The usual callbacks, changed and extended by the sections `callbacks` and `modelcheckpoint`."""
     lightning = run.config.lightning
     checkpoints = run.logdir / "checkpoints"
@@ -343,10 +345,13 @@ def build_callbacks(run: Run, model: pl.LightningModule) -> list[Callback]:
     ]
     if not run.trainer_arguments.get("enable_checkpointing", True):
         return callbacks
-    if params["monitor"] is not None:
+    if str(params["monitor"]).startswith("val/") and "validation" not in getattr(data, "datasets", params):
+        rank_zero_print(f"note: no validation data, so no checkpoints are kept by {params['monitor']}")
+    elif params["monitor"] is not None:
         name = params["monitor"].split("/")[-1]
         params.setdefault("filename", f"epoch={{epoch:06d}}-{name}={{{params['monitor']}:.4f}}")
         params.setdefault("auto_insert_metric_name", False)
         target = best.get("target", "pytorch_lightning.callbacks.ModelCheckpoint")
         callbacks.append(instantiate_from_config({"target": target, "params": params}))
+    check_monitors(callbacks, model)
     return callbacks

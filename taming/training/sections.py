@@ -64,10 +64,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for path, mapping in _targets(config):
         _check(mapping, f"{path}.", BESIDE_TARGET, _places_in(mapping, path))
         for name, parameter in _accepted(mapping).items():
-            nested, value = nested_targets(parameter.annotation), (mapping.get("params") or {}).get(name)
+            value, prefix = (mapping.get("params") or {}).get(name), f"{path}.params.{name}."
+            nested = nested_targets(parameter.annotation)
             if nested and isinstance(value, Mapping):
-                known = {key: f"{path}.params.{name}.{key}" for each in nested for key in accepted_parameters(each)[0]}
-                _check(value, f"{path}.params.{name}.", known, known)
+                known = {key: prefix + key for each in nested for key in accepted_parameters(each)[0]}
+                _check(value, prefix, known, known)
 
 
 def _fill(parent: dict, name: str, path: str = "") -> dict:

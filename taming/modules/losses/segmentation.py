@@ -21,6 +21,7 @@ class BCELossWithQuant(nn.Module):
     def __init__(self, codebook_weight: NonNegativeFloat = 1.0):
         super().__init__()
         self.codebook_weight = codebook_weight
+        self.terms = ("total_loss", "bce_loss", "quant_loss")  # in the log
 
     def forward(
         self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str

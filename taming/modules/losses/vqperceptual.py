@@ -66,6 +66,7 @@ class VQLPIPS(nn.Module):
         super().__init__()
         if pixel_loss not in PIXEL_LOSSES:
             raise ValueError(f'pixel_loss: {pixel_loss!r} is unknown; choose "l1" or "l2"')
+        self.terms: tuple[str, ...] = ("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss")  # logged
         self.pixel_loss = PIXEL_LOSSES[pixel_loss]
         self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
         self.perceptual_weight = perceptual_weight
@@ -143,6 +144,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         self.discriminator = NLayerDiscriminator(
             input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
         ).apply(weights_init)
+        self.channels = disc_in_channels
+        self.terms += ("disc_factor", "g_loss", "disc_loss", "logits_real", "logits_fake")
         self.discriminator_iter_start = disc_start
         self.gen_start = disc_start if gen_start is None else gen_start
         if self.gen_start < disc_start:
