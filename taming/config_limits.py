@@ -107,7 +107,9 @@ def without_resolvers(value: Any, allowed: Collection[str] = ()) -> Any:
         return value
     for start, content in reversed(list(_interpolations(value))):
         if set(_resolvers(content)) - set(allowed):
-            value = f"{value[:start]}\\{value[start:]}"
+            end = start + len("${") + len(content)  # what is inside must not be called either
+            literal = value[start:end].replace("${", "\\${")
+            value = value[:start] + literal + value[end:]
     return value
 
 
