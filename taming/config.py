@@ -387,7 +387,7 @@ def _load_item(item: str) -> DictConfig:
         raise ConfigError(f"{item!r} is not of the form key.sub=value, e.g. model.params.embed_dim=256")
     try:
         return OmegaConf.from_dotlist([item])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"the value of {item!r} is not valid YAML: {one_line(error)}") from error
 
 
