@@ -179,7 +179,10 @@ def test_two_folders_are_not_split_by_mistake(tmp_path):
     assert DataModuleFromConfig(batch_size=1, **sections).dataset_configs == sections
 
 
-@pytest.mark.parametrize("name", ["custom_vqgan", "custom_transformer", "custom_coord_transformer"])
+@pytest.mark.parametrize("name", [
+    "custom_vqgan", "custom_transformer", "custom_coord_transformer",
+    "custom_small_vqgan", "custom_small_transformer",
+])
 def test_the_shipped_configurations_split_one_folder_or_take_two(tmp_path, name):
     images(tmp_path, *(f"{i}.png" for i in range(20)))
     config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml", [
