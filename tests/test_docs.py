@@ -238,6 +238,17 @@ def test_names_exist(page):
 
 
 @by_page
+def test_named_tests_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    missing = [
+        (file, name) for file, name in named
+        if not (ROOT / file).exists() or f"def {name}" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert not missing
+
+
+@by_page
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
