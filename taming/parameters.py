@@ -48,7 +48,7 @@ class Length:
         return len(value) >= self.least
 
     def __str__(self) -> str:
-        return f"of at least {self.least}"
+        return f"(at least {self.least} of them)"
 
 
 class ParametersOf:

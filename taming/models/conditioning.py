@@ -102,7 +102,7 @@ def complete_transformer_config(
     Raises:
         ValueError: the data decide how many tokens a condition has.
     """
-    params = dict(config.get("params") or {})
+    params = {key: value for key, value in (config.get("params") or {}).items() if value is not None}
     if "block_size" in params and params.get("layout") != "auto":
         return config
     shapes = [stage.token_shape(*size) for stage, size in zip(stages, sizes, strict=True)]

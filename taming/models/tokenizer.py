@@ -21,7 +21,7 @@ class SizeMismatch(ValueError):
         self.found, self.wanted = found, wanted
         here, there = (f"{height}x{width}" for height, width in (found, wanted))
         super().__init__(
-            f"the training images are {here} pixels (height x width), but the model is made for {there}"
+            f"images of {here} pixels (height x width), but the model is made for {there}"
         )
 
 

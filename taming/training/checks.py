@@ -60,12 +60,13 @@ def check_agreement(config: DictConfig, model: pl.LightningModule, data: pl.Ligh
     for split in ("train", "validation"):
         if split not in data.datasets or not isinstance(model, ImageModel):
             continue
-        check_keys(data.item_spec(split), model)
-        check_classes(data.item_spec(split), model)
+        spec = data.item_spec(split)
+        check_keys(spec, model)
+        check_classes(spec, model)
         try:
             model.check_batch(model.on_before_batch_transfer(data.first_batch(split), 0))
         except SizeMismatch as error:
-            raise ValueError(f"{error}: {size_remedy(error, config, model)}") from None
+            raise ValueError(f"the {split} data has {error}: {size_remedy(error, config, model)}") from None
 
 
 def check_keys(spec: ItemSpec, model: Any) -> None:

@@ -56,7 +56,7 @@ from taming.training.distributed import FailTogether, OtherProcessFailed, has_lo
 from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
-from taming.training.sections import SECTIONS, complete_sections
+from taming.training.sections import MODEL_CHECKPOINT, SECTIONS, USUAL_CALLBACKS, complete_sections
 from taming.training.stages import fill_stages
 from taming.training.sync_batchnorm import SyncBatchNorms
 from taming.training.trainer_arguments import (
@@ -67,12 +67,6 @@ from taming.training.trainer_arguments import (
 )
 from taming.util import count_params
 
-USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
-    "image_logger": "taming.training.callbacks.ImageLogger",
-    "health": "taming.training.callbacks.Health",
-    "progress": "taming.training.callbacks.Progress",
-    "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
-}
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 DEFAULT_SEED = 23  # that of 2021
 
@@ -351,7 +345,7 @@ def build_callbacks(
         name = params["monitor"].split("/")[-1]
         params.setdefault("filename", f"epoch={{epoch:06d}}-{name}={{{params['monitor']}:.4f}}")
         params.setdefault("auto_insert_metric_name", False)
-        target = best.get("target", "pytorch_lightning.callbacks.ModelCheckpoint")
+        target = best.get("target", MODEL_CHECKPOINT)
         callbacks.append(instantiate_from_config({"target": target, "params": params}))
     check_monitors(callbacks, model)
     return callbacks

@@ -45,9 +45,15 @@ def rank_zero_print(*words: object) -> None:
 
 
 def command_line(*words: object, allow: Iterable[str] = ()) -> str:
-    """Return a call of main.py that can be pasted into a shell, whatever characters its words contain."""
+    """Return a call of this command that can be pasted into a shell, whatever its words contain."""
+    started = Path(sys.argv[0])
+    program = ["python", "main.py"]
+    if started.name == "taming":
+        program = ["taming", "train"]
+    elif started.parts[-2:] == ("taming", "__main__.py"):
+        program = ["python", "-m", "taming", "train"]
     allowed = [word for package in allow for word in ("--allow", package)]
-    return shlex.join(map(str, ["python", "main.py", *words, *allowed]))
+    return shlex.join(map(str, [*program, *words, *allowed]))
 
 
 def filter_noise(phrases: tuple[str, ...] = NOISE) -> None:

@@ -77,7 +77,7 @@ def new_run_dir(path: Path, keep: Callable[[], bool]) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"{path} exists already: a run of that name was started in the same second; start again, or give "
-            "the run another name (-n)" if path.is_dir() else
+            "the run another name (-n)" if isinstance(error, FileExistsError) and path.is_dir() else
             f"cannot make the run directory {path}: {error.strerror}; change --logdir or --name"
         ) from error
     try:

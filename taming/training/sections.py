@@ -21,6 +21,13 @@ from taming.parameters import accepted_parameters, did_you_mean, nested_targets
 SECTIONS = ("model", "data", "lightning")
 OF_LIGHTNING = ("trainer", "callbacks", "modelcheckpoint", "logger", "seed")
 BESIDE_TARGET = ("target", "params", "base_learning_rate")  # the last of a model, also where it is a stage
+USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
+    "image_logger": "taming.training.callbacks.ImageLogger",
+    "health": "taming.training.callbacks.Health",
+    "progress": "taming.training.callbacks.Progress",
+    "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
+}
+MODEL_CHECKPOINT = "pytorch_lightning.callbacks.ModelCheckpoint"
 VARIABLE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)")  # the first name in ${name} and ${name.sub}
 
 
@@ -61,10 +68,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
     lightning = config.get("lightning")
     if isinstance(lightning, Mapping):
         _check(lightning, "lightning.", OF_LIGHTNING, places)
-    for path, mapping in _targets(config):
+    for path, mapping in [*_usual_targets(lightning), *_targets(config)]:
         _check(mapping, f"{path}.", BESIDE_TARGET, _places_in(mapping, path))
         for name, parameter in _accepted(mapping).items():
-            value, prefix = (mapping.get("params") or {}).get(name), f"{path}.params.{name}."
+            params, prefix = mapping.get("params"), f"{path}.params.{name}."
+            value = params.get(name) if isinstance(params, Mapping) else None
             nested = nested_targets(parameter.annotation)
             if nested and isinstance(value, Mapping):
                 known = {key: prefix + key for each in nested for key in accepted_parameters(each)[0]}
@@ -91,13 +99,25 @@ def _check(mapping: Mapping[str, Any], prefix: str, known: Iterable[str], places
 def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Find the mappings that describe an object, at any depth, with their dotted places."""
     if isinstance(value, Mapping):
-        if path and ("target" in value or "params" in value):
+        misspelt = "params" in value and any(did_you_mean(key, ["target"]) for key in value)
+        if path and (isinstance(value.get("target"), str) or misspelt):
             yield path, value
         for key, item in value.items():
             yield from _targets(item, f"{path}.{key}".removeprefix("."))
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _targets(item, f"{path}.{number}")
+
+
+def _usual_targets(lightning: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Find the sections whose target need not be written, with it."""
+    known = {f"callbacks.{name}": target for name, target in USUAL_CALLBACKS.items()}
+    for path, target in {"modelcheckpoint": MODEL_CHECKPOINT, **known}.items():
+        section: Any = lightning
+        for name in path.split("."):
+            section = section.get(name) if isinstance(section, Mapping) else None
+        if isinstance(section, Mapping):
+            yield f"lightning.{path}", {"target": target, **section}
 
 
 def _places_in(mapping: Any, path: str) -> dict[str, str]:

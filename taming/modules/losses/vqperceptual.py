@@ -145,7 +145,7 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
             input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
         ).apply(weights_init)
         self.channels = disc_in_channels
-        self.terms += ("disc_factor", "g_loss", "disc_loss", "logits_real", "logits_fake")
+        self.terms += ("disc_factor", "d_weight", "g_loss", "disc_loss", "logits_real", "logits_fake")
         self.discriminator_iter_start = disc_start
         self.gen_start = disc_start if gen_start is None else gen_start
         if self.gen_start < disc_start:
