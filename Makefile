@@ -20,7 +20,7 @@ BROKEN := $(shell $(PY) -c '' 2>/dev/null || echo FORCE)
 help:
 	@echo "make demo        train both stages on built-in landscapes and generate images: minutes, no GPU"
 	@echo "make test        run the tests"
-	@echo "make lint        check the style"
+	@echo "make lint        check style and types"
 	@echo "make bench       measure the speed of sampling and training"
 	@echo "make env         install the package for development into $(VENV)"
 	@echo "make clean       remove build products and caches; make clean-venv removes .venv"
@@ -33,6 +33,7 @@ test: $(DEV)
 
 lint: $(DEV)
 	$(PY) -m ruff check $(ARGS) .
+	$(PY) -m mypy
 
 bench: $(CORE)
 	$(PY) benchmarks/sampling.py $(ARGS)

@@ -42,7 +42,7 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, k: int) -> Manifold:
         raise ValueError(f"k is {k}: give 1 to {min(len(real), len(fake)) - 1}, below the number of samples")
     real, fake = real.double(), fake.double()
     real_radii, fake_radii = _radii(real, k), _radii(fake, k)
-    inside_real, covered, recalled = [], [], []
+    inside_real = []
     holding = torch.zeros((), dtype=torch.float64, device=real.device)
     nearest = torch.full_like(real_radii, torch.inf)
     found = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -53,9 +53,9 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, k: int) -> Manifold:
         holding += held.sum()
         nearest = torch.minimum(nearest, distances.amin(0))
         found |= (distances < radii[:, None]).any(0)
-    covered, recalled = nearest < real_radii, found
+    covered = nearest < real_radii
     return Manifold(
-        precision=float(torch.cat(inside_real).double().mean()), recall=float(recalled.double().mean()),
+        precision=float(torch.cat(inside_real).double().mean()), recall=float(found.double().mean()),
         density=float(holding / (k * len(fake))), coverage=float(covered.double().mean()),
     )
 

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from omegaconf import OmegaConf
@@ -105,7 +105,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], list
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are exceptions, so that the caller decides how to report them."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
@@ -127,9 +127,10 @@ def _scalar(text: str) -> Any:
     if ":" in text and not text.startswith("{"):
         return text
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {error}") from error
+    return read["value"]
 
 
 def _scan(argv: Sequence[str], known: set[str]) -> tuple[list[str], list[str]]:

@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None, resume_with: str | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
     filter_noise()
-    options, dotlist, run = Namespace(allow=[], debug=False), [], None
+    options, run = Namespace(allow=[], debug=False), None
+    dotlist: list[str] = []
     try:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
         allow_targets(*options.allow)
@@ -238,14 +239,14 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     return model, data
 
 
-def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def describe(run: Run, model: Any, data: Any) -> None:
     """Print what a run would be: configuration, parameters, steps."""
     rank_zero_print(OmegaConf.to_yaml(OmegaConf.create(storable(run.config))))
     for name, part in model.named_children():
         trainable, total = count_params(part)
         if total:
             rank_zero_print(f"{name:20s} {total:>14,} parameters, {trainable:,} trainable")
-    items = getattr(data, "datasets", {}).get("train")
+    items: Any = getattr(data, "datasets", {}).get("train")
     if hasattr(items, "__len__"):
         batches = len(items) // (data.batch_size * math.prod(device_count(run.trainer_arguments)))
         steps = math.ceil(batches / model.accumulate_grad_batches)
@@ -255,9 +256,7 @@ def describe(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) 
     rank_zero_print(f"run directory (not made): {run.logdir}")
 
 
-def fit(
-    run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule
-) -> None:
+def fit(run: Run, trainer: pl.Trainer, model: Any, data: pl.LightningDataModule) -> None:
     """Train, and say how to go on, however it ends."""
     rank_zero_print(f"run directory: {run.logdir}")
     again = run.resume_with or command_line("-t", "-r", run.logdir, allow=run.options.allow)
@@ -282,7 +281,7 @@ def fit(
         rank_zero_print(f"trained for {model.batches_seen} batches: {run.logdir}")
 
 
-def build_trainer(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> pl.Trainer:
+def build_trainer(run: Run, model: Any, data: Any) -> pl.Trainer:
     """The Trainer with its loggers and callbacks; what counts batches is left to these."""
     arguments = dict(run.trainer_arguments)
     devices = math.prod(device_count(arguments))
@@ -326,7 +325,8 @@ def build_callbacks(
     params.setdefault("monitor", model.monitor)
     usual: dict[str, Any] = {key: {"target": target, "params": {}} for key, target in USUAL_CALLBACKS.items()}
     usual["last_checkpoint"]["params"]["every_n_batches"] = every
-    wanted = plain(OmegaConf.merge(usual, lightning.get("callbacks") or {}))
+    merged: Any = OmegaConf.merge(usual, lightning.get("callbacks") or {})
+    wanted = plain(merged)
     if not run.trainer_arguments.get("enable_progress_bar", True):
         wanted["progress"] = None
     if not run.trainer_arguments.get("enable_checkpointing", True):

@@ -69,7 +69,7 @@ def _gpus(value: Any) -> Translation:
         value = [part for part in value.split(",") if part.strip()]
     try:
         if isinstance(value, list | tuple):
-            devices = [int(index) for index in value]
+            devices: Any = [int(index) for index in value]
             valid = all(index >= 0 for index in devices)
         else:
             devices = int(value)

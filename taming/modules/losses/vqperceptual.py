@@ -27,7 +27,7 @@ class DummyLoss(nn.Module):
     """No loss, for a model that is used but not trained."""
 
 
-def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
+def adopt_weight(weight: float, global_step: int, threshold: float = 0, value: float = 0.0) -> float:
     """Return `weight` from batch `threshold` on, `value` before it."""
     return value if global_step < threshold else weight
 
