@@ -231,7 +231,7 @@ def _check_grids(parts: list[Tensor], inner: list[Position], shape: Position, wi
         )):
             raise ValueError(
                 f"the condition has {grid[0]}x{grid[1]} codes, but shape is {shape[0]}x{shape[1]}"
-                + (f", of which {window[0]}x{window[1]} see {own[0]}x{own[1]}" if own != window else "")
+                + (f"; a window of {window[0]}x{window[1]} sees {own[0]}x{own[1]}" if own != window else "")
             )
 
 

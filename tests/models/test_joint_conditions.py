@@ -110,7 +110,7 @@ def test_a_coarser_grid_slides_with_the_window():
     assert torch.equal(codes, in_turn)
     guided = model.generate(parts, size=(16, 32), guidance=2.0, stride=2)
     assert guided.shape == (2, 3, 16, 32)
-    with pytest.raises(ValueError, match="2x4 codes, but shape is 4x4, of which 4x4 see 2x2"):
+    with pytest.raises(ValueError, match="2x4 codes, but shape is 4x4; a window of 4x4 sees 2x2"):
         model.sample_codes(parts, known=torch.zeros(2, 4, 4).long(), mask=torch.eye(4))
 
 

@@ -1,4 +1,4 @@
-"""The recipe of docs/small.md: small models, one folder, and a run that ends when validation stops improving."""
+"""The recipe of docs/small.md: small models, one folder, a run that ends when validation stops improving."""
 
 import logging
 from pathlib import Path

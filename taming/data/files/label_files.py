@@ -118,7 +118,7 @@ def _are_indices(colors: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]],
     if any(one.all() for one in equal) or most * 4 >= max(1, len(colors)):  # fewer are equal by chance
         raise ValueError(
             f"{name} can be read in two ways: by its indices, which are all labels, or by its colours, "
-            f"{most or len(colors)} of {len(colors)} of which are the model's. Give a PNG of one channel, "
+            f"{most or len(colors)} of {len(colors)} are colours of the model. Give a PNG of one channel, "
             "whose pixels are the labels' numbers, or an RGB image in the model's colours"
         )
     return True

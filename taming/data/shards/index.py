@@ -287,7 +287,7 @@ def fetch(shard: str, cache_dir: Path, size: int | None = None) -> str:
         raise ShardError(
             f"shard {shard} has {found} bytes, its index says {size}: one of them is of another time. Delete "
             f"the copies {path} and {path}{INDEX} to fetch both again; if these differ, too, the shard or "
-            "its index must be made anew at the address"
+            "its index must be made again at the address"
         )
     return path
 

@@ -24,7 +24,7 @@ class CoordStage(AbstractEncoder):
     """
 
     kind = "coordinates"
-    remedy = "coordinates go without saying: leave them out"
+    remedy = "coordinates are set by the size of the image: leave them out"
 
     def __init__(self, n_embed: PositiveInt, down_factor: PositiveInt):
         super().__init__()

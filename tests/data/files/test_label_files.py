@@ -108,7 +108,7 @@ def test_indices_count_where_no_colour_is_the_models(stage, tmp_path, palette):
 def test_indexed_colours_of_which_some_are_the_models_are_ambiguous(stage, tmp_path):
     palette = np.roll(label_colors(10), 1, axis=0)
     palette[7] = 1, 2, 3
-    both = r"map.png can be read in two ways: by its indices, .* or by its colours, \d of 10 of which"
+    both = r"map.png can be read in two ways: by its indices, .* or by its colours, \d of 10 are"
     with pytest.raises(ValueError, match=both):
         read_labels(save(tmp_path, indexed(IDS, palette)), stage)
     indices_alone = np.zeros((256, 3), np.uint8)
