@@ -1,6 +1,7 @@
 """What every test shares: reproducible random numbers, few threads, and no GPU test without a GPU."""
 
 import logging
+import os
 import random
 
 import numpy as np
@@ -18,6 +19,15 @@ def _reproducible():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_environment():
+    """Forget what a test wrote to the environment: a trainer leaves LOCAL_RANK there, for which others wait."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
