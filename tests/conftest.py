@@ -23,7 +23,7 @@ def _reproducible():
 
 @pytest.fixture(autouse=True)
 def _same_environment():
-    """Forget what a test wrote to the environment: a trainer leaves LOCAL_RANK there, for which others wait."""
+    """Forget what a test wrote to the environment, where a trainer leaves LOCAL_RANK."""
     before = dict(os.environ)
     yield
     os.environ.clear()
