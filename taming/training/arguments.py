@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-b", "--base", action="append", default=[], metavar="CONFIG", help="YAML files, the last one wins")
     _add_flag(parser, "-t", "--train", help="train (without it: only build, and test)")
-    add("-r", "--resume", metavar="RUN", help="go on with a run: its directory or a checkpoint in it")
+    add("-r", "--resume", "--run", metavar="RUN", help="resume a run: its directory, or a checkpoint in it")
     add("-n", "--name", help="the run directory is LOGDIR/TIME_NAME (default: the name of the first config)")
     add("-p", "--project", help="project name, for loggers that know projects")
     add("-s", "--seed", type=number(int, 0, 2**32 - 1),
@@ -170,7 +170,7 @@ def _split_option(word: str, known: set[str]) -> tuple[str, str | None]:
             raise ValueError(f"unknown option {word!r}; short ones are {', '.join(SHORT)}")
         return SHORT[word[:2]], word[2:].removeprefix("=") or None
     option, equals, value = word[2:].partition("=")
-    name = option.replace("-", "_")
+    name = {"run": "resume"}.get(option, option.replace("-", "_"))
     if "." in option and equals:
         raise ValueError(f"unknown option {word!r}: overrides are written without dashes, {word[2:]}")
     if name not in known:

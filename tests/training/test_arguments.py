@@ -360,3 +360,8 @@ def test_lightning_accepts_what_comes_out(tmp_path):
     arguments, _ = resolve_trainer_arguments(old, read("--max_epochs 1 --num_processes 1")[1])
     trainer = pl.Trainer(logger=False, default_root_dir=str(tmp_path), **with_devices(arguments))
     assert trainer.max_epochs == 1 and trainer.num_devices == 1 and trainer.precision == "32-true"
+
+
+@pytest.mark.parametrize("words", [["--run", "logs/x"], ["--run=logs/x"], ["--resume", "logs/x"]])
+def test_the_run_has_the_name_that_it_has_in_all_commands(words):
+    assert parse(["-t", *words])[0].resume == "logs/x"
