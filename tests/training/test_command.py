@@ -1,6 +1,7 @@
 """The training command on tiny models: run directories, exact resumption, interruptions, first stages."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
 from taming.checkpoint import load_model, read_checkpoint, save_exported
 from taming.training.callbacks import LastCheckpoint
@@ -246,3 +249,106 @@ def test_transformer_needs_no_first_stage_once_trained(transformer, vqgan, tmp_p
     assert step == STEPS
     weight = load_model(vqgan[1])[0].state_dict()["encoder.conv_in.weight"]
     assert torch.equal(model.state_dict()["first_stage_model.encoder.conv_in.weight"], weight)
+
+
+# ---- starting, failing, resuming
+
+
+@pytest.mark.parametrize("words", [["lightning=null"], ["lightning={}"], ["lightning.trainer=null"], [
+    "lightning.callbacks=null", "lightning.logger=null", "lightning.modelcheckpoint=null"]], ids=" ".join)
+def test_sections_that_are_null(tmp_path, words):
+    config = OmegaConf.load(write_vqgan(tmp_path))
+    for word in words:
+        key = word.partition("=")[0].split(".")
+        parent = config if len(key) == 1 else config[key[0]]
+        parent[key[-1]] = None if word.endswith("null") else {}
+    OmegaConf.save(config, tmp_path / "null.yaml")
+    words = ["--max_steps", 1, "--num_sanity_val_steps", 0]
+    run = train(tmp_path / "null.yaml", tmp_path / "logs", "null", *words)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["batches_seen"] == 1
+
+
+@pytest.mark.parametrize(("kind", "at", "status"), [("nan", 1, 1), ("SIGINT", 1, 130), ("error", 1, None)])
+def test_a_start_that_learned_nothing_leaves_no_run_directory(vqgan, tmp_path, kind, at, status):
+    words = ["-b", str(vqgan[0]), "-t", "-l", str(tmp_path / "logs"), *trouble(kind=kind, at=at)]
+    if status is None:
+        with pytest.raises(RuntimeError, match="something unforeseen"):  # of another package: a traceback
+            main(words)
+    else:
+        assert main(words) == status
+    kept = list((tmp_path / "logs").glob("*")) if (tmp_path / "logs").exists() else []
+    assert [run.name for run in kept if not (run / "checkpoints/last.ckpt").exists()] == []
+
+
+def test_what_is_printed_after_a_failure_can_be_pasted(vqgan, tmp_path, capsys):
+    words = ["--max_steps", STEPS, *trouble(kind="nan", at=3)]
+    run = train(vqgan[0], tmp_path / "my logs", "first try & more", *words, status=1)
+    printed = capsys.readouterr().out
+    line = next(line.strip() for line in printed.splitlines() if line.strip().startswith("python main.py"))
+    python, program, *pasted = shlex.split(line)
+    assert (python, program) == ("python", "main.py") and str(run) in pasted and "--allow" in pasted
+    assert main(pasted) == 0
+    assert_same(vqgan[1], run)
+
+
+def test_the_first_line_names_the_device(vqgan, capsys):
+    assert main(["-b", str(vqgan[0]), "--gpus", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "device: CPU (1 threads)" and "note: gpus: 0 -> accelerator: cpu" in lines[1]
+
+
+def test_devices_that_were_not_asked_for_are_not_stored(vqgan):
+    """A run that began on a CPU because there was no GPU goes on with one where there is one."""
+    trainer = read_checkpoint(vqgan[1] / "checkpoints" / "last.ckpt")["config"]["lightning"]["trainer"]
+    assert "accelerator" not in trainer and "devices" not in trainer and trainer["max_steps"] == STEPS
+
+
+def test_a_dry_run_builds_loggers_and_callbacks_and_writes_nothing(vqgan, tmp_path, capsys):
+    run = shutil.copytree(vqgan[1], tmp_path / vqgan[1].name)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["-t", "-r", str(run), "--dry-run"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    missing = "lightning.logger.target=pytorch_lightning.loggers.WandbLogger"
+    assert main(["-t", "-r", str(run), "--dry-run", missing]) == 1
+    assert "wandb" in capsys.readouterr().err
+
+
+def test_home_is_expanded_wherever_a_path_is_read(vqgan, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(vqgan[0], home / "vq.yaml")
+    (home / "images").mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 40)).save(home / "images" / f"{i}.png")
+    config = OmegaConf.load(home / "vq.yaml")
+    for split, name in (("train", "Train"), ("validation", "Test")):
+        params = {"size": 32, "folder": "~/images"}
+        config.data.params[split] = {"target": f"taming.data.custom.Custom{name}", "params": params}
+    OmegaConf.save(config, home / "vq.yaml")
+    words = ["-b", "~/vq.yaml", "-t", "--max_steps", "1", "--logdir=~/logs"]
+    assert main([*words, f"model.params.ckpt_path={vqgan[1]}"]) == 0
+    run = next((home / "logs").iterdir())
+    assert main(["-t", "-r", f"~/logs/{run.name}", "--max_steps", "2"]) == 0
+    assert main([*words, "-n", "second", f"model.params.ckpt_path=~/logs/{run.name}"]) == 0
+    assert main(["-b", str(write_transformer(tmp_path, "~/logs/*_vq")), "--dry-run"]) == 0
+    assert not (tmp_path / "~").exists()
+    assert "~/images" in next((run / "configs").glob("*-project.yaml")).read_text(), "as it was written"
+
+
+@pytest.mark.slow
+def test_two_resumes_of_one_run(vqgan, tmp_path):
+    run = shutil.copytree(vqgan[1], tmp_path / vqgan[1].name)
+    command = [sys.executable, "main.py", "-t", "-r", run, "--max_steps", "150"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert sum("trained for 150 batches" in text for text in said) == 1
+    assert sum(f"error: the run {run} is in use by process" in text for text in said) == 1
+    steps = [int(row["step"]) for row in curves(run) if "train/rec_loss" in row]
+    assert steps == sorted(set(steps))
