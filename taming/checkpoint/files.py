@@ -27,7 +27,7 @@ OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in a file of torch before
 MAX_PICKLE = 1 << 26  # bytes
 MAX_HEADER = 1 << 25  # bytes of a safetensors header, or of a zip file's list of entries
 CHUNK = 1 << 20  # bytes that are read and summed at a time, while they are in the processor's cache
-CHECKSUMS = "crc32"  # our entry in the metadata of a safetensors file
+CHECKSUMS, DECLARED = "crc32", "checksums"  # our entries in the metadata of a safetensors file
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -190,6 +190,8 @@ class TensorFile:
         header = json.loads(self._file.read(length))
         metadata = header.pop("__metadata__", {})
         sums = json.loads(metadata.pop(CHECKSUMS, "null"))
+        if metadata.get(DECLARED) is not None and sums is None:
+            raise ValueError("its checksums are gone")
         tensors, end = {}, 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])

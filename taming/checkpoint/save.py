@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taming import __version__
-from taming.checkpoint.files import CHECKSUMS, checksums
+from taming.checkpoint.files import CHECKSUMS, DECLARED, checksums
 from taming.config import storable
 from taming.util import atomic_write
 
@@ -67,7 +67,8 @@ def save_exported(model: nn.Module, config: Config, folder: str | Path, step: in
         storage = value.untyped_storage().data_ptr()
         tensors[key] = value.clone() if storage in storages else value  # safetensors allows no shared memory
         storages.add(storage)
-    metadata = {"format": "pt", "step": str(int(step)), CHECKSUMS: checksums(tensors)}
+    sums = {CHECKSUMS: checksums(tensors), DECLARED: CHECKSUMS}
+    metadata = {"format": "pt", "step": str(int(step)), **sums}
     described = {"library_name": "taming", "taming_version": __version__, **plain}
     texts = {
         CONFIG_NAME: OmegaConf.to_yaml(OmegaConf.create(plain)),

@@ -122,6 +122,10 @@ def test_names_types_and_shapes_are_part_of_an_exports_checksums(tmp_path):
     file = save_exported(module, CONFIG, tmp_path) / "model.safetensors"
     data = file.read_bytes()
     head = data.index(b'"one"')
+    assert data.count(b'"crc32":') == 1
+    file.write_bytes(data.replace(b'"crc32":', b'"crc33":'))
+    with pytest.raises(ValueError, match="its checksums are gone"):
+        read_checkpoint(file)
     for old, new in ((b'"one"', b'"two"'), (b'"two"', b'"one"'), (b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")):
         start = data.index(old, head)
         file.write_bytes(data[:start] + new + data[start + len(old):])

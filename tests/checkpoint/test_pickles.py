@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -129,3 +131,54 @@ def test_truncated_safetensors_give_one_clear_error(tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match="truncated, damaged or not a checkpoint"):
         read_checkpoint(file)
+
+
+def program(path: Path, body: bytes, entries: dict[str, bytes] | None = None) -> Path:
+    """A zip file as torch writes it, around the instructions of a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {"x/data.pkl": b"\x80\x02" + body + b".", **(entries or {})}.items():
+            archive.writestr(name, data)
+    return path
+
+
+def text(value: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+TENSOR = (
+    b"}" + text(b"state_dict") + b"}" + text(b"a") + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+    + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu")
+    + b"K\x04tQ%s\x89ccollections\nOrderedDict\n)RtRss"
+)
+
+
+@pytest.mark.parametrize("place, message", [
+    (b"K\0J\xff\xff\xff\xff\x85K\1\x85", "at least 0"), (b"K\3K\4\x85J\xff\xff\xff\xff\x85", "at least 0"),
+    (b"K\0K\5\x85K\1\x85", "does not lie within its 16 bytes"), (b"K\4K\1\x85K\1\x85", "does not lie within"),
+    (b"K\0G?\xf0\0\0\0\0\0\0\x85K\1\x85", "whole numbers"), (b"K\0K\1\x85K\1K\1\x86", "1 dimensions and 2"),
+    (b"K\0]K\1\x85", "must be tuples"),
+])
+def test_tensors_that_lie_about_their_place_are_told(tmp_path, place, message):
+    file = program(tmp_path / "x.ckpt", TENSOR.replace(b"%s", place), {"x/data/0": bytes(16)})
+    with pytest.raises(ValueError, match=rf"x\.ckpt is truncated, damaged.*{message}"):
+        read_checkpoint(file)
+    fine = program(tmp_path / "y.ckpt", TENSOR.replace(b"%s", b"K\0K\4\x85K\1\x85"), {"x/data/0": bytes(16)})
+    assert torch.equal(read_checkpoint(fine)["state_dict"]["a"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("body, message", [
+    (b"]" * 2_100_000, "more than 2,000,000 instructions"),
+    (b"X" + struct.pack("<I", 2**32 - 1) + b"a", "damaged"),
+    (b"Nr\xff\xff\xff\xff", "holds a NoneType"),
+    (b"c_codecs\nencode\nq\0" + text(b"a" * 2**20) + b"q\1" + text(b"latin1") + b"q\2h\1h\2\x86q\3](" +
+     b"h\0h\3R" * 2000 + b"e", "copies strings or lists again and again"),
+    (b"cpathlib\nPosixPath\n(" + text(b"a" * 2**16) + b"q\1" + b"h\1" * 20_000 + b"tR", "again and again"),
+    (b"N" + b"\x85" * 1000, "not a checkpoint"),
+    (b"}" + text(b"state_dict") + b"}" + text(b"a") + b"N" + b"\x85" * 1000 + b"ss", "more than 200 levels"),
+    (b"}" + text(b"state_dict") + b"}" + text(b"a") + b"]q\1h\1ass", "contains itself"),
+    (b"0", "takes more from the stack"), (b"\x82\x01", "instruction EXT1"), (b"P1\n", "instruction PERSID"),
+])
+def test_programs_that_would_take_long_or_much_are_told(tmp_path, body, message):
+    with pytest.raises(ValueError, match=rf"x\.ckpt .*{message}") as caught:
+        read_checkpoint(program(tmp_path / "x.ckpt", body))
+    assert len(str(caught.value).splitlines()) == 1

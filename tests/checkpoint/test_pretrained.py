@@ -1,8 +1,10 @@
 """Models that save themselves with their config: bit-equal when they come back, and of the class called."""
 
 import copy
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -21,6 +23,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel, VQSegmentationModel
 from tests.checkpoint.test_load import EXPORTED
 
+ROOT = Path(__file__).parents[2]
 DISC = {
     "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
     "params": {"disc_start": 1, "disc_num_layers": 1, "disc_ndf": 8, "perceptual_weight": 0.0},
@@ -187,8 +190,12 @@ def test_without_the_hub_s_client_the_error_names_the_extra(tmp_path, monkeypatc
 def hub(tmp_path, monkeypatch):
     """The two calls of the hub's client that are used, over a folder of repositories."""
     site = tmp_path / "site"
+    asked: list[dict] = []
 
     class Api:
+        def __init__(self, token=None):
+            assert token in (None, "hf_mine")
+
         def create_repo(self, repo_id, *, private=None, exist_ok=False):
             (site / repo_id).mkdir(parents=True, exist_ok=exist_ok)
             return f"https://hub/{repo_id}"
@@ -196,14 +203,15 @@ def hub(tmp_path, monkeypatch):
         def upload_folder(self, *, repo_id, folder_path):
             shutil.copytree(folder_path, site / repo_id, dirs_exist_ok=True)
 
-    def snapshot_download(repo_id, *, allow_patterns=None):
+    def snapshot_download(repo_id, *, allow_patterns=None, **options):
+        asked.append(options)
         if not (site / repo_id).exists():
             raise OSError(f"404: no repository {repo_id}")
         assert set(allow_patterns) == {"model.safetensors", "config.yaml"}
         return str(site / repo_id)
 
     client = types.ModuleType("huggingface_hub")
-    client.HfApi, client.snapshot_download = Api, snapshot_download
+    client.HfApi, client.snapshot_download, client.asked = Api, snapshot_download, asked
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
     return site
 
@@ -214,6 +222,43 @@ def test_to_the_hub_and_back(hub):
     assert_equal_states(VQModel.from_pretrained("someone/vqgan"), model)
     with pytest.raises(FileNotFoundError, match="no folder someone/other, and the model hub gave none: 404"):
         VQModel.from_pretrained("someone/other")
+
+
+def test_revision_token_and_cache_reach_the_hub(hub, tmp_path):
+    model = BUILD["VQModel"]()
+    model.push_to_hub("someone/vqgan", token="hf_mine")
+    options = {"revision": "v1", "token": "hf_mine", "cache_dir": tmp_path / "cache"}
+    assert_equal_states(load_model("someone/vqgan", VQModel, **options)[0], model)
+    assert_equal_states(VQModel.from_pretrained("someone/vqgan", **options), model)
+    load_model("someone/vqgan")
+    assert sys.modules["huggingface_hub"].asked == [options, options, {}]
+
+
+def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint at logs/gone"):
+        load_model("logs/gone")
+    assert sys.modules["huggingface_hub"].asked == []
+
+
+def test_without_a_network_the_hub_is_one_line(monkeypatch, tmp_path):
+    """With the real client, if it is installed, and an address where nothing answers."""
+    code = """
+import sys
+from taming.checkpoint import load_model
+from tests.checkpoint.test_pretrained import BUILD
+for call in (lambda: BUILD["VQModel"]().push_to_hub("someone/x"), lambda: load_model("someone/x")):
+    try:
+        call()
+    except (ValueError, FileNotFoundError) as error:
+        print(type(error).__name__, len(str(error).splitlines()))
+"""
+    pytest.importorskip("huggingface_hub")
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["ValueError", "1", "FileNotFoundError", "1"], done.stderr
 
 
 def test_every_model_has_it():
