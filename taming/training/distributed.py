@@ -1,5 +1,6 @@
 """What the processes of one training agree on, and how they end together when one of them fails."""
 
+import functools
 import logging
 import signal
 from typing import Any
@@ -22,12 +23,21 @@ class OtherProcessFailed(RuntimeError):
 
 
 def any_process(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether `flag` is True in any process; all of them must ask."""
+    """Return whether `flag` is True in any process; all of them must ask.
+
+    The processes talk over gloo, from CPU to CPU: over NCCL each batch would wait for the GPU.
+    """
     if trainer.world_size == 1:
         return flag
-    flags = torch.tensor(int(flag), device=trainer.strategy.root_device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    flags, group = torch.tensor(int(flag)), None if dist.get_backend() == "gloo" else _gloo_group()
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
     return bool(flags)
+
+
+@functools.cache
+def _gloo_group() -> Any:
+    """Make a group of all processes beside that of the GPUs, once."""
+    return dist.new_group(backend="gloo")
 
 
 def has_lost_another(error: BaseException) -> bool:
