@@ -11,8 +11,13 @@ import torch.distributed as dist
 import torch.distributed.nn  # noqa: F401 - keeps the group that it finds; so import it before there is one
 import torch.multiprocessing as mp
 
-# A server imports the package once, and forks each rank: a second or so instead of five a rank.
-mp.set_forkserver_preload(["tests.ranks", "taming.training.command", "taming.models.vqgan"])
+# A server imports the package once, with what training would import later, and forks each rank: that takes a
+# second or so instead of five.
+mp.set_forkserver_preload([
+    "tests.ranks", "tests.tiny", "taming.training.command", "taming.models.vqgan",
+    "taming.models.cond_transformer", "taming.data.datamodule", "taming.data.landscapes", "torch._dynamo",
+    "torch.utils.tensorboard",
+])
 
 
 def on_ranks(count, function, folder, *arguments):
@@ -48,20 +53,25 @@ def main_on_ranks(count, *words):
     mp.start_processes(_command, (count, port, words), count, start_method="forkserver")
 
 
-def start_main(*words):
-    """Start the training command with ``words`` in a process of its own, and return that."""
-    process = mp.get_context("forkserver").Process(target=_command, args=(0, 1, 0, [*map(str, words)]))
+def start_main(*words, output=os.devnull):
+    """Start the training command with ``words`` in a process of its own, whose output goes to a file."""
+    arguments = (0, 1, 0, [*map(str, words)], output)
+    process = mp.get_context("forkserver").Process(target=_command, args=arguments)
     process.start()
     return process
 
 
-def _command(rank, count, port, words):
+def _command(rank, count, port, words, output=None):
     from pytorch_lightning.utilities import rank_zero_only
 
     from taming.training.command import main
 
     rank_zero_only.rank = rank  # which was read from the environment when the server imported it
     torch.set_num_threads(1)
+    if output is not None:
+        file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
     if count > 1:
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TAMING_START": f"at-{port}"}
