@@ -10,7 +10,10 @@ import torch
 
 import taming.config
 
-torch.set_num_threads(1)  # more only gets in the way of the tensors of this size
+# More than one thread only gets in the way of tensors of this size. A ddp trainer, and every process that
+# a test starts, counts the threads anew unless the variable is there.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
