@@ -10,4 +10,4 @@ __all__ = ["build_parser", "main"]
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command; return its exit status."""
-    return command.main(None if argv is None else list(argv))
+    return command.main(None if argv is None else list(argv), prog=prog or "taming train")

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Trainer
 
 from taming.parameters import did_you_mean
 from taming.training.legacy_arguments import (
@@ -26,16 +27,26 @@ SHORT = {
 BOOLEANS = {word: True for word in ("true", "t", "yes", "y", "1")}
 BOOLEANS |= {word: False for word in ("false", "f", "no", "n", "0")}
 DOTLIST_ITEM = re.compile(r"[^\W\d][\w-]*(\.[\w-]+)*=", re.ASCII)
+# The first sentence of each argument in Lightning's documentation.
+DESCRIPTIONS = {
+    name: " ".join(re.sub(r":\w+:|``", "", text).split()).replace("%", "%%")
+    for name, text in re.findall(
+        r"^ {12}(\w+): (.+?)(?:\.\s|\n\n)", Trainer.__init__.__doc__ or "", re.M | re.S
+    )
+}
 SWITCHES = {name for name, parameter in TRAINER_PARAMETERS.items() if "bool" in str(parameter.annotation)}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Describe every option. `parse` brings a command line into the form `--name=value` that this reads."""
+def build_parser(prog: str = "main.py") -> argparse.ArgumentParser:
+    """Describe every option. `parse` brings a command line into the form `--name=value` that this reads.
+
+    `prog` is the name of the command in the help text.
+    """
     parser = _Parser(
-        prog="main.py",
+        prog=prog,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="main.py -b CONFIG [CONFIG ...] [-t] [options] [--TRAINER_ARGUMENT VALUE] [key.sub=value ...]",
+        usage=f"{prog} -b CONFIG [CONFIG ...] [-t] [options] [--TRAINER_ARGUMENT VALUE] [key.sub=value ...]",
         description="Train a model: both stages, from YAML files.",
         epilog="key.sub=value overrides the files, e.g. model.params.embed_dim=256 data.params.batch_size=8",
     )
@@ -63,15 +74,17 @@ def build_parser() -> argparse.ArgumentParser:
                        "default: one GPU if there is one")
     for name, parameter in TRAINER_PARAMETERS.items():
         group.add_argument(f"--{name}", type=_scalar, default=argparse.SUPPRESS, metavar="VALUE",
-                           help=f"default: {parameter.default}")
+                           help=f"{DESCRIPTIONS.get(name, '')} (default: {parameter.default})".strip())
     for name in OLD_ARGUMENTS:
         if name not in TRAINER_PARAMETERS and name != "gpus":
             group.add_argument(f"--{name}", type=_scalar, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], list[str], list[str]]:
-    """Read a command line.
+def parse(
+    argv: Sequence[str], prog: str = "main.py"
+) -> tuple[argparse.Namespace, dict[str, Any], list[str], list[str]]:
+    """Read a command line; `prog` is the name of the command in the help text.
 
     Returns:
         The options (base, train, resume, name, project, seed, postfix, logdir, debug, no_test, scale_lr,
@@ -83,7 +96,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], list
         ValueError: an unknown option (with the closest known ones), a value that is missing or of the wrong
             kind, or a word that belongs to nothing.
     """
-    parser = build_parser()
+    parser = build_parser(prog)
     known = {"help", *vars(parser.parse_args([])), *TRAINER_PARAMETERS, *OLD_ARGUMENTS}
     words, dotlist = _scan(argv, known)
     given = vars(parser.parse_args(words))

@@ -87,8 +87,12 @@ class Run:
     has_learned: bool = False  # whether this start has trained at least one batch
 
 
-def main(argv: list[str] | None = None, resume_with: str | None = None) -> int:
+def main(
+    argv: list[str] | None = None, resume_with: str | None = None, prog: str = "main.py"
+) -> int:
     """Run the command; `resume_with` is the command that resumes the run, if it is not this one.
+
+    `prog` is the name of the command in the help text.
 
     Returns the exit status: 0; 1 after an error that is told in one line; 130 after Ctrl-C. After the first
     batch, errors that are not meant for users pass.
@@ -99,7 +103,7 @@ def main(argv: list[str] | None = None, resume_with: str | None = None) -> int:
     options, run = Namespace(allow=[], debug=False), None
     dotlist: list[str] = []
     try:
-        options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv)
+        options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv, prog)
         allow_targets(*options.allow)
         run = prepare(options, overrides, dotlist, notes)
         run.resume_with = resume_with

@@ -1,4 +1,4 @@
-"""Arguments of the Trainer in 2020 and 2021, and what became of them.
+"""Arguments of the Trainer in 2020 and 2021, translated to those of today.
 
 Command lines and YAML files of that time name arguments that the Trainer has lost since.
 """
@@ -48,7 +48,7 @@ def translate_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str,
     return {**translated, **present}, notes
 
 
-# --- what became of old arguments ---
+# --- translations of old arguments ---
 
 
 def _renamed(name: str) -> Callable[[Any], Translation]:
@@ -61,7 +61,7 @@ def _ignored(instead: str) -> Callable[[Any], Translation]:
 
 
 def _gpus(value: Any) -> Translation:
-    """Read the old `gpus`: 2 GPUs, -1 all, `0,1` or [0, 1] these, `0` or nothing the CPU."""
+    """Read the old `gpus`: 2 is any two, -1 all, `0,1` or [0, 1] these two, 0 the CPU, null the default."""
     wrong = ValueError(f"gpus: {value!r} is neither a number (-1: all, 0: none) nor a list (`0,` or `0,1`)")
     if value is None:
         return {}, None
@@ -93,7 +93,7 @@ def _strategy(value: Any) -> Translation:
 
 
 def _accelerator(value: Any) -> Translation:
-    """Read an accelerator, which once was what is the strategy now."""
+    """Read an accelerator, an argument that named strategies as well in 2021."""
     if value in ("dp", "ddp", "ddp2", "ddp_cpu", "ddp_spawn", "horovod"):
         new, reason = _strategy(value)
         return new, reason or ""
@@ -177,11 +177,11 @@ OLD_ARGUMENTS: dict[str, Callable[[Any], Translation]] = {
     "process_position": _ignored("there is one progress bar"),
     "stochastic_weight_avg": _ignored("averaging is a callback: lightning.callbacks"),
     "terminate_on_nan": _ignored("a loss that is not a number always stops the run"),
-    "track_grad_norm": lambda value: ({}, None if value in (None, -1) else "gradient norms are not logged"),
+    "track_grad_norm": lambda value: ({}, None if value in (None, -1) else "train/grad_norm is logged"),
     "truncated_bptt_steps": _ignored("nothing here is recurrent"),
 }
 
-# Those that once could stand alone on a command line, for True.
+# Old arguments that may stand alone on a command line, for True.
 OLD_SWITCHES = frozenset((
     "auto_lr_find", "auto_scale_batch_size", "auto_select_gpus", "automatic_optimization",
     "checkpoint_callback", "move_metrics_to_cpu", "prepare_data_per_node", "reload_dataloaders_every_epoch",

@@ -114,6 +114,8 @@ def test_help_lists_flags_and_trainer_arguments(capsys):
     assert caught.value.code == 0
     assert all(f"--{name} " in text for name in ("base", "gpus", "allow", "max_epochs", "precision"))
     assert "weights_summary" not in text and text == build_parser().format_help()
+    assert "Stop training once this number of epochs is reached (default: None)" in " ".join(text.split())
+    assert build_parser("taming train").format_help().startswith("usage: taming train -b CONFIG")
 
 
 # ---- arguments of the Trainer ----
@@ -176,7 +178,7 @@ def test_gpus_that_are_no_number_nor_list(value):
     ({"weights_summary": "full"}, {}, "ignored"),
     ({"reload_dataloaders_every_epoch": True}, {"reload_dataloaders_every_n_epochs": 1}, "every_n_epochs"),
     ({"profiler": True}, {"profiler": "simple"}, "simple"),
-    ({"track_grad_norm": 2}, {}, "gradient norms are not logged"),
+    ({"track_grad_norm": 2}, {}, "train/grad_norm is logged"),
     ({"terminate_on_nan": True}, {}, "always stops"),
     ({"auto_select_gpus": True}, {}, "--gpus 0,1"),
     ({"tpu_cores": 8}, {}, "ignored"),
