@@ -14,22 +14,28 @@ CORE := $(VENV)/.taming-$(CHECKOUT)-core
 DEV := $(VENV)/.taming-$(CHECKOUT)-dev
 BROKEN := $(shell $(PY) -c '' 2>/dev/null || echo FORCE)
 
-.PHONY: help demo test lint bench env clean clean-venv FORCE
+.PHONY: help demo test test-lowest lint bench env clean clean-venv FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train both stages on built-in landscapes and generate images: minutes, no GPU"
 	@echo "make test        run the tests"
+	@echo "make test-lowest run them in .venv-lowest, with the lowest versions that pyproject.toml allows"
 	@echo "make lint        check style and types"
 	@echo "make bench       measure the speed of sampling and training"
 	@echo "make env         install the package for development into $(VENV)"
-	@echo "make clean       remove build products and caches; make clean-venv removes .venv"
+	@echo "make clean       remove build products and caches; make clean-venv removes the environments"
 
 demo: $(CORE)
 	$(PY) scripts/demo.py $(ARGS)
 
 test: $(DEV)
 	$(PY) -m pytest $(ARGS)
+
+# In an environment of its own, unless VENV names one.
+test-lowest:
+	$(MAKE) test VENV='$(if $(filter file,$(origin VENV)),.venv-lowest,$(VENV))' \
+	  PIP_ARGS='--constraint tests/lowest.txt'
 
 lint: $(DEV)
 	$(PY) -m ruff check $(ARGS) .
@@ -58,7 +64,7 @@ define install
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --upgrade
 	@rm -f $(VENV)/.taming-*
 	@echo "installing into $(VENV); the first time, PyTorch is a download of a few gigabytes"
-	$(PY) -m pip install --disable-pip-version-check --editable '$(1)'
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '$(1)'
 endef
 
 $(CORE): pyproject.toml $(BROKEN)
@@ -73,7 +79,7 @@ FORCE:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-venv:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
