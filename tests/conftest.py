@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import taming.config
 # a test starts, counts the threads anew unless the variable is there.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where tests are started by nohup
 
 
 @pytest.fixture(autouse=True)
