@@ -35,6 +35,14 @@ def stage(target, loss=LOSS, channels=3, **params):
     return {"target": f"taming.models.{target}", "params": params}
 
 
+VQ_VAE = dict(resolution=[HEIGHT, WIDTH], in_channels=3, out_ch=3, ch=8, num_res_blocks=1, res_ch=4)
+
+
+def vq_vae(target, **params):
+    return {"target": f"taming.models.{target}", "params": dict(
+        ddconfig=VQ_VAE, n_embed=CODES, embed_dim=4) | params}
+
+
 GUMBEL = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": dict(
     warm_up_steps=0, max_decay_steps=10, lr_start=1.0, lr_max=1.0, lr_min=0.5)}
 TOKENIZERS = {
@@ -48,6 +56,8 @@ TOKENIZERS = {
     "GumbelVQ": stage("vqgan.GumbelVQ", temperature_scheduler_config=GUMBEL),
     "VQNoDiscModel": stage("vqgan.VQNoDiscModel", NO_DISCRIMINATOR),
     "latent diffusion's VQModel": stage("latent_diffusion.VQModel"),
+    "VQVAE": vq_vae("vqvae.VQVAE", kmeans_steps=2, revive_after=3),
+    "VQVAE, gradients": vq_vae("vqvae.VQVAE", decay=None),
 }
 FROZEN_ONLY = {"latent diffusion's VQModelInterface": stage("latent_diffusion.VQModelInterface")}
 SEGMENTATION = stage(

@@ -5,8 +5,13 @@ B batch, C channels, H W pixels, h w latent grid.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
+
+Size = tuple[int, int]  # height, width
+Codes = Any  # codes of one grid (B, h, w), or a list of them with an entry per level
+Grid = Any  # a Size in codes, or a list of them
 
 
 class SizeMismatch(ValueError):
@@ -25,50 +30,78 @@ class SizeMismatch(ValueError):
         )
 
 
-class Tokenizer:
-    """Turns images into a small grid of codebook indices and back.
-
-    The code cache, the priors, the evaluation and the page know no more of a first stage than this.
+class ImageSizes:
+    """The sizes of images that a model takes: any multiples of a factor, and in training one of them.
 
     Attributes:
         resolution: training size in pixels, a side or (height, width).
-        factor: pixels per code along each side.
-        pixel_range: lowest and highest value of a pixel.
+        factor: what both sides are multiples of, in pixels.
     """
 
     resolution: int | Sequence[int]
     factor: int
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     @property
-    def codebook_size(self) -> int:
-        """Number of different codes."""
-        raise NotImplementedError
-
-    @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> Size:
         """Training size, (H, W) in pixels."""
         side = self.resolution
         return (side, side) if isinstance(side, int) else (side[0], side[1])
 
-    def encode_codes(self, x: Tensor) -> Tensor:
-        """Turn images (B, C, H, W) in `pixel_range` into codes (B, h, w), int64.
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, with a size that works, unless both sides are multiples of `factor`."""
+        f = self.factor
+        if height % f or width % f:
+            crop = f"{max(f, height // f * f)}x{max(f, width // f * f)}"
+            raise ValueError(f"images of {height}x{width} pixels are no multiple of f = {f}: crop to {crop}")
+
+    def check_training_size(self, height: int, width: int) -> None:
+        """Raise SizeMismatch unless images have the size that the model is made for."""
+        self.check_size(height, width)
+        if (height, width) != self.image_size:
+            raise SizeMismatch((height, width), self.image_size)
+
+
+class Tokenizer(ImageSizes):
+    """Turns images into a small grid of codebook indices and back.
+
+    The code cache, the priors, the evaluation and the page know no more of a first stage than this.
+
+    A tokenizer of several levels has a grid for each, the coarsest first, and a list of grids wherever one of
+    a single level has one: `encode_codes`, `decode_codes`, `codes_to_latents` and `code_shape`. All levels
+    have codebooks of the same size.
+
+    Attributes:
+        levels: number of grids.
+        factor: pixels per code along each side, on the coarsest grid.
+        pixel_range: lowest and highest value of a pixel.
+    """
+
+    levels: int = 1
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes, of each level."""
+        raise NotImplementedError
+
+    def encode_codes(self, x: Tensor) -> Codes:
+        """Turn images (B, C, H, W) in `pixel_range` into codes (B, h, w), int64, or a list of them.
 
         Raises:
             ValueError: a side that is not a multiple of `factor`, or another number of channels.
         """
         raise NotImplementedError
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Turn codes (B, h, w) into images (B, C, H, W), about in `pixel_range`."""
+    def decode_codes(self, codes: Codes) -> Tensor:
+        """Turn codes (B, h, w), or a list of them, into images (B, C, H, W), about in `pixel_range`."""
         raise NotImplementedError
 
-    def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """Return the quantized latents (B, C', h, w) that codes (B, h, w) stand for."""
+    def codes_to_latents(self, codes: Codes) -> Codes:
+        """Return the quantized latents (B, C', h, w) that codes (B, h, w) stand for, or a list of them."""
         raise NotImplementedError
 
-    def code_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the grid (h, w) of an image of `height` x `width` pixels.
+    def code_shape(self, height: int, width: int) -> Grid:
+        """Return the grid (h, w) of an image of `height` x `width` pixels, or a list of grids.
 
         Raises:
             ValueError: a side that is not a multiple of `factor`.
@@ -77,18 +110,10 @@ class Tokenizer:
         return height // self.factor, width // self.factor
 
     def num_codes(self, height: int, width: int) -> int:
-        """Return the number of codes of an image of that size."""
-        return math.prod(self.code_shape(height, width))
+        """Return the number of codes of an image of that size, on all grids together."""
+        return sum(math.prod(grid) for grid in as_list(self.code_shape(height, width)))
 
-    def check_training_size(self, height: int, width: int) -> None:
-        """Raise SizeMismatch unless images have the size that the model is made for."""
-        self.check_size(height, width)
-        if (height, width) != self.image_size:
-            raise SizeMismatch((height, width), self.image_size)
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError, with a size that works, unless both sides are multiples of `factor`."""
-        f = self.factor
-        if height % f or width % f:
-            crop = f"{max(f, height // f * f)}x{max(f, width // f * f)}"
-            raise ValueError(f"images of {height}x{width} pixels are no multiple of f = {f}: crop to {crop}")
+def as_list(value: Any) -> list[Any]:
+    """Return codes or grids as a list with an entry per level, whether there are several levels or one."""
+    return value if isinstance(value, list) else [value]

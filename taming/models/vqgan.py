@@ -4,7 +4,7 @@ B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taming.colormap import colorize, random_colors
 from taming.config import instantiate_from_config
 from taming.metrics import CodebookUsage, psnr, ssim
-from taming.models.base import ImageModel
+from taming.models.autoencoder import Autoencoder, Betas
 from taming.models.tokenizer import Tokenizer
 from taming.modules.conditioners.image import ImageConditioner
 from taming.modules.conditioners.label_map import LabelMapConditioner
@@ -24,10 +24,9 @@ from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, Ve
 from taming.parameters import NonNegativeFloat, ParametersOf, PositiveInt, Probability
 
 DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
-Betas = tuple[Probability, Probability]
 
 
-class VQModel(Tokenizer, ImageConditioner, ImageModel):
+class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     """Encoder, vector quantizer, decoder; trained against pixels, LPIPS and a patch discriminator.
 
     Args:
@@ -63,19 +62,13 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
         quantizer_config: dict | None = None,
     ):
-        super().__init__(monitor, scheduler_config)
+        super().__init__(image_key, betas, monitor, scheduler_config)
         # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
         self.decode_memory: int | None = None
-        if ddconfig.get("double_z", True):
-            raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
-        self.image_key, self.betas = image_key, (betas[0], betas[1])
-        self.encoder = Encoder(**ddconfig)
+        self.encoder, self.decoder = self.build_networks(ddconfig)
         self.resolution, self.factor = self.encoder.resolution, self.encoder.factor
-        self.channels = self.encoder.conv_in.in_channels
-        self.decoder = Decoder(**ddconfig)
-        self.loss = instantiate_from_config(lossconfig)
-        if getattr(self.loss, "disc_conditional", False):
-            raise ValueError("lossconfig.params.disc_conditional must be False: VQModel has no condition")
+        self.channels = self.encoder.in_channels
+        self.use_loss(lossconfig)
         quantizer = VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
             revive_after=revive_after,
@@ -87,12 +80,18 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
                 f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes of "
                 f"{found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
             )
-        self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        self.quant_conv = nn.Conv2d(self.encoder.z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, self.encoder.z_channels, 1)
         if colorize_nlabels is not None:
             self.register_buffer("colorize", random_colors(colorize_nlabels))
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def build_networks(self, ddconfig: dict) -> tuple[Any, Any]:
+        """Build encoder and decoder."""
+        if ddconfig.get("double_z", True):
+            raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
+        return Encoder(**ddconfig), Decoder(**ddconfig)
 
     def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
@@ -111,13 +110,8 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to what is quantized, (B, embed_dim, h, w)."""
-        if x.shape[1] != self.channels:
-            raise ValueError(
-                f"{x.shape[1]} channels a pixel (colours, or labels), but the model takes {self.channels}, "
-                "its ddconfig.in_channels: give it what it was trained on"
-            )
-        device = x.device.type
-        with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
+        self.check_channels(x)
+        with self.own_precision(x):
             return self.quant_conv(self.encoder(x))
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -200,28 +194,11 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
         self.log_dict(log, batch_size=len(x))
         self.log("rec", log["train/rec_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
-    def get_images(self, batch: dict) -> Tensor:
-        """Return the images of a batch, (B, C, H, W).
-
-        Raises:
-            ValueError: a size that f does not divide, or another number of channels.
-        """
-        x = self.get_input(batch, self.image_key)
-        self.check_size(*x.shape[2:])
-        return x
-
-    def check_batch(self, batch: dict) -> None:
-        """Raise ValueError if sizes or channels of images, networks and loss do not agree."""
-        x = self.get_images(batch)
-        self.check_training_size(*x.shape[2:])
-        made, seen = self.decoder.conv_out.out_channels, getattr(self.loss, "channels", x.shape[1])
-        for key, found in (("ddconfig.in_channels", self.channels), ("ddconfig.out_ch", made),
-                           ("lossconfig.params.disc_in_channels", seen)):
-            if found != x.shape[1]:
-                raise ValueError(
-                    f"the images have {x.shape[1]} channels, but {key} is {found}: set "
-                    f"model.params.{key}={x.shape[1]}"
-                )
+    def channel_settings(self) -> dict[str, int]:
+        """Return the settings that are the number of channels of an image."""
+        return {
+            "ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.decoder.conv_out.out_channels,
+        }
 
     @property
     def validation_metrics(self) -> tuple[str, ...] | None:
@@ -250,22 +227,6 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
             "val/codebook_perplexity": used["perplexity"],
         }, sync_dist=True)  # the same on all ranks; each must have them, a checkpoint may be ranked by them
 
-    def configure_optimizers(self) -> Any:
-        """Make Adam for the autoencoder and for the discriminator: ([both], []), as in 2021."""
-        discriminator = getattr(self.loss, "discriminator", None)
-        if discriminator is None:
-            raise ValueError(
-                f"the model was built with {type(self.loss).__name__}, which has nothing to train: name a "
-                "loss in lossconfig, for instance taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
-            )
-        networks = [self.generator_parameters(), discriminator.parameters()]
-        return [self.adam(parameters) for parameters in networks], []
-
-    def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-        """Make Adam for some parameters."""
-        rate, fused = self.base_learning_rate(), self.device.type == "cuda"
-        return torch.optim.Adam(parameters, lr=rate, betas=self.betas, fused=fused)
-
     def generator_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of all but the loss: encoder, decoder, codebook, convolutions between them."""
         for part in (self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv):
@@ -274,15 +235,6 @@ class VQModel(Tokenizer, ImageConditioner, ImageModel):
     def get_last_layer(self) -> Tensor:
         """Return the weight at which the adaptive weight compares gradients."""
         return self.decoder.conv_out.weight
-
-    @torch.no_grad()
-    def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:
-        """Return what is worth looking at: inputs and their reconstructions, (B, 1 or 3, H, W) in [-1, 1]."""
-        x = self.get_images(batch).to(self.device)
-        reconstructions, _ = self(x)
-        if x.shape[1] not in (1, 3):
-            x, reconstructions = self.to_rgb(x), self.to_rgb(reconstructions)
-        return {"inputs": x, "reconstructions": reconstructions}
 
     def to_rgb(
         self, x: Tensor, size: tuple[int, int] | None = None, *, names: Sequence[str] = (),

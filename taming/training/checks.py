@@ -12,7 +12,7 @@ from taming.config import get_obj_from_str, instantiate_from_config
 from taming.data.datamodule import DataModuleFromConfig
 from taming.data.items import ItemSpec
 from taming.models.base import ImageModel
-from taming.models.tokenizer import SizeMismatch, Tokenizer
+from taming.models.tokenizer import ImageSizes, SizeMismatch
 from taming.modules.losses.lpips import LPIPS, MissingWeights
 from taming.parameters import did_you_mean
 
@@ -98,11 +98,11 @@ def check_classes(spec: ItemSpec, model: Any) -> None:
 def size_remedy(error: SizeMismatch, config: DictConfig, model: Any) -> str:
     """Phrase what to set where the images have another size than the model."""
     found, wanted = (str(h) if h == w else f"[{h},{w}]" for h, w in (error.found, error.wanted))
-    is_tokenizer = isinstance(model, Tokenizer)
-    size = found if is_tokenizer else wanted
+    is_first_stage = isinstance(model, ImageSizes)
+    size = found if is_first_stage else wanted
     if "size" in config:
         return f"set size={size}"
-    if is_tokenizer:
+    if is_first_stage:
         return f"set model.params.ddconfig.resolution={found}, or the size of the data to {wanted}"
     return f"set the size of the data to {wanted}, or train a first stage for {found}"
 

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from taming.modules.quantizers.base import kmeans
 from taming.modules.vqvae.quantize import (
     EMAVectorQuantizer,
+    EmbeddingEMA,
     GumbelQuantize,
     VectorQuantizer,
     VectorQuantizer2,
     nearest_code,
 )
+from tests.test_golden import read
 
 
 def naive_nearest(z, codebook):
@@ -249,3 +252,129 @@ def test_gumbel_chooses_only_codes_that_stay(tmp_path):
     z_q, _, (_, _, indices) = quantizer(z)
     assert torch.equal(indices, quantizer.proj(z)[:, [7, 2, 11]].argmax(1))
     torch.testing.assert_close(quantizer.get_codebook_entry(indices, (2, 4, 4, 4)), z_q)
+
+
+# ---- a start from clusters, restarts, smoothed sizes; golden values
+
+
+def blobs(count=4, dim=3, each=200):
+    """Vectors (N, C) around `count` centres, shuffled, and the centres."""
+    centres = 10.0 * torch.eye(count)[:, :dim] - 3.0
+    z = (centres[:, None] + 0.1 * torch.randn(count, each, dim)).flatten(0, 1)
+    return z[torch.randperm(len(z))], centres
+
+
+def as_map(z):
+    """Vectors (N, C) as a map (1, C, 1, N)."""
+    return z.T[None, :, None]
+
+
+def test_kmeans_finds_clusters_and_copes_with_few_vectors():
+    z, centres = blobs()
+    found = kmeans(z, 16, 20)  # enough that each cluster has one
+    assert found.shape == (16, 3) and torch.cdist(centres, found).amin(1).max() < 0.2
+    start = kmeans(z, 16, 0)
+    assert len(start.unique(dim=0)) == 16 and {*map(tuple, start.tolist())} <= {*map(tuple, z.tolist())}
+    few = kmeans(z[:3], 8, 2)
+    assert few.shape == (8, 3) and len(few.unique(dim=0)) == 3
+    assert torch.equal(kmeans(z, 1, 5)[0], kmeans(z, 1, 1)[0])  # the mean, after one step
+    torch.testing.assert_close(kmeans(z, 1, 1)[0], z.mean(0))
+
+
+@pytest.mark.parametrize("kind", [VectorQuantizer2, EMAVectorQuantizer])
+def test_a_codebook_begins_on_clusters_of_the_first_training_batch(kind):
+    z, centres = blobs()
+    quantizer = kind(16, 3, beta=0.25, kmeans_steps=20)
+    start = quantizer.embedding.weight.clone()
+    quantizer.eval()(as_map(z))
+    assert torch.equal(quantizer.embedding.weight, start) and not quantizer.has_begun
+    quantizer.train()
+    z_q, loss, _ = quantizer(as_map(z))
+    assert torch.cdist(centres, quantizer.embedding.weight).amin(1).max() < 0.2 and quantizer.has_begun
+    assert loss < 0.1 and (z_q - as_map(z)).abs().max() < 1.0
+    now = quantizer.embedding.weight.clone()
+    loaded = kind(16, 3, beta=0.25, kmeans_steps=20)
+    loaded.load_state_dict(quantizer.state_dict())
+    for each in (quantizer, loaded):  # later batches move codes only as they always do
+        each(as_map(z + 100.0))
+        if kind is VectorQuantizer2:
+            assert torch.equal(each.embedding.weight, now)
+    torch.testing.assert_close(loaded.embedding.weight, quantizer.embedding.weight)
+    assert "has_begun" not in kind(16, 3, beta=0.25).state_dict()
+
+
+def test_the_means_converge_geometrically_and_sizes_add_up():
+    quantizer = EMAVectorQuantizer(3, 2, beta=0.25, decay=0.9)
+    book = quantizer.embedding
+    book.weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]]))
+    book.embed_avg.copy_(book.weight)
+    z = latents([1.0, 0.0], [3.0, 0.0], [9.0, 0.0])  # 2 to the first code, 1 to the second, 0 to the third
+    for step in range(1, 6):
+        quantizer(z)
+        left = 0.9**step
+        sizes = left + (1 - left) * torch.tensor([2.0, 1.0, 0.0])
+        torch.testing.assert_close(book.cluster_size, sizes)
+        now = 1 - left
+        sums = torch.tensor([[now * 4.0, 0.0], [left * 10.0 + now * 9.0, 0.0], [0.0, left * 10.0]])
+        torch.testing.assert_close(book.weight, sums / sizes[:, None])
+    smooth = EmbeddingEMA(3, 2, smoothing=True, eps=0.5)
+    smooth.update(torch.tensor([5.0, 1.0, 0.0]), torch.ones(3, 2))
+    implied = smooth.embed_avg / smooth.weight
+    assert implied.sum(0).tolist() == pytest.approx([smooth.cluster_size.sum().item()] * 2, rel=1e-5)
+
+
+def test_a_codebook_that_began_with_clusters_of_size_zero_would_die_and_ours_does_not():
+    """What cluster sizes of 0 do, which other code begins with: unused codes are scaled by 1e5 at once."""
+    z = torch.randn(1, 4, 8, 8) * 0.1
+    norms = []
+    for size in (0.0, 1.0):
+        quantizer = EMAVectorQuantizer(256, 4, beta=0.25, smoothing=True)
+        quantizer.embedding.cluster_size.fill_(size)
+        start = quantizer.embedding.weight.norm(dim=1).median()
+        quantizer(z)
+        norms.append(quantizer.embedding.weight.norm(dim=1).median() / start)
+    assert norms[0] > 1000 and norms[1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_one_code_is_enough():
+    quantizer = EMAVectorQuantizer(1, 4, beta=0.25, kmeans_steps=3, revive_after=1)
+    z_q, loss, (_, _, indices) = quantizer(torch.randn(2, 4, 3, 5))
+    assert indices.unique().tolist() == [0] and loss.isfinite() and z_q.shape == (2, 4, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["vq_euclidean", "vq_learnable"])
+def test_golden_values_of_a_peer(name):
+    """lucidrains/vector-quantize-pytorch, commit 0d7d1aa; its commitment has the weight 1."""
+    state, given, want = read(name)
+    learns = name == "vq_learnable"
+    weights = {key.removeprefix("_codebook."): value[0] for key, value in state.items() if value.ndim}
+    if learns:
+        quantizer = VectorQuantizer2(20, 8, beta=1.0, legacy=False)
+        quantizer.load_state_dict({"embedding.weight": weights["embed"]})
+    else:
+        quantizer = EMAVectorQuantizer(20, 8, beta=1.0, decay=0.8, smoothing=True)
+        quantizer.embedding.load_state_dict({
+            "weight": weights["embed"], "cluster_size": weights["cluster_size"],
+            "embed_avg": weights["embed_avg"],
+        })
+    x = given["x"].movedim(-1, 1)[:, :, None].requires_grad_()  # (B, C, 1, N)
+    as_rows = lambda z: z[:, :, 0].movedim(1, -1)  # noqa: E731
+    z_q, _, (_, _, indices) = quantizer.eval()(x)
+    assert torch.equal(indices.view(2, 9), want["eval.indices"])
+    close(as_rows(z_q), want["eval.quantized"])
+    close(as_rows(quantizer.indices_to_codes(indices.view(2, 1, 9))), want["eval.codes"])
+    z_q, loss, (_, _, indices) = quantizer.train()(x)
+    assert torch.equal(indices.view(2, 9), want["train.indices"])
+    close(as_rows(z_q), want["train.quantized"])
+    close(loss / 2 if learns else loss, want["train.loss"])  # there both terms are one, with two gradients
+    (loss + (as_rows(z_q) * given["probe"]).sum()).backward()
+    close(as_rows(x.grad), want["grad_x"])
+    if learns:
+        close(quantizer.embedding.weight.grad, want["grad_embed"][0])
+        return
+    for ours, theirs in (("weight", "embed"), ("cluster_size", "cluster_size"), ("embed_avg", "embed_avg")):
+        close(getattr(quantizer.embedding, ours), want[f"after.{theirs}"][0])
+
+
+def close(got, want):
+    torch.testing.assert_close(got.detach(), want, rtol=1e-5, atol=1e-6)

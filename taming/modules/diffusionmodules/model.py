@@ -332,7 +332,7 @@ class Encoder(nn.Module):
         if ignored:
             _warn_of_ignored(tuple(ignored))
         self.ch, self.temb_ch, self.num_resolutions, self.num_res_blocks = ch, 0, len(ch_mult), num_res_blocks
-        self.resolution, self.in_channels = resolution, in_channels
+        self.resolution, self.in_channels, self.z_channels = resolution, in_channels, z_channels
         blocks = _Blocks(dropout, num_groups, attn_type)
         shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
         width = shape.widths[-1]

@@ -6,7 +6,10 @@ B batch, C channels of a code, h w latent grid, K codes, N vectors.
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from taming.modules.distributed import all_reduce_sum, is_distributed
 
 
 class QuantizerInfo(NamedTuple):
@@ -63,3 +66,30 @@ def count_codes(indices: Tensor, size: int) -> Tensor:
     indices = indices.flatten()
     counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices, torch.ones_like(indices))
+
+
+def sum_by_code(z: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Count the vectors (N, C) of each of `size` codes, and add them up: (K,) and (K, C), over all processes.
+
+    Both are float32.
+    """
+    counts = count_codes(indices, size).float()
+    sums = torch.zeros(size, z.shape[1], device=z.device).index_add_(0, indices, z.float())
+    return all_reduce_sum(counts), all_reduce_sum(sums)
+
+
+@torch.no_grad()
+def kmeans(z: Tensor, size: int, steps: int) -> Tensor:
+    """Return the centres (K, C) of `size` clusters of vectors (N, C), the same on all processes.
+
+    Centres begin at random vectors, and move `steps` times to the mean of those that are nearest to them
+    (Lloyd 1982, "Least squares quantization in PCM"). Some coincide if there are fewer vectors than centres.
+    """
+    rounds = range(-(-size // len(z)))
+    centres = z[torch.cat([torch.randperm(len(z), device=z.device) for _ in rounds])[:size]].float()
+    if is_distributed():
+        dist.broadcast(centres, src=0)
+    for _ in range(steps):
+        counts, sums = sum_by_code(z, nearest_code(z, centres), size)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1.0)[:, None], centres)
+    return centres

@@ -15,7 +15,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from taming.modules.distributed import all_reduce_sum, is_distributed
-from taming.modules.quantizers.base import Quantizer, QuantizerInfo, count_codes, nearest_code
+from taming.modules.quantizers.base import (
+    Quantizer,
+    QuantizerInfo,
+    count_codes,
+    kmeans,
+    nearest_code,
+    sum_by_code,
+)
 
 
 def _codes_in(path: str) -> Tensor:
@@ -105,15 +112,19 @@ class VectorQuantizer2(Codebook):
         legacy: put beta on the codebook term instead, as the 2021 code did; old configs rely on it.
         revive_after: in training, a code that no latent chose for this number of batches moves to a latent
             of the batch (Dhariwal et al. 2020, "Jukebox", section 3.1); None leaves dead codes dead.
+        kmeans_steps: begin with the centres of clusters of the first training batch, found in so many steps
+            of k-means (Lancucki et al. 2020, "Robust training of vector quantized bottleneck models"); 0
+            begins with random codes.
     """
 
     embedding: "nn.Embedding | EmbeddingEMA"
     idle_batches: Tensor  # (K,) int64: batches since a code was last used; only with `revive_after`
+    has_begun: Tensor  # (), whether the clusters were looked for; only with `kmeans_steps`
 
     def __init__(
         self, n_e: int, e_dim: int, beta: float, remap: str | None = None,
         unknown_index: str | int = "random", sane_index_shape: bool = False, legacy: bool = True,
-        revive_after: int | None = None,
+        revive_after: int | None = None, kmeans_steps: int = 0,
     ):
         super().__init__(n_e, remap, unknown_index)
         self.e_dim, self.beta, self.legacy, self.sane_index_shape = e_dim, beta, legacy, sane_index_shape
@@ -122,6 +133,9 @@ class VectorQuantizer2(Codebook):
         self.revive_after = revive_after
         if revive_after is not None:  # only then: the key would be missing in checkpoints of 2021
             self.register_buffer("idle_batches", torch.zeros(n_e, dtype=torch.int64))
+        self.kmeans_steps, self._begins = kmeans_steps, kmeans_steps > 0
+        if kmeans_steps > 0:  # only then, for the same reason
+            self.register_buffer("has_begun", torch.tensor(False))
 
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
@@ -134,6 +148,8 @@ class VectorQuantizer2(Codebook):
             raise ValueError("VectorQuantizer2 has no logits: drop temp, rescale_logits, return_logits")
         with torch.autocast(z.device.type, enabled=False):
             z = rearrange(z.float(), "b c h w -> b h w c")
+            if self.training and self._begins:
+                self._begin(z.detach().flatten(0, 2))
             indices = nearest_code(z.flatten(0, 2), self.embedding.weight)  # (B*h*w,)
             z_q = self.embedding(indices).float().view(z.shape)
             loss = self._loss(z, z_q)
@@ -146,6 +162,15 @@ class VectorQuantizer2(Codebook):
         if self.sane_index_shape:
             indices = indices.view(z.shape[:3])
         return rearrange(z_q, "b h w c -> b c h w"), loss, QuantizerInfo(None, None, indices)
+
+    @torch.no_grad()
+    def _begin(self, z: Tensor) -> None:
+        """Put the codes on clusters of the latents (N, C) of the first training batch."""
+        if not self.has_begun:  # waits for the device, once
+            all_codes = torch.ones(self.n_e, dtype=torch.bool, device=z.device)
+            self.move_codes(all_codes, kmeans(z, self.n_e, self.kmeans_steps))
+            self.has_begun.fill_(True)
+        self._begins = False
 
     def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
         commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
@@ -201,15 +226,25 @@ class EmbeddingEMA(nn.Module):
 
     Keys as in 2021: `weight`, `cluster_size` (K,), `embed_avg` (K, C). Each cluster starts with size 1, so
     that a code that is not chosen keeps its mean; with size 0, as in 2021, it diverged.
+
+    Args:
+        num_tokens, codebook_dim: codes K, and their channels C.
+        decay: share of the running sums that is kept in each batch.
+        eps: lower bound of the size of a cluster, in latents a batch.
+        smoothing: add eps to all sizes instead, and scale them to their sum, (N_j + eps) n / (n + K eps), as
+            the authors' code does; codes that are not chosen for hundreds of batches then drift towards 0.
     """
 
     weight: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
 
-    def __init__(self, num_tokens: int, codebook_dim: int, decay: float = 0.99, eps: float = 1e-5):
+    def __init__(
+        self, num_tokens: int, codebook_dim: int, decay: float = 0.99, eps: float = 1e-5,
+        smoothing: bool = False,
+    ):
         super().__init__()
-        self.decay, self.eps = decay, eps
+        self.decay, self.eps, self.smoothing = decay, eps, smoothing
         self.register_buffer("weight", torch.randn(num_tokens, codebook_dim))
         self.register_buffer("cluster_size", torch.ones(num_tokens))
         self.register_buffer("embed_avg", self.weight.clone())
@@ -222,7 +257,11 @@ class EmbeddingEMA(nn.Module):
         """Update by the numbers of latents (K,) that chose each code, and their sums (K, C)."""
         self.cluster_size.lerp_(counts.to(self.cluster_size), 1 - self.decay)
         self.embed_avg.lerp_(sums.to(self.embed_avg), 1 - self.decay)
-        self.weight.copy_(self.embed_avg / self.cluster_size.clamp_min(self.eps)[:, None])
+        sizes = self.cluster_size.clamp_min(self.eps)
+        if self.smoothing:
+            total = self.cluster_size.sum()
+            sizes = (self.cluster_size + self.eps) * (total / (total + len(sizes) * self.eps))
+        self.weight.copy_(self.embed_avg / sizes[:, None])
 
 
 class EMAVectorQuantizer(VectorQuantizer2):
@@ -234,8 +273,8 @@ class EMAVectorQuantizer(VectorQuantizer2):
         n_embed, embedding_dim: codes K, and their channels C.
         beta: weight of the commitment term.
         decay: share of the running sums that is kept in each batch.
-        eps: lower bound of the size of a cluster, in latents a batch.
-        remap, unknown_index, sane_index_shape, revive_after: see `VectorQuantizer2`.
+        eps, smoothing: of the sizes of clusters; see `EmbeddingEMA`.
+        remap, unknown_index, sane_index_shape, revive_after, kmeans_steps: see `VectorQuantizer2`.
     """
 
     embedding: EmbeddingEMA
@@ -243,22 +282,20 @@ class EMAVectorQuantizer(VectorQuantizer2):
     def __init__(
         self, n_embed: int, embedding_dim: int, beta: float, decay: float = 0.99, eps: float = 1e-5,
         remap: str | None = None, unknown_index: str | int = "random", *, sane_index_shape: bool = False,
-        revive_after: int | None = None,
+        revive_after: int | None = None, kmeans_steps: int = 0, smoothing: bool = False,
     ):
         super().__init__(
-            n_embed, embedding_dim, beta, remap, unknown_index, sane_index_shape, revive_after=revive_after
+            n_embed, embedding_dim, beta, remap, unknown_index, sane_index_shape, revive_after=revive_after,
+            kmeans_steps=kmeans_steps,
         )
-        self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
+        self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps, smoothing)
 
     def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
         return self.beta * F.mse_loss(z, z_q.detach())
 
     @torch.no_grad()
     def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        counts = count_codes(indices, self.n_e).float()
-        sums = torch.zeros_like(self.embedding.embed_avg)
-        sums.index_add_(0, indices, z.to(sums))
-        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
+        counts, sums = sum_by_code(z, indices, self.n_e)
         self.embedding.update(counts, sums)
         if self.revive_after is not None:
             self._revive(z, counts, self.revive_after)

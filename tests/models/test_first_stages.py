@@ -1,0 +1,34 @@
+"""Every first stage beside the VQGAN: through the command, stopped, and resumed to the same numbers."""
+
+import pytest
+import torch
+
+from taming.checkpoint import load_model, read_checkpoint
+from tests.tiny import DATA, curves, resume, train
+
+STEPS = 6  # one epoch and a half
+VQ_NETWORKS = "{in_channels: 3, out_ch: 3, resolution: 32, ch: 16, num_res_blocks: 1, res_ch: 8}"
+MODELS = {
+    "vqvae.VQVAE": f"""
+    {{n_embed: 8, embed_dim: 4, monitor: val/rec_loss, kmeans_steps: 2, revive_after: 2,
+     ddconfig: {VQ_NETWORKS}}}""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_resumed_run_repeats_the_uninterrupted_one(name, tmp_path):
+    yaml = tmp_path / "model.yaml"
+    model = f"base_learning_rate: 1.0e-3, target: taming.models.{name}, params: {MODELS[name]}"
+    yaml.write_text(f"model: {{{model}}}\n{DATA}")
+    whole = train(yaml, tmp_path, "whole", "--max_steps", STEPS)
+    part = train(yaml, tmp_path, "part", "--max_steps", 3)
+    resume(part, "--max_steps", STEPS)
+    rows = [row for row in curves(part) if "train/" in str(row) or row["step"] != "2"]  # validated at its end
+    assert rows == curves(whole) and len([row for row in rows if "train/lr" in row]) == STEPS
+    states = [read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, part)]
+    assert states[0]["batches_seen"] == states[1]["batches_seen"] == STEPS
+    assert all(torch.equal(states[1]["state_dict"][key], v) for key, v in states[0]["state_dict"].items())
+    assert {path.name for path in (whole / "images" / "train").iterdir()} >= {"sheet_000001.png"}
+    model, _, step = load_model(whole)
+    assert step == STEPS and model.reconstruct(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
