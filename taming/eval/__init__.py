@@ -1,0 +1,1 @@
+"""Evaluation: how good images are, with the protocol in the result."""
