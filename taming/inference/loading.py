@@ -58,5 +58,5 @@ def decode(model: Net2NetTransformer, codes: Tensor) -> Tensor:
     """
     dtype = next(model.transformer.parameters()).dtype
     with torch.autocast(codes.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        images = model.first_stage_model.decode_code(codes)
+        images = model.first_stage_model.decode_codes(codes)
     return images.float().clamp(-1.0, 1.0).cpu()

@@ -104,6 +104,11 @@ class Net2NetTransformer(ImageModel):
         self.transformer = instantiate_from_config(transformer_config)
         check_sizes(self.transformer, self.first_stage_model, stages, self.cond_sizes)
         check_null_token(null_token, cond_dropout, self.transformer.vocab_size, stages)
+        if getattr(self.transformer, "on_grid", False) and not self.permuter.is_raster:
+            raise ValueError(
+                f"permuter_config: {type(self.transformer).__name__} reads the codes in raster order, not in "
+                f"that of {type(self.permuter).__name__}: leave it out"
+            )
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taming.config import instantiate_from_config
+from taming.config import get_obj_from_str, instantiate_from_config
 from taming.models.tokenizer import Tokenizer
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.priors.base import Prior
@@ -94,27 +94,44 @@ def complete_transformer_config(
 ) -> dict:
     """Return `{target, params}` of a prior with `block_size` where it is missing, and `layout` for "auto".
 
+    A prior on the grid of the codes (`Prior.on_grid`) gets the layout in any case: of the conditions without
+    the start token, and of the codes.
+
     Args:
         config: the configuration.
         first, stages: the first stage and the condition stages, which say how many tokens there are.
         sizes: see `condition_sizes`.
 
     Raises:
-        ValueError: the data decide how many tokens a condition has.
+        ValueError: the data decide how many tokens a condition has; the layout of a prior on the grid is
+            another than that of the stages.
     """
     params = {key: value for key, value in (config.get("params") or {}).items() if value is not None}
-    if "block_size" in params and params.get("layout") != "auto":
+    on_grid = getattr(get_obj_from_str(config.get("target", "")), "on_grid", False)
+    if "block_size" in params and params.get("layout") != "auto" and not on_grid:
         return config
-    shapes = [stage.token_shape(*size) for stage, size in zip(stages, sizes, strict=True)]
+    read = [(s, size) for s, size in zip(stages, sizes, strict=True) if not (on_grid and s.kind == "none")]
+    shapes = [stage.token_shape(*size) for stage, size in read]
+    if on_grid and None in shapes:
+        raise ValueError(
+            f"{config['target']} reads classes and grids of codes, but the data decide how many tokens a "
+            "condition has: take taming.modules.transformer.mingpt.GPT"
+        )
     if None in shapes:
         raise ValueError(
             "transformer_config.params.block_size is missing, and the data decide how many tokens a "
             "condition has: give tokens + codes - 1"
         )
     parts = [*(shape for shape in shapes if shape is not None), first.code_shape(*first.image_size)]
-    if params.get("layout") == "auto":
-        params["layout"] = [list(part) if len(part) > 1 else part[0] for part in parts]
-    params.setdefault("block_size", sum(map(math.prod, parts)) - 1)
+    layout = [list(part) if len(part) > 1 else part[0] for part in parts]
+    if params.get("layout", "auto" if on_grid else None) == "auto":
+        params["layout"] = layout
+    if on_grid and list(params["layout"]) != layout:
+        raise ValueError(
+            f"transformer_config.params.layout: {params['layout']}, but the stages have {layout}: leave it out"
+        )
+    if not on_grid:
+        params.setdefault("block_size", sum(map(math.prod, parts)) - 1)
     return {**config, "params": params}
 
 
