@@ -28,8 +28,9 @@ def complete(path: Path, *overrides: str) -> OmegaConf:
     for owner, key in stages_of(config.model):
         stage = owner[key]
         if not isinstance(stage, str) and "target" not in stage:
-            name = stage.params.ckpt_path.removeprefix("logs/*_").removesuffix("*").removeprefix("demo_")
-            owner[key] = load_config(path.with_name(f"{name}.yaml")).model
+            name = stage.params.ckpt_path.removeprefix("logs/*_").removesuffix("*").replace("demo_", "demo/")
+            found, = [file for file in FILES if file.with_suffix("").match(name)]
+            owner[key] = load_config(found).model
             owner[key].params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
     return config
 
@@ -71,7 +72,10 @@ def shrink(model: OmegaConf) -> None:
     if "disc_start" in loss:
         loss.update(disc_start=0, disc_ndf=8, disc_num_layers=2, perceptual_weight=0.0)
     if "transformer_config" in params:
-        params.transformer_config.params.update(n_layer=1, n_head=2, n_embd=16)
+        small = dict(n_layer=1, n_head=2, n_embd=16)
+        if params.transformer_config.target.endswith(".PixelSNAIL"):
+            small = dict(n_block=1, n_res_block=1, n_head=2, channel=16, res_channel=8)
+        params.transformer_config.params.update(small)
 
 
 def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> dict:

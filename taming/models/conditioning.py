@@ -128,7 +128,8 @@ def complete_transformer_config(
         params["layout"] = layout
     if on_grid and list(params["layout"]) != layout:
         raise ValueError(
-            f"transformer_config.params.layout: {params['layout']}, but the stages have {layout}: leave it out"
+            f"transformer_config.params.layout: {params['layout']}, but the stages have {layout}: leave it "
+            "out"
         )
     if not on_grid:
         params.setdefault("block_size", sum(map(math.prod, parts)) - 1)

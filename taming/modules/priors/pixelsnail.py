@@ -9,7 +9,7 @@ are computed: all at first, one position at a time in sampling.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,8 @@ class WNConv2d(nn.Module):
 
 class _Holder(nn.Module):
     """Stands between a module and its weight, where the public implementation has one level more."""
+
+    conv: Any
 
     def __init__(self, conv: nn.Module):
         super().__init__()
@@ -269,6 +271,7 @@ class CondResNet(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Map codes (B, h, w) to features (B, D, H, W)."""
+        first: Any
         first, *rest = self.blocks
         weight, (height, width) = first.conv(), codes.shape[1:]
         side = weight.shape[-1] // 2
@@ -373,9 +376,9 @@ class PixelSNAIL(AutoregressivePrior):
 
     def _condition_parts(self) -> list[tuple[str, int | tuple[int, ...]]]:
         """Name the network of each part of the condition: as the public implementation where there is one."""
-        names = ["cond_embedding" if isinstance(part, int) else "cond_resnet" for part in self.parts]
-        many = len(names) > 1
-        return [(f"{name}_{i}" if many else name, part) for i, (name, part) in enumerate(zip(names, self.parts))]
+        numbers = [f"_{i}" for i in range(len(self.parts))] if len(self.parts) > 1 else [""]
+        kinds = ["embedding" if isinstance(part, int) else "resnet" for part in self.parts]
+        return [(f"cond_{kind}{n}", part) for kind, n, part in zip(kinds, numbers, self.parts, strict=False)]
 
     def _condition_network(
         self, part: int | tuple[int, ...], vocab_size: int, channels: int, kernel_size: int, n_res_block: int
@@ -384,14 +387,14 @@ class PixelSNAIL(AutoregressivePrior):
             return nn.Embedding(vocab_size, channels)
         if isinstance(part, int):
             raise ValueError(
-                f"PixelSNAIL takes a class or grids of codes as a condition, not a sequence of {part} tokens: "
-                "take taming.modules.transformer.mingpt.GPT"
+                f"PixelSNAIL takes a class or grids of codes as a condition, not a sequence of {part} "
+                "tokens: take taming.modules.transformer.mingpt.GPT"
             )
         factor = self.height // part[0]
         if factor < 1 or (part[0] * factor, part[1] * factor) != (self.height, self.width):
             raise ValueError(
-                f"a condition of {part[0]}x{part[1]} codes does not fit {self.height}x{self.width} codes of the "
-                "image: it must be as large, or smaller by one whole factor along both sides"
+                f"a condition of {part[0]}x{part[1]} codes does not fit {self.height}x{self.width} codes of "
+                "the image: it must be as large, or smaller by one whole factor along both sides"
             )
         return CondResNet(vocab_size, channels, kernel_size, n_res_block, factor)
 
@@ -415,15 +418,15 @@ class PixelSNAIL(AutoregressivePrior):
     def _logits(self, codes: Tensor, condition: Tensor | None, area: Area, cache: GridCache | None) -> Tensor:
         """Return logits (B, K, R, Q) of an area, from padded codes (B, k // 2 + H, ...) and the condition."""
         rows, columns = area
-        weights = [part.conv.conv for part in (self.horizontal, self.vertical)]
+        weights: list[NormedWeight] = [part.conv.conv for part in (self.horizontal, self.vertical)]
         size = rows.stop - rows.start, columns.stop - columns.start
         seen = codes[:, rows.start :, columns.start :]
         # "horizontal" sees k // 2 rows above, "vertical" those and the row itself, left of the position; no
         # bias where the former has no row above, the latter no column to the left
         above, left = (one_hot_conv(seen, weight(cache), *size) for weight in weights)  # (B, R, Q, C)
         index = torch.arange(max(self.height, self.width), device=codes.device)
-        above = above + (index[rows] > 0)[:, None, None] * weights[0].bias
-        left = left + (index[columns] > 0)[:, None] * weights[1].bias
+        above = above + (index[rows] > 0)[:, None, None] * self.horizontal.conv.conv.bias
+        left = left + (index[columns] > 0)[:, None] * self.vertical.conv.conv.bias
         x = (above + left).movedim(-1, 1)  # (B, C, R, Q)
         background = self.background[..., rows, columns].expand(len(x), -1, -1, -1)
         if condition is not None and condition.shape[2:] != (1, 1):
@@ -455,9 +458,9 @@ class PixelSNAIL(AutoregressivePrior):
         return self._logits(padded, condition, area, cache)
 
     def forward(self, idx: Tensor) -> tuple[Tensor, None]:
-        """Map condition and codes (B, T) to logits (B, T, V) of what follows each, which are 0 within the condition.
+        """Map condition and codes (B, T) to logits (B, T, V) of what follows each.
 
-        The condition is not modelled.
+        They are 0 within the condition, which is not modelled.
         """
         count = idx.shape[1] - self.num_condition + 1
         logits = self._read(idx).flatten(2).transpose(1, 2)[:, :count]  # (B, count, V)
@@ -473,7 +476,7 @@ class PixelSNAIL(AutoregressivePrior):
             dtype = torch.get_autocast_dtype(device.type)
         like, half = torch.empty(0, device=device, dtype=dtype), self.kernel_size // 2
         padded = batch_size, half + self.height, half + self.width + half
-        maps = {
+        maps: dict[nn.Module, Tensor] = {
             module: module.room(batch_size, self.height, self.width, like)
             for module in self.modules() if isinstance(module, CausalConv2d | CausalAttention)
         }

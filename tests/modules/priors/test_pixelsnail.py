@@ -16,7 +16,9 @@ from taming.sampling import SamplingOptions, image_generators, sample_tokens, sa
 GOLDEN = Path(__file__).parents[2] / "golden"
 GOLDEN_ARGS = {
     "pixelsnail_top": dict(layout=[[4, 4]], n_out_res_block=0, attention=True),
-    "pixelsnail_bottom": dict(layout=[[4, 4], [8, 8]], attention=False, n_cond_res_block=2, cond_res_channel=16),
+    "pixelsnail_bottom": dict(
+        layout=[[4, 4], [8, 8]], attention=False, n_cond_res_block=2, cond_res_channel=16
+    ),
 }
 K = 11
 LAYOUTS = {"none": [[4, 6]], "class": [1, [4, 6]], "grid": [[2, 3], [4, 6]], "both": [1, [4, 6], [4, 6]]}
@@ -181,7 +183,8 @@ def test_conditions_reach_the_first_code():
                 assert changed[0] > 0
     model = make()
     c, codes = inputs(model)
-    assert torch.equal(model.code_logits(codes, c), model.code_logits(codes, c + 1))  # a start token is not read
+    # a start token is not read
+    assert torch.equal(model.code_logits(codes, c), model.code_logits(codes, c + 1))
 
 
 @torch.no_grad()
@@ -231,3 +234,59 @@ def test_values_out_of_range():
         model(torch.cat((c, codes), dim=1))
     with pytest.raises(ValueError, match="need a block size of 25"):
         sample_tokens(model, torch.cat((c, codes[:, :2]), dim=1), 23)
+
+
+# ---- in Net2NetTransformer
+
+
+def stage(side=32):
+    return {"target": "taming.models.vqgan.VQModel", "params": dict(
+        ddconfig=dict(double_z=False, z_channels=8, resolution=side, in_channels=3, out_ch=3, ch=8,
+                      ch_mult=[1, 1, 1], num_res_blocks=1, attn_resolutions=[], dropout=0.0, num_groups=4),
+        lossconfig={"target": "taming.modules.losses.DummyLoss"}, n_embed=K, embed_dim=4,
+    )}
+
+
+def net2net(cond="__is_unconditional__", cond_stage_key="image", sizes=(), **arguments):
+    small = dict(vocab_size=K, channel=8, res_channel=8, n_head=2, n_block=1, n_res_block=1)
+    prior = {"target": "taming.modules.priors.pixelsnail.PixelSNAIL", "params": small | dict(sizes)}
+    return Net2NetTransformer(prior, stage(), cond, cond_stage_key=cond_stage_key, **arguments)
+
+
+def test_the_layout_is_that_of_the_stages():
+    assert net2net().transformer.parts == [] and net2net().transformer.block_size == 64
+    model = net2net(stage(), "depth", downsample_cond_size=16)
+    assert model.transformer.parts == [(4, 4)] and model.transformer.block_size == 16 + 64 - 1
+    net2net(sizes={"layout": [[8, 8]]})
+    with pytest.raises(ValueError, match=r"layout: \[\[4, 16\]\], but the stages have \[\[8, 8\]\]: "):
+        net2net(sizes={"layout": [[4, 16]]})
+    with pytest.raises(ValueError, match="does not accept 'block_size'"):
+        net2net(sizes={"block_size": 64})
+
+
+def test_another_order_of_the_codes_is_not_allowed():
+    order = {"target": "taming.modules.transformer.permuter.ZCurve", "params": {"H": 8, "W": 8}}
+    with pytest.raises(ValueError, match="permuter_config: PixelSNAIL reads the codes in raster order"):
+        net2net(permuter_config=order)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [True, False])
+def test_what_it_learns(attention):
+    """The last row repeats the first code, seen by attention alone: convolutions see 5 of 7 rows."""
+    torch.manual_seed(0)
+    model = PixelSNAIL(
+        4, [[8, 3]], channel=32, res_channel=32, kernel_size=3, n_block=1, n_res_block=1, n_head=4,
+        attention=attention, dropout=0.0,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    start = torch.zeros(64, 1, dtype=torch.int64)
+    for _ in range(200):
+        codes = torch.randint(4, (64, 24))
+        codes[:, 21:] = codes[:, :1]
+        nll = -model.log_prob(codes, start)
+        optimizer.zero_grad()
+        nll[:, 21:].mean().backward()
+        optimizer.step()
+    assert nll[:, 22:].mean() < 0.1  # a copy of the code to the left
+    assert nll[:, 21].mean() < 0.1 if attention else nll[:, 21].mean() > 1.2  # ln 4 = 1.386
