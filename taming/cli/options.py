@@ -82,6 +82,11 @@ def add_sampling_options(parser: argparse.ArgumentParser, command: str) -> None:
     add_run(parser, "a transformer", required=True)
     add_device(parser)
     add_allow(parser)
+    add_sampling_fields(parser)
+
+
+def add_sampling_fields(parser: argparse.ArgumentParser) -> None:
+    """Add how to sample: the fields of `SamplingOptions`."""
     group = parser.add_argument_group("how images are sampled")
     for field in dataclasses.fields(SamplingOptions):
         about = field.metadata

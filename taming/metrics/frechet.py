@@ -32,6 +32,22 @@ class FeatureStatistics:
         statistics.update(features)
         return statistics
 
+    @classmethod
+    def from_moments(
+        cls, mean: Tensor, covariance: Tensor, count: int | None = None
+    ) -> "FeatureStatistics":
+        """Return the statistics with mean (D,) and unbiased covariance (D, D).
+
+        Args:
+            mean, covariance: of the samples.
+            count: number of samples; None, where it is not known, stands for enough: more than D.
+        """
+        statistics = cls(len(mean), mean.device)
+        statistics.count = len(mean) + 1 if count is None else count
+        statistics.mean += mean
+        statistics.scatter += covariance * (statistics.count - 1)
+        return statistics
+
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
         """Add features (N, D).

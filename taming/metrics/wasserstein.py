@@ -29,5 +29,12 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, *, projections: int = 1000, s
     size = min(len(a), len(b))
     if len(a) != len(b):
         levels = (torch.arange(size, dtype=torch.float64, device=a.device) + 0.5) / size
-        a, b = (torch.quantile(x, levels, dim=0, interpolation="linear") for x in (a, b))
+        a, b = (_quantiles(x, levels) for x in (a, b))
     return float((a - b).square().mean())
+
+
+def _quantiles(x: Tensor, levels: Tensor) -> Tensor:
+    """Interpolate between the rows of sorted x (N, P), at levels (n,) from 0 to 1: (n, P)."""
+    places = levels * (len(x) - 1)
+    below = places.floor().long().clamp_max(len(x) - 2) if len(x) > 1 else places.long()
+    return torch.lerp(x[below], x[(below + 1).clamp_max(len(x) - 1)], (places - below)[:, None])

@@ -1,10 +1,11 @@
-"""Callbacks of the training command: run directory, checkpoints, images, progress, health.
+"""Callbacks of the training command: run directory, checkpoints, images, progress, health, evaluation.
 
 All of them count batches, and write below the trainer's `default_root_dir` only, the run directory, since a
 YAML file may name any of them. A model here is a `taming.models.base.ImageModel`: it has `batches_seen` and
 `log_images`.
 """
 
+from taming.training.callbacks.evaluation import Evaluation
 from taming.training.callbacks.health import Health, Unhealthy
 from taming.training.callbacks.images import ImageLogger
 from taming.training.callbacks.progress import Progress
@@ -18,6 +19,6 @@ from taming.training.callbacks.saving import (
 )
 
 __all__ = [
-    "AtomicCheckpointIO", "ExactResume", "Health", "ImageLogger", "Interrupted", "LastCheckpoint", "NotSaved",
+    "AtomicCheckpointIO", "Evaluation", "ExactResume", "Health", "ImageLogger", "Interrupted", "LastCheckpoint", "NotSaved",
     "Progress", "SeededBatches", "SetupCallback", "StopAfterBatches", "Unhealthy", "plain",
 ]
