@@ -3,8 +3,9 @@
     taming compare logs/A logs/B
 
 Reads evaluations.jsonl of each run (`taming evaluate` writes it) and prints a table for each protocol: a row
-for each run and way of sampling, the best of each column marked with a star. Of several evaluations alike, the
-last one counts. Numbers of different protocols do not compare: the command then names each field that differs.
+for each run and way of sampling, the best of each column marked with a star. Of several evaluations alike,
+the last one counts. Numbers of different protocols do not compare: the command then names each field that
+differs.
 """
 
 import argparse
@@ -18,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("runs", nargs="+", type=path, metavar="RUN", help="run directories, or files of evaluations")
-    add("--protocol", **one_of("reconstruction", "generation", "likelihood", "images"), help="compare this one "
-        "only; default: all that every run was evaluated by")
+    add(
+        "--protocol",
+        **one_of("reconstruction", "generation", "likelihood", "images"),
+        help="compare this one only; default: all that every run was evaluated by",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

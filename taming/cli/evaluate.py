@@ -76,12 +76,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images, which are compared with --reference")
     add("--protocol", nargs="+", default=[], **one_of(*PROTOCOLS), metavar="NAME", help="reconstruction, "
         "generation, likelihood; default: the first for tokenizers, the others for transformers")
-    add("-n", "--num-images", type=number(int, 2), help="images; default: 2048 samples, all that there are of "
-        "other images")
+    add(
+        "-n",
+        "--num-images",
+        type=number(int, 2),
+        help="images; default: 2048 samples, all that there are of other images",
+    )
     add("--images", type=path, metavar="FOLDER", help="reconstruct the images of a folder or .npz file, not "
         "those of the run's data")
-    add("--size", type=number(int, 1), help="resize the smaller side of images in folders to it, and crop the "
-        "centre; default: the size of the model")
+    add(
+        "--size",
+        type=number(int, 1),
+        help="resize the smaller side of images in folders to it, and crop the "
+        "centre; default: the size of the model",
+    )
     add("--reference", type=path, metavar="PATH", help="what samples are compared with: statistics that "
         "`taming statistics` or ADM wrote, a folder or .npz file of images; default: the run's data")
     add("--conditions", default="balanced", **one_of("balanced", "uniform", "dataset"), help="classes of the "
@@ -102,11 +110,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_networks(parser: argparse.ArgumentParser) -> None:
     """Add the networks that judge images."""
     add = parser.add_argument
-    add("--network", **one_of(*FEATURE_NETWORKS), help="whose features are compared: inception (FID), dinov2, "
-        "efflite0; default: inception if its weights are found, else efflite0")
+    add(
+        "--network",
+        **one_of(*FEATURE_NETWORKS),
+        help="whose features are compared: inception (FID), dinov2, "
+        "efflite0; default: inception if its weights are found, else efflite0",
+    )
     add("--weights", type=path, metavar="FILE", help="weights of the network, or a folder with them")
-    add("--perceptual", **one_of(*PERCEPTUAL_DISTANCES), help="learned distance of two images; default: lpips "
-        "if its weights are found, else st-lpips-vgg")
+    add(
+        "--perceptual",
+        **one_of(*PERCEPTUAL_DISTANCES),
+        help="learned distance of two images; default: lpips if its weights are found, else st-lpips-vgg",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -202,7 +217,9 @@ def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) ->
     reference, parts = make_or_load_reference(options, network, subject.folder, subject.device, data, size)
     rejection = None
     if options.acceptance_rate < 1:
-        rejection = Rejection(options.acceptance_rate, make_classifier(subject, options, network, conditions, key))
+        rejection = Rejection(
+            options.acceptance_rate, make_classifier(subject, options, network, conditions, key)
+        )
     announce("generation", count, judges)
     results = []
     for guidance in dict.fromkeys((1.0, sampling.guidance)):
@@ -218,7 +235,9 @@ def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) ->
 def evaluate_images(options: argparse.Namespace) -> Result | None:
     """Compare the images of two places."""
     if options.reference is None:
-        raise ValueError(f"{options.target} holds no checkpoint: for images, name a --reference to compare with")
+        raise ValueError(
+            f"{options.target} holds no checkpoint: for images, name a --reference to compare with"
+        )
     started, device = time.time(), own_device(options.device)
     judges = load_judges(options, device)
     network = judges.network
@@ -236,15 +255,21 @@ def evaluate_images(options: argparse.Namespace) -> Result | None:
     remove([*parts, found])
     return Result(
         protocol={
-            "name": "images", "version": VERSION, "network": network_about(network), "distances": used,
-            "reference": reference.about, "resize": source.describe()["resize"],
+            "name": "images",
+            "version": VERSION,
+            "network": network_about(network),
+            "distances": used,
+            "reference": reference.about,
+            "resize": source.describe()["resize"],
             "count": len(measured["features"]),
         },
         metrics=metrics,
-        subject={"images": options.target.name, "sha256": make_reference(measured, source, network).about["images"]},
-        more=environment(started, device) | {
-            "notes": notes, "unreadable": [source.why_bad(int(number)) for number in measured["bad"][:100]]
+        subject={
+            "images": options.target.name,
+            "sha256": make_reference(measured, source, network).about["images"],
         },
+        more=environment(started, device)
+        | {"notes": notes, "unreadable": [source.why_bad(int(number)) for number in measured["bad"][:100]]},
     )
 
 
@@ -272,9 +297,13 @@ def announce(protocol: str, count: int, judges: Judges) -> None:
     rank_zero_print(f"{protocol} of {count} images by {' and '.join(names)}")
 
 
-def data_images(config: DictConfig, options: argparse.Namespace, key: str, limit: int | None) -> DatasetImages:
+def data_images(
+    config: DictConfig, options: argparse.Namespace, key: str, limit: int | None
+) -> DatasetImages:
     """Return the images of the run's data, or of others that the options name."""
-    section = data_section(config.copy(), options.base, options.overrides, ignore_base_data=options.ignore_base_data)
+    section = data_section(
+        config.copy(), options.base, options.overrides, ignore_base_data=options.ignore_base_data
+    )
     return DatasetImages(section, options.split, key, limit=limit)
 
 

@@ -3,8 +3,8 @@
     taming statistics photos/ --size 256 -o photos.npz
     taming statistics configs/landscapes/landscapes_vqgan.yaml --split train -o landscapes.npz
 
-The file holds mean and covariance of the features of a network, as ADM's files do, the features of up to 10,000
-images for precision and recall, and the network, its weights' hash, and how images were resized.
+The file holds mean and covariance of the features of a network, as ADM's files do, the features of up to
+10,000 images for precision and recall, and the network, its weights' hash, and how images were resized.
 """
 
 import argparse
@@ -29,8 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("target", help="folder or .npz file of images, configuration (a file or a name), or run")
     add("-o", "--output", type=path, required=True, metavar="FILE", help="file to write, NAME.npz")
-    add("--size", type=number(int, 1), help="resize the smaller side of images in folders to it, and crop the "
-        "centre; default: none")
+    add(
+        "--size",
+        type=number(int, 1),
+        help="resize the smaller side of images in folders to it, and crop the centre; default: none",
+    )
     add("-n", "--num-images", type=number(int, 2), help="take that many, from the first; default: all")
     add_networks(parser)
     add_data_source(parser)
@@ -59,7 +62,10 @@ def run(options: argparse.Namespace) -> None:
     parts.remove()
     for bad in measured["bad"][:100].tolist():
         print(f"left out: {source.why_bad(bad)}")
-    print(f"{options.output}: {reference.statistics.count} images, {network.num_features} features of {network.name}")
+    print(
+        f"{options.output}: {reference.statistics.count} images, {network.num_features} features of "
+        f"{network.name}"
+    )
 
 
 def find_source(options: argparse.Namespace) -> ImageSource:

@@ -3,9 +3,9 @@
     taming table tables/class_conditional run=logs/2026-11-26T10-00-00_cin_transformer
     taming table tables/landscapes_class num_images=512
 
-A table is a YAML file: `title`, `source`, `options` of `taming evaluate` that all rows share, and `rows`, each
-with a name, options of its own and, where there are any, published numbers. `OPTION=value` words are set on top
-of all rows. The table is printed as Markdown; the results are added to evaluations.jsonl of each run.
+A table is a YAML file: `title`, `source`, `options` of `taming evaluate` that all rows share, and `rows`,
+each with a name, options of its own and, where there are any, published numbers. `OPTION=value` words are set
+on top of all rows. The table is printed as Markdown; the results are added to evaluations.jsonl of each run.
 """
 
 import argparse
@@ -29,8 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("table", help="YAML file, or a name that `taming configs` lists")
-    add("overrides", nargs="*", metavar="OPTION=value", help="options of `taming evaluate` for all rows; `run` "
-        "is what to evaluate")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="OPTION=value",
+        help="options of `taming evaluate` for all rows; `run` is what to evaluate",
+    )
     add("-o", "--output", type=path, metavar="FILE", help="also write the table to this file")
 
 
@@ -113,10 +117,14 @@ def markdown(table: dict[str, Any], found: list[tuple[str, dict[str, float], Res
         guidance = result.sampling.get("guidance", "1")
         label = f"{name}, guidance {guidance}" if len(guidances[name]) > 1 and result.sampling else name
         cells = [f"{result.metrics[c]:.4g}" if c in result.metrics else "-" for c in columns]
-        lines.append("| " + " | ".join([label, *cells, *(str(numbers.get(p, "-")) for p in published)]) + " |")
+        lines.append(
+            "| " + " | ".join([label, *cells, *(str(numbers.get(p, "-")) for p in published)]) + " |"
+        )
     protocol = found[0][2].protocol if found else {}
     network = protocol.get("network") or {}
-    counts = {str((r.protocol.get("images") or {}).get("count", r.protocol.get("count"))) for _, _, r in found}
+    counts = {
+        str((r.protocol.get("images") or {}).get("count", r.protocol.get("count"))) for _, _, r in found
+    }
     lines += ["", f"{', '.join(sorted(counts))} images; {network.get('name', 'no network')} "
               f"({str(network.get('sha256'))[:12]})."]
     return "\n".join(lines) + "\n"

@@ -17,7 +17,8 @@ class Classifier:
     Attributes:
         network: its features, or its own logits, are used.
         means: (K, D) of the features of each class, and their common standard deviation (D,): logits are then
-            those of Gaussians of equal covariance, made from labelled images. None: the network's own classes.
+            those of Gaussians of equal covariance, made from labelled images. None: the network's own
+            classes.
         name: for results.
     """
 
@@ -54,14 +55,15 @@ def classifier_for(
         device: of the network.
 
     Raises:
-        ValueError: the network knows another number of classes, and there are no labelled images of each class.
+        ValueError: the network knows another number of classes, and there are no labelled images of each
+            class.
     """
     if num_classes(network) == n_classes:
         return Classifier(network)
     if data is None:
         raise ValueError(
-            f"{network.name} knows {num_classes(network) or 'no'} classes and the model {n_classes}: give data with class "
-            "labels, whose means are used instead"
+            f"{network.name} knows {num_classes(network) or 'no'} classes and the model {n_classes}: "
+            "give data with class labels, whose means are used instead"
         )
     features, labels = [], []
     with torch.inference_mode():
@@ -80,7 +82,9 @@ def num_classes(network: FeatureNetwork) -> int | None:
     return None if logits is None else logits.shape[1]
 
 
-def classifier_of_means(network: FeatureNetwork, features: Tensor, labels: Tensor, n_classes: int) -> Classifier:
+def classifier_of_means(
+    network: FeatureNetwork, features: Tensor, labels: Tensor, n_classes: int
+) -> Classifier:
     """Return the classifier of Gaussians around the means of features (N, D) with labels (N,).
 
     Raises:

@@ -43,7 +43,7 @@ def distances(
     reference: Reference, generated: Measured, network: FeatureNetwork,
     settings: DistanceSettings | None = None,
 ) -> tuple[Metrics, dict[str, Any], list[str]]:
-    """Compare generated images with a reference; return the metrics, the settings as they were used, and notes.
+    """Compare generated images with a reference; return metrics, settings as they were used, and notes.
 
     Precision, recall, density, coverage, the kernel and the sliced Wasserstein distance need features of the
     reference; where it has moments alone, they are left out.

@@ -18,7 +18,7 @@ from torch import Tensor
 from taming.eval.classifiers import Classifier
 from taming.eval.distances import DistanceSettings, distances
 from taming.eval.npz import NpzFile, write_images
-from taming.eval.parts import Measured, Parts, batches, joined
+from taming.eval.parts import Measured, Parts, joined
 from taming.eval.results import VERSION, Result, environment
 from taming.eval.sources import DatasetImages, pixels_of
 from taming.eval.statistics import Reference, measure_features, network_about
@@ -100,7 +100,7 @@ Conditions = ClassConditions | DatasetConditions
 
 @dataclass(frozen=True)
 class Rejection:
-    """Keep the share of the samples that a classifier is most certain about (Razavi et al. 2019, section 3.4).
+    """Keep the samples that a classifier is most certain about (Razavi et al. 2019, section 3.4).
 
     Of the candidates for the images of one class within a part (`taming.eval.parts.PART` images), those with
     the highest probability of that class are kept.
@@ -130,17 +130,29 @@ def make_conditions(
     Raises:
         ValueError: conditions of a data set are needed, and there is none.
     """
-    if how != "dataset" and all(stage.kind in ("class", "none", "coordinates") for stage in model.cond_stages):
+    if how != "dataset" and all(
+        stage.kind in ("class", "none", "coordinates") for stage in model.cond_stages
+    ):
         return ClassConditions(model, count, how, seed)
     if dataset is None:
-        raise ValueError("the conditions of the model come from a data set: give the run's data, or others (-b)")
+        raise ValueError(
+            "the conditions of the model come from a data set: give the run's data, or others (-b)"
+        )
     return DatasetConditions(model, dataset)
 
 
 def evaluate_generation(
-    subject: Subject, reference: Reference, conditions: Conditions, judges: Judges, options: SamplingOptions, *,
-    count: int, batch_size: int = 32, settings: DistanceSettings | None = None,
-    rejection: Rejection | None = None, save_to: Path | None = None,
+    subject: Subject,
+    reference: Reference,
+    conditions: Conditions,
+    judges: Judges,
+    options: SamplingOptions,
+    *,
+    count: int,
+    batch_size: int = 32,
+    settings: DistanceSettings | None = None,
+    rejection: Rejection | None = None,
+    save_to: Path | None = None,
 ) -> Result | None:
     """Generate images and compare them with a reference; return the result, in the first process alone.
 
@@ -164,7 +176,9 @@ def evaluate_generation(
     assert network is not None
     options = options.replace(seed=options.seed or 0)
     sampling = _changed(options) | (
-        {} if rejection is None else {"acceptance rate": rejection.rate, "classifier": rejection.classifier.name}
+        {}
+        if rejection is None
+        else {"acceptance rate": rejection.rate, "classifier": rejection.classifier.name}
     )
     protocol = {
         "name": "generation", "version": VERSION, "rounding": "nearest 8-bit", "count": count,
@@ -179,7 +193,9 @@ def evaluate_generation(
     parts = Parts(subject.folder, identity, count)
 
     def compute(numbers: list[int]) -> Measured:
-        return _generate(subject, conditions, judges, options, numbers, batch_size, rejection, save_to is not None)
+        return _generate(
+            subject, conditions, judges, options, numbers, batch_size, rejection, save_to is not None
+        )
 
     parts.measure(compute, "samples")
     if rank_and_world_size()[0] != 0:
@@ -190,8 +206,10 @@ def evaluate_generation(
         _save(parts, save_to, identity)
     parts.remove()
     return Result(
-        protocol | {"distances": used}, {f"g{k}" if k.startswith(("F", "sF")) else k: v for k, v in metrics.items()},
-        subject=subject.about, sampling=sampling,
+        protocol | {"distances": used},
+        {f"g{k}" if k.startswith(("F", "sF")) else k: v for k, v in metrics.items()},
+        subject=subject.about,
+        sampling=sampling,
         more=environment(started, subject.device) | {"notes": notes},
     )
 
@@ -235,7 +253,9 @@ def _generate(
 def _accepted(samples: Measured, conditions: Conditions, each: int) -> Measured:
     """Keep one of `each` candidates: of every class, those with the highest probability of it."""
     if conditions.labels is None:
-        raise ValueError("rejection sampling needs a model conditioned on classes, and classes not of a data set")
+        raise ValueError(
+            "rejection sampling needs a model conditioned on classes, and classes not of a data set"
+        )
     labels = conditions.labels[samples["number"]]
     kept = []
     for label in labels.unique():

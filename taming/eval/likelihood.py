@@ -1,4 +1,7 @@
-"""How likely images are under a prior: the protocol `likelihood`. B batch, C channels, H W pixels, h w codes."""
+"""How likely images are under a prior: the protocol `likelihood`.
+
+B batch, C channels, H W pixels, h w codes.
+"""
 
 import math
 import time
@@ -23,10 +26,10 @@ LEVELS = 255  # largest difference of two 8-bit pixels
 def evaluate_likelihood(subject: Subject, source: DatasetImages, *, batch_size: int = 16) -> Result | None:
     """Measure the likelihood of images given their conditions; return the result, in the first process alone.
 
-    Metrics: `nats per code`; `bits per dim of the codes`, over C * H * W values, which is the rate at which the
-    reconstruction, of the PSNR given beside it, is described; and `bits per dim of the pixels`, an upper bound
-    on lossless coding: the codes, then each 8-bit pixel as a logistic around its reconstruction, discretized,
-    of one scale that is fitted to the set.
+    Metrics: `nats per code`; `bits per dim of the codes`, over C * H * W values, which is the rate at which
+    the reconstruction, of the PSNR given beside it, is described; and `bits per dim of the pixels`, an upper
+    bound on lossless coding: the codes, then each 8-bit pixel as a logistic around its reconstruction,
+    discretized, of one scale that is fitted to the set.
 
     Raises:
         ValueError: items without the conditions of the model.
@@ -79,7 +82,7 @@ def _measure(model: Net2NetTransformer, source: DatasetImages, numbers: list[int
 
 
 def _histogram(pixels: Tensor, again: Tensor, channels: int) -> Tensor:
-    """Count the differences -255..255 of 8-bit pixels (B, 3, H, W), over the first channels: int64 (B, 511)."""
+    """Count the differences -255..255 of 8-bit pixels (B, 3, H, W), of the first channels: int64 (B, 511)."""
     difference = (pixels[:, :channels].long() - again[:, :channels].long() + LEVELS).flatten(1)
     counts = torch.zeros(len(pixels), 2 * LEVELS + 1, dtype=torch.int64, device=pixels.device)
     return counts.scatter_add_(1, difference, torch.ones_like(difference))

@@ -1,7 +1,7 @@
-"""Numpy's .npz files, read as data: nothing in them is executed, and nothing is allocated on their word alone.
+"""Numpy's .npz files, read as data: nothing in them is executed, or allocated on their word alone.
 
-ADM keeps images and statistics in them (Dhariwal and Nichol 2021): `arr_0`, uint8 (N, H, W, 3), and the moments
-of their features, `mu`, `sigma`, `mu_s` and `sigma_s`.
+ADM keeps images and statistics in them (Dhariwal and Nichol 2021): `arr_0`, uint8 (N, H, W, 3), and the
+moments of their features, `mu`, `sigma`, `mu_s` and `sigma_s`.
 """
 
 import math
@@ -22,7 +22,8 @@ _LOCAL_HEADER = 30  # bytes, before the name and the extra field
 
 
 class NpzFile:
-    """The arrays of a file. Those that are stored without compression are mapped, not read, until they are used.
+    """The arrays of a file. Those that are stored without compression are mapped, not read, until they are
+    used.
 
     Raises:
         OSError: the file cannot be opened.
@@ -105,7 +106,10 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_images(
-    path: Path, images: Iterator[np.ndarray], shape: tuple[int, ...], more: Mapping[str, np.ndarray] | None = None
+    path: Path,
+    images: Iterator[np.ndarray],
+    shape: tuple[int, ...],
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write images as ADM's evaluator reads them, `arr_0`, one batch after the other.
 

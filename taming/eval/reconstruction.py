@@ -1,8 +1,8 @@
 """How well a tokenizer gives back images: the protocol `reconstruction`.
 
-Images and reconstructions are compared as 8-bit pixels, as they would be saved. The Frechet distance is that of
-the reconstructions from the same images, after the same resizing and crop: what the field calls rFID when the
-network is FID's. B batch, C channels, H W pixels, N images.
+Images and reconstructions are compared as 8-bit pixels, as they would be saved. The Frechet distance is that
+of the reconstructions from the same images, after the same resizing and crop: what the field calls rFID when
+the network is FID's. B batch, C channels, H W pixels, N images.
 """
 
 import math
@@ -36,16 +36,25 @@ def evaluate_reconstruction(
 ) -> Result | None:
     """Measure reconstructions of all images of a source; return the result, in the first process alone.
 
-    With a reference, the training set for instance, the distance from it is measured as well. Writes SUBJECT.folder/reconstruction.png: the images with the worst, median and best reconstructions.
+    With a reference, the training set for instance, the distance from it is measured as well. Writes
+    SUBJECT.folder/reconstruction.png: the images with the worst, median and best reconstructions.
 
     Raises:
-        ValueError: images that the tokenizer cannot take, none that can be read, features that are not finite.
+        ValueError: images that the tokenizer cannot take, none that can be read, features that are not
+            finite.
     """
     started, judges = time.time(), judges.to(subject.device)
-    parts = Parts(subject.folder, {
-        "protocol": "reconstruction", "version": VERSION, "images": source.identity(), "subject": subject.about,
-        "networks": _networks(judges),
-    }, len(source))
+    parts = Parts(
+        subject.folder,
+        {
+            "protocol": "reconstruction",
+            "version": VERSION,
+            "images": source.identity(),
+            "subject": subject.about,
+            "networks": _networks(judges),
+        },
+        len(source),
+    )
     parts.measure(lambda numbers: _measure(subject, tokenizer, source, judges, numbers, batch_size), "images")
     if rank_and_world_size()[0] != 0:
         return None
@@ -102,7 +111,10 @@ def _measure(
         again, grids = reconstruct(tokenizer, pixels, source.channels)
         x, y = from_uint8(pixels), from_uint8(again)
         measured = {
-            "number": torch.tensor(good), "hash": content_hash(pixels), "psnr": psnr(x, y), "ssim": ssim(x, y),
+            "number": torch.tensor(good),
+            "hash": content_hash(pixels),
+            "psnr": psnr(x, y),
+            "ssim": ssim(x, y),
             "l1": (x - y).abs().flatten(1).mean(1),
             "size": torch.tensor(x.shape[2:]).expand(len(x), 2),
         }

@@ -30,8 +30,8 @@ class Result:
     """The outcome of one evaluation.
 
     Attributes:
-        protocol: its name and all settings on which the numbers depend, besides the model: results compare only
-            where it is equal.
+        protocol: its name and all settings on which the numbers depend, besides the model: results compare
+            only where it is equal.
         metrics: the numbers.
         errors: standard errors of some of them, over images.
         subject: what was evaluated: checkpoint, its hash, the model.
@@ -140,7 +140,7 @@ def latest(results: Sequence[Result]) -> list[Result]:
 
 
 def table(rows: Mapping[str, Result]) -> str:
-    """Return a table of text: a row for each result, a column for each metric, the best of a column marked."""
+    """Return a table of text: a row for each result, a column for each metric, the best ones marked."""
     columns = list(dict.fromkeys(name for result in rows.values() for name in result.metrics))
     best = {}
     for name in columns if len(rows) > 1 else []:
@@ -154,7 +154,8 @@ def table(rows: Mapping[str, Result]) -> str:
         cells = list(map(list, zip(*cells, strict=True)))[1:]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
     )
 
 

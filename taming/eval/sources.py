@@ -64,8 +64,8 @@ class FolderImages(ImageSource):
 
     Args:
         folder: the folder.
-        size: the smaller side is resized to it and the centre cropped, as data sets do; None keeps the images'
-            own size, which must be the same for all.
+        size: the smaller side is resized to it and the centre cropped, as data sets do; None keeps the
+            images' own size, which must be the same for all.
         limit: take that many at most, from the first.
     """
 
@@ -88,14 +88,16 @@ class FolderImages(ImageSource):
                 continue
             self._first = self._first or (self.paths[number], image.shape)
             if image.shape != self._first[1]:
-                sizes = (f"{shape[0]}x{shape[1]}" for shape in (image.shape, self._first[1]))
+                this, other = (f"{shape[0]}x{shape[1]}" for shape in (image.shape, self._first[1]))
                 raise ValueError(
-                    "{} has {} pixels and {} has {}: give a size, to which all are resized and cropped "
-                    "(--size)".format(self.paths[number], next(sizes), self._first[0], next(sizes))
+                    f"{self.paths[number]} has {this} pixels and {self._first[0]} has {other}: give a size, to "
+                    "which all are resized and cropped (--size)"
                 )
             good.append(number)
             pixels.append(torch.from_numpy(np.ascontiguousarray(image)))
-        images = torch.stack(pixels).permute(0, 3, 1, 2) if pixels else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+        images = (
+            torch.stack(pixels).permute(0, 3, 1, 2) if pixels else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+        )
         return good, images
 
     def why_bad(self, number: int) -> str:
@@ -113,7 +115,9 @@ class FolderImages(ImageSource):
 
     def identity(self) -> Description:
         """Add the files, their sizes and times."""
-        states = [(path, status.st_size, status.st_mtime_ns) for path in self.paths for status in [os.stat(path)]]
+        states = [
+            (path, status.st_size, status.st_mtime_ns) for path in self.paths for status in [os.stat(path)]
+        ]
         return self.describe() | {"files": digest(states)}
 
 
@@ -145,7 +149,10 @@ class NpzImages(ImageSource):
     def identity(self) -> Description:
         """Add the file, its size and time."""
         status = self.path.stat()
-        return self.describe() | {"file": str(self.path.resolve()), "state": [status.st_size, status.st_mtime_ns]}
+        return self.describe() | {
+            "file": str(self.path.resolve()),
+            "state": [status.st_size, status.st_mtime_ns],
+        }
 
 
 class DatasetImages(ImageSource):
@@ -169,7 +176,9 @@ class DatasetImages(ImageSource):
             raise ValueError(f"items of the {split} data have no {key}, but {', '.join(item)}")
         self.channels = item[key].shape[-1]
         if self.channels not in (1, 3):
-            raise ValueError(f"{key} of the {split} data has {self.channels} channels: it is no image to compare")
+            raise ValueError(
+                f"{key} of the {split} data has {self.channels} channels: it is no image to compare"
+            )
 
     def __len__(self) -> int:
         return self.count

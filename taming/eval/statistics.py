@@ -106,9 +106,13 @@ def make_reference(measured: Measured, source: ImageSource, network: FeatureNetw
 
 
 def save_reference(reference: Reference, path: Path) -> None:
-    """Write a reference: `mu`, `sigma`, `mu_s`, `sigma_s` as ADM does, `count`, `features` and a description."""
+    """Write a reference: `mu`, `sigma`, `mu_s`, `sigma_s` as ADM does, `count`, `features`, a description."""
     moments = reference.statistics
-    arrays = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy(), "count": np.array(moments.count)}
+    arrays = {
+        "mu": moments.mean.numpy(),
+        "sigma": moments.covariance.numpy(),
+        "count": np.array(moments.count),
+    }
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean.numpy(), "sigma_s": reference.spatial.covariance.numpy()}
     if reference.features is not None:
@@ -154,7 +158,12 @@ def load_reference(
     parts: list[Parts] = []
     if features is None and "arr_0" in names:
         measured, found = features_of(
-            NpzImages(path), network, root, batch_size=batch_size, device=device, what="arr_0 of the reference"
+            NpzImages(path),
+            network,
+            root,
+            batch_size=batch_size,
+            device=device,
+            what="arr_0 of the reference",
         )
         features = measured["features"]
         parts.append(found)
@@ -185,7 +194,9 @@ def _check_network(path: Path, about: Mapping[str, Any], network: FeatureNetwork
 def _moments(file: NpzFile, mean: str, covariance: str, count: int | None) -> FeatureStatistics:
     mu, sigma = (torch.from_numpy(file.array(name)).double() for name in (mean, covariance))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{file.path}: {mean} {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)} do not fit")
+        raise ValueError(
+            f"{file.path}: {mean} {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)} do not fit"
+        )
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise ValueError(f"{file.path}: {mean} or {covariance} holds values that are not finite")
     return FeatureStatistics.from_moments(mu, sigma, count)

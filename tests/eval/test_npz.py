@@ -9,8 +9,11 @@ import pytest
 from taming.eval.npz import NpzFile, write_images, write_npz
 
 ARRAYS = {
-    "mu": np.arange(5.0), "arr_0": np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3),
-    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "empty": np.zeros((0, 4)), "count": np.array(7),
+    "mu": np.arange(5.0),
+    "arr_0": np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3),
+    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "empty": np.zeros((0, 4)),
+    "count": np.array(7),
 }
 
 
@@ -55,7 +58,10 @@ HOSTILE = {
 def test_hostile_arrays_end_in_one_line(tmp_path, what, compression):
     with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
         archive.writestr("mu.npy", HOSTILE[what])
-    with NpzFile(tmp_path / "x.npz") as file, pytest.raises(ValueError, match=r"x\.npz: the array mu is damaged"):
+    with (
+        NpzFile(tmp_path / "x.npz") as file,
+        pytest.raises(ValueError, match=r"x\.npz: the array mu is damaged"),
+    ):
         file.mapped("mu")
 
 

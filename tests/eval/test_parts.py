@@ -15,7 +15,10 @@ def _small(monkeypatch):
 
 
 def measure(numbers):
-    return {"square": torch.tensor([n * n for n in numbers]), "bad": torch.tensor([n for n in numbers if n == 5])}
+    return {
+        "square": torch.tensor([n * n for n in numbers]),
+        "bad": torch.tensor([n for n in numbers if n == 5]),
+    }
 
 
 def as_process(monkeypatch, rank, world_size):
@@ -37,7 +40,9 @@ def test_several_processes_share_the_parts(tmp_path, monkeypatch):
     for rank in (2, 0, 1):
         as_process(monkeypatch, rank, 3)
         computed[rank] = []
-        job.measure(lambda numbers, rank=rank: computed[rank].append(numbers[0]) or measure(numbers), "images")
+        job.measure(
+            lambda numbers, rank=rank: computed[rank].append(numbers[0]) or measure(numbers), "images"
+        )
     assert computed == {0: [0, 12], 1: [4, 16], 2: [8, 20]}
     assert job.collect()["square"].tolist() == [n * n for n in range(22)]
 

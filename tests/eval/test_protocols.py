@@ -163,7 +163,9 @@ def evaluate(run, out, *words):
 
 
 def test_a_run_of_stage_2(runs, tmp_path):
-    generation, likelihood = evaluate(runs[1], tmp_path / "out", "--save-samples", str(tmp_path / "samples.npz"))
+    generation, likelihood = evaluate(
+        runs[1], tmp_path / "out", "--save-samples", str(tmp_path / "samples.npz")
+    )
     assert generation.protocol["count"] == 6 and generation.protocol["conditions"] == "balanced"
     assert generation.protocol["reference"]["images"]["count"] == 4
     assert generation.sampling == {"seed": "0"}
@@ -224,7 +226,9 @@ def test_two_processes_give_the_numbers_of_one(runs, tmp_path, monkeypatch):
         f"sys.exit(main({[*words, '-o', str(tmp_path / 'two')]}))"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"})
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"}
+        )
         for rank in ("0", "1")
     ]
     assert [process.wait(200) for process in both] == [0, 0]
@@ -238,7 +242,9 @@ def test_two_processes_give_the_numbers_of_one(runs, tmp_path, monkeypatch):
 def test_classes_are_balanced_or_random(runs):
     model = load_model(runs[1])[0]
     balanced = ClassConditions(model, 32)
-    assert balanced.labels.bincount().tolist() == [2] * 16 and balanced.labels.tolist() == sorted(balanced.labels)
+    assert balanced.labels.bincount().tolist() == [2] * 16 and balanced.labels.tolist() == sorted(
+        balanced.labels
+    )
     assert ClassConditions(model, 20).labels.bincount(minlength=16).unique().tolist() == [1, 2]
     uniform = [ClassConditions(model, 1000, "uniform", seed).labels for seed in (0, 0, 1)]
     assert torch.equal(uniform[0], uniform[1]) and not torch.equal(uniform[0], uniform[2])
@@ -305,13 +311,19 @@ def test_folders_are_compared(photos, tmp_path, capsys):
     assert "bad.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["{photos}"], "name a --reference"),
-    (["nowhere"], "there is no such file or folder"),
-    (["{photos}", "--reference", "{other}"], "statistics of 3 features, but efflite0 has 1280"),
-    (["{photos}", "--reference", "{foreign}"], "weights abcabcabcabc, but this evaluation uses efflite0 with 5793"),
-    (["{photos}", "--reference", "{nan}"], "not finite"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{photos}"], "name a --reference"),
+        (["nowhere"], "there is no such file or folder"),
+        (["{photos}", "--reference", "{other}"], "statistics of 3 features, but efflite0 has 1280"),
+        (
+            ["{photos}", "--reference", "{foreign}"],
+            "weights abcabcabcabc, but this evaluation uses efflite0 with 5793",
+        ),
+        (["{photos}", "--reference", "{nan}"], "not finite"),
+    ],
+)
 def test_bad_input_is_one_line(photos, tmp_path, capsys, words, message):
     about = {"network": {"name": "Other", "sha256": "abc" * 22}, "images": {}}
     note = np.frombuffer(json.dumps(about).encode(), np.uint8)

@@ -41,9 +41,17 @@ def test_numbers_that_are_not_finite_are_null():
     assert math.isnan(Result.from_json(line).metrics["gFD-EffLite0"])
 
 
-@pytest.mark.parametrize("line", [
-    "{", "[]", "3", '{"metrics": {}}', '{"protocol": {}, "metrics": 3}', '{"protocol": {}, "metrics": {}, "x": {}}',
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"metrics": {}}',
+        '{"protocol": {}, "metrics": 3}',
+        '{"protocol": {}, "metrics": {}, "x": {}}',
+    ],
+)
 def test_lines_that_are_no_results_are_named(tmp_path, line):
     (tmp_path / FILE_NAME).write_text(f"{result().to_json()}\n{line}\n")
     with pytest.raises(ValueError, match=f"{FILE_NAME}, line 2"):

@@ -48,7 +48,9 @@ def test_unreadable_files_are_left_out_and_named(folder):
 
 def test_mixed_sizes_need_a_size(folder):
     Image.fromarray(PIXELS[0][:4]).save(folder / "3.png")
-    with pytest.raises(ValueError, match=r"3\.png has 4x12 pixels and .*0\.png has 8x12: give a size.*--size"):
+    with pytest.raises(
+        ValueError, match=r"3\.png has 4x12 pixels and .*0\.png has 8x12: give a size.*--size"
+    ):
         FolderImages(folder).read(range(5))
     assert FolderImages(folder, 6).read(range(5))[1].shape == (5, 3, 6, 6)
 
@@ -76,11 +78,20 @@ def test_a_file_keeps_its_size(tmp_path):
         open_source(tmp_path / "x.npz", 64)
 
 
-SECTION = OmegaConf.create({"data": {"target": "main.DataModuleFromConfig", "params": {
-    "batch_size": 1, "validation": {
-        "target": "taming.data.landscapes.Landscapes", "params": {"size": 32, "length": 3, "keys": ["image", "depth"]},
-    },
-}}}).data
+SECTION = OmegaConf.create(
+    {
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {
+                "batch_size": 1,
+                "validation": {
+                    "target": "taming.data.landscapes.Landscapes",
+                    "params": {"size": 32, "length": 3, "keys": ["image", "depth"]},
+                },
+            },
+        }
+    }
+).data
 
 
 def test_images_of_a_data_set():
@@ -105,7 +116,9 @@ def test_one_changed_pixel_changes_the_hash():
     hashes = [content_hash(x) for x in (images, other)]
     assert (hashes[0] != hashes[1]).any(1).tolist() == [False, True, False, False, False]
     assert hash_of_set(hashes[0]) != hash_of_set(hashes[1])
-    assert hash_of_set(hashes[0]) == hash_of_set(torch.cat([content_hash(images[:2]), content_hash(images[2:])]))
+    assert hash_of_set(hashes[0]) == hash_of_set(
+        torch.cat([content_hash(images[:2]), content_hash(images[2:])])
+    )
 
 
 def test_gray_and_rounding():

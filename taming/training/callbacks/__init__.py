@@ -19,6 +19,18 @@ from taming.training.callbacks.saving import (
 )
 
 __all__ = [
-    "AtomicCheckpointIO", "Evaluation", "ExactResume", "Health", "ImageLogger", "Interrupted", "LastCheckpoint", "NotSaved",
-    "Progress", "SeededBatches", "SetupCallback", "StopAfterBatches", "Unhealthy", "plain",
+    "AtomicCheckpointIO",
+    "Evaluation",
+    "ExactResume",
+    "Health",
+    "ImageLogger",
+    "Interrupted",
+    "LastCheckpoint",
+    "NotSaved",
+    "Progress",
+    "SeededBatches",
+    "SetupCallback",
+    "StopAfterBatches",
+    "Unhealthy",
+    "plain",
 ]

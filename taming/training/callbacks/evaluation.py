@@ -81,7 +81,9 @@ class Evaluation(Callback):
         wanted = -(-self.num_images // trainer.world_size)
         if not self._sets or dataloader_idx or self._sets[0].count >= wanted:
             return
-        few = {key: v[: wanted - self._sets[0].count] for key, v in batch.items() if hasattr(v, "__getitem__")}
+        few = {
+            key: v[: wanted - self._sets[0].count] for key, v in batch.items() if hasattr(v, "__getitem__")
+        }
         with torch.no_grad():
             made = self._samples(trainer, pl_module, few) if isinstance(pl_module, Net2NetTransformer) \
                 else self._reconstructions(pl_module, few)
