@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint
 from taming.cli.dataset_options import add_data_source
 from taming.cli.evaluate import add_networks, data_images, is_run, load_judges
-from taming.cli.options import TORCHRUN, add_allow, add_device, path
+from taming.cli.options import TORCHRUN, add_allow, add_device, add_outdir
 from taming.config import find_config, load_config
 from taming.eval.sources import ImageSource, open_source
 from taming.eval.statistics import features_of, make_reference, save_reference
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = TORCHRUN.format("statistics")
     add = parser.add_argument
     add("target", help="folder or .npz file of images, configuration (a file or a name), or run")
-    add("-o", "--output", type=path, required=True, metavar="FILE", help="file to write, NAME.npz")
+    add_outdir(parser, "file to write, NAME.npz", metavar="FILE", required=True)
     add(
         "--size",
         type=number(int, 1),
@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Extract features and write the file."""
-    if options.output.suffix != ".npz":
-        raise ValueError(f"-o {options.output}: the file is an .npz file: choose a name that ends in .npz")
+    if options.outdir.suffix != ".npz":
+        raise ValueError(f"-o {options.outdir}: the file is an .npz file: choose a name that ends in .npz")
     device = own_device(options.device)
     network = load_judges(options, device).network
     assert network is not None
     source = find_source(options)
-    folder = options.output.absolute().parent
+    folder = options.outdir.absolute().parent
     rank_zero_print(f"{len(source)} images by {network.name} ({network.sha256[:12]})")
     measured, parts = features_of(
         source, network, folder, batch_size=options.batch_size, device=device, what="images"
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> None:
     if rank_and_world_size()[0] != 0:
         return
     reference = make_reference(measured, source, network)
-    save_reference(reference, options.output)
+    save_reference(reference, options.outdir)
     parts.remove()
     for bad in measured["bad"][:100].tolist():
         print(f"left out: {source.why_bad(bad)}")
     print(
-        f"{options.output}: {reference.statistics.count} images, {network.num_features} features of "
+        f"{options.outdir}: {reference.statistics.count} images, {network.num_features} features of "
         f"{network.name}"
     )
 

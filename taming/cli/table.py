@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from taming.cli import evaluate
-from taming.cli.options import path
+from taming.cli.options import add_outdir
 from taming.cli.parser import Parser, build_parser
 from taming.config import find_config, load_config
 from taming.eval.results import Result, append_result
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OPTION=value",
         help="options of `taming evaluate` for all rows; `run` is what to evaluate",
     )
-    add("-o", "--output", type=path, metavar="FILE", help="also write the table to this file")
+    add_outdir(parser, "file to write the table to as well", metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> None:
     if rank_and_world_size()[0] == 0:
         text = markdown(table, found)
         print(f"\n{text}")
-        if options.output is not None:
-            with atomic_write(options.output) as partial:
+        if options.outdir is not None:
+            with atomic_write(options.outdir) as partial:
                 partial.write_text(text, encoding="utf-8")
 
 

@@ -22,8 +22,7 @@ _LOCAL_HEADER = 30  # bytes, before the name and the extra field
 
 
 class NpzFile:
-    """The arrays of a file. Those that are stored without compression are mapped, not read, until they are
-    used.
+    """The arrays of a file; those without compression are mapped to it, not read, until they are used.
 
     Raises:
         OSError: the file cannot be opened.

@@ -90,8 +90,8 @@ class FolderImages(ImageSource):
             if image.shape != self._first[1]:
                 this, other = (f"{shape[0]}x{shape[1]}" for shape in (image.shape, self._first[1]))
                 raise ValueError(
-                    f"{self.paths[number]} has {this} pixels and {self._first[0]} has {other}: give a size, to "
-                    "which all are resized and cropped (--size)"
+                    f"{self.paths[number]} has {this} pixels and {self._first[0]} has {other}: give a size, "
+                    "to which all are resized and cropped (--size)"
                 )
             good.append(number)
             pixels.append(torch.from_numpy(np.ascontiguousarray(image)))
