@@ -59,6 +59,10 @@ TOKENIZERS = {
     "VQVAE": vq_vae("vqvae.VQVAE", kmeans_steps=2, revive_after=3),
     "VQVAE, gradients": vq_vae("vqvae.VQVAE", decay=None),
 }
+TWO_LEVELS = {
+    "VQVAE2": vq_vae("vqvae2.VQVAE2", kmeans_steps=2),
+    "TwoLevelVQModel": stage("two_level.TwoLevelVQModel", ddconfig={**DDCONFIG, "ch_mult": [1, 1, 1, 1]}),
+}
 FROZEN_ONLY = {"latent diffusion's VQModelInterface": stage("latent_diffusion.VQModelInterface")}
 SEGMENTATION = stage(
     "vqgan.VQSegmentationModel", {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}, LABELS,
@@ -157,6 +161,38 @@ def test_tokenizers(name, tmp_path):
     assert z_q.shape[1] == model.quantize.code_dim
     with pytest.raises(ValueError, match="no multiple of f = 4: crop to 16x20"):
         model.encode_codes(torch.zeros(1, 3, 18, 23))
+
+
+@pytest.mark.parametrize("name", TWO_LEVELS)
+def test_tokenizers_of_two_levels(name, tmp_path):
+    model = build(TWO_LEVELS[name])
+    assert isinstance(model, Tokenizer) and model.levels == 2
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    metrics = fit(model, tmp_path)
+    assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert {f"val/{key}" for key in model.validation_metrics} <= metrics.keys()
+    assert metrics["val/codebook_usage_percent"] > 0 and metrics["train/grad_norm"] > 0
+    levels = [metrics[f"val/codebook_usage_percent_{level}"] for level in ("top", "bottom")]
+    assert metrics["val/codebook_usage_percent"] == min(levels)
+    x = torch.stack([item(i)["image"] for i in range(2)])
+    check_images(model.eval().log_images({"image": x}))
+    x = x.permute(0, 3, 1, 2)
+    grids = model.code_shape(HEIGHT, WIDTH)
+    assert grids == [(2, 3), (4, 6)] and model.num_codes(HEIGHT, WIDTH) == 30
+    codes = model.encode_codes(x)
+    assert [grid.shape[1:] for grid in codes] == grids and all(grid.dtype == torch.int64 for grid in codes)
+    assert all(0 <= grid.min() and grid.max() < model.codebook_size == CODES for grid in codes)
+    assert model.decode_codes(codes).shape == x.shape
+
+
+@pytest.mark.parametrize("name", TWO_LEVELS)
+def test_a_prior_of_one_level_takes_no_tokenizer_of_two(name):
+    first, prior = TWO_LEVELS[name], PRIORS["GPT"]
+    for condition in ("__is_unconditional__", "__is_first_stage__"):
+        with pytest.raises(ValueError, match="prior that does not know two levels.* 2x3 and 4x6 codes"):
+            Net2NetTransformer(prior, first, condition)
+    with pytest.raises(ValueError, match="cond_stage_config: .* has codes at 2 levels: give a stage with"):
+        Net2NetTransformer(prior, TOKENIZERS["VQModel"], first, cond_stage_key="image")
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

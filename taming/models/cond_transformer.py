@@ -17,6 +17,7 @@ from taming.models.conditioning import (
     build_cond_stage,
     build_first_stage,
     check_conditions,
+    check_levels,
     check_null_token,
     check_sizes,
     check_tokens,
@@ -72,8 +73,9 @@ class Net2NetTransformer(ImageModel):
             where there are several conditions.
 
     Raises:
-        ValueError: a vocabulary smaller than the codebook or the condition, or without the null token; a
-            block size below M + N - 1.
+        ValueError: a prior of another number of levels than the first stage's codes have; a vocabulary
+            smaller than the codebook or the condition, or without the null token; a block size below
+            M + N - 1.
         FileNotFoundError: no checkpoint of the first stage where `ckpt_path` says.
     """
 
@@ -94,6 +96,7 @@ class Net2NetTransformer(ImageModel):
         self.cond_stage_key = cond_stage_key
         self.downsample_cond_size = downsample_cond_size
         self.init_first_stage_from_ckpt(first_stage_config)
+        check_levels(transformer_config, self.first_stage_model)
         self.init_cond_stage_from_ckpt(UNCONDITIONAL if unconditional else cond_stage_config)
         self.permuter = instantiate_from_config(permuter_config) if permuter_config else Identity()
         stages, image_size = self.cond_stages, self.first_stage_model.image_size

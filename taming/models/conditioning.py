@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.config import get_obj_from_str, instantiate_from_config
-from taming.models.tokenizer import Tokenizer
+from taming.models.tokenizer import Tokenizer, as_list
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.priors.base import Prior
 from taming.modules.util import SOSProvider
@@ -54,6 +54,8 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
         )
     stage = instantiate_from_config(config)
     kind = type(stage)
+    if contract is Conditioner and getattr(stage, "levels", 1) > 1:
+        raise ValueError(f"{name}: {kind.__name__} has codes at {stage.levels} levels: give a stage with one")
     if not issubclass(kind, contract):
         if contract is Tokenizer:
             raise ValueError(
@@ -66,6 +68,21 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
 
 
 # ---- what must agree
+
+
+def check_levels(config: dict, first: Tokenizer) -> None:
+    """Raise ValueError unless the prior of `{target, params}` models as many grids as the tokenizer has."""
+    target = config.get("target")
+    known = getattr(get_obj_from_str(target), "levels", 1) if target else first.levels
+    if known != first.levels:
+        grids = as_list(first.code_shape(*first.image_size))
+        shapes = " and ".join(f"{h}x{w}" for h, w in grids)
+        words = {1: "one level", 2: "two levels"}.get(first.levels, f"{first.levels} levels")
+        raise ValueError(
+            f"transformer_config: {target} is a prior that does not know {words}, but "
+            f"{type(first).__name__}, the first stage, has {shapes} codes: name another prior, or another "
+            "first stage"
+        )
 
 
 def condition_sizes(cond_size: Any, downsampled: int, image_size: Size, count: int) -> list[Size]:

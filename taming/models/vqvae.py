@@ -4,13 +4,13 @@ learning").
 B batch, C channels, H W pixels, h w latent grid (H/f, W/f), K = n_embed codes. Images are in [-1, 1].
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from taming.metrics import psnr, ssim
 from taming.models.autoencoder import Betas
 from taming.models.vqgan import VQNoDiscModel
 from taming.modules.vqvae.networks import Decoder, Encoder
-from taming.modules.vqvae.quantize import EMAVectorQuantizer, VectorQuantizer2
+from taming.modules.vqvae.quantize import codebook
 from taming.parameters import NonNegativeFloat, NonNegativeInt, ParametersOf, PositiveInt, Probability
 
 DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
@@ -75,14 +75,3 @@ class VQVAE(VQNoDiscModel):
         log |= {"val/psnr": psnr(x, rec).mean(), "val/ssim": ssim(x, rec).mean()}
         self.val_codes.update(indices)
         self.log_dict(log, batch_size=len(x), sync_dist=True, on_epoch=True)
-
-
-def codebook(
-    n_embed: int, embed_dim: int, beta: float, decay: float | None, revive_after: int | None,
-    kmeans_steps: int, **options: Any,
-) -> VectorQuantizer2:
-    """Make the codebook of a VQ-VAE: running means with a `decay`, gradients where it is None."""
-    start: dict[str, Any] = {"revive_after": revive_after, "kmeans_steps": kmeans_steps}
-    if decay is None:
-        return VectorQuantizer2(n_embed, embed_dim, beta, legacy=False, **start)
-    return EMAVectorQuantizer(n_embed, embed_dim, beta, decay, **start, **options)

@@ -12,6 +12,16 @@ MODELS = {
     "vqvae.VQVAE": f"""
     {{n_embed: 8, embed_dim: 4, monitor: val/rec_loss, kmeans_steps: 2, revive_after: 2,
      ddconfig: {VQ_NETWORKS}}}""",
+    "vqvae2.VQVAE2": f"""
+    {{n_embed: 8, embed_dim: 4, monitor: val/rec_loss, revive_after: 2, ddconfig: {VQ_NETWORKS}}}""",
+    "two_level.TwoLevelVQModel": """
+    {n_embed: 8, embed_dim: 4, monitor: val/rec_loss, kmeans_steps: 2, decay: 0.9,
+     ddconfig:
+       {double_z: false, z_channels: 16, resolution: 32, in_channels: 3, out_ch: 3, ch: 16,
+        ch_mult: [1, 1, 1], num_res_blocks: 1, attn_resolutions: [], dropout: 0.1, num_groups: 4},
+     lossconfig:
+       {target: taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator,
+        params: {perceptual_weight: 0.0, disc_start: 2, disc_num_layers: 1, disc_ndf: 8}}}""",
 }
 
 

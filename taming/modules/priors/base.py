@@ -22,11 +22,13 @@ class Prior(nn.Module):
         block_size: longest sequence that it reads, condition + codes - 1.
         on_grid: it reads the codes as a grid, in raster order, and needs no start token: its `layout` names
             the grids, and its `block_size` follows.
+        levels: number of grids of codes that it models at once, those of a tokenizer's `levels`.
     """
 
     vocab_size: int
     block_size: int
     on_grid: bool = False
+    levels: int = 1
 
     def log_prob(self, codes: Tensor, condition: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Return log p of each code (B, N), in nats, 0 or less.

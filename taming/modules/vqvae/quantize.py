@@ -307,6 +307,21 @@ class EMAVectorQuantizer(VectorQuantizer2):
         book.embed_avg.copy_(torch.where(codes[:, None], book.weight, book.embed_avg))
 
 
+def codebook(
+    n_embed: int, embed_dim: int, beta: float, decay: float | None, revive_after: int | None,
+    kmeans_steps: int, smoothing: bool = False,
+) -> VectorQuantizer2:
+    """Make a codebook: of running means with a `decay`, learned by gradients where that is None."""
+    if decay is None:
+        return VectorQuantizer2(
+            n_embed, embed_dim, beta, legacy=False, revive_after=revive_after, kmeans_steps=kmeans_steps
+        )
+    return EMAVectorQuantizer(
+        n_embed, embed_dim, beta, decay, revive_after=revive_after, kmeans_steps=kmeans_steps,
+        smoothing=smoothing,
+    )
+
+
 class GumbelQuantize(Codebook):
     """Codes sampled by the Gumbel trick (Jang et al. 2017), as in the discrete VAE of Ramesh et al. 2021.
 
