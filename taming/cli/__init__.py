@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "put evaluations of several runs side by side",
     "table": "evaluate the rows of a table: several models or ways of sampling",
     "statistics": "write the statistics of a set of images, to evaluate against",
+    "compare-priors": "train priors of equal size on the same codes, and compare their likelihoods",
     "page": "serve a web page to paint conditions and generate images on",
     "demo": "train both stages on built-in landscapes and generate images, in minutes",
     "convert": "convert a checkpoint to safetensors and YAML, or back, or take a part out of it",
