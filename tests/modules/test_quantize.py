@@ -99,6 +99,19 @@ def test_remap_round_trip(tmp_path):
     assert list(quantizer.state_dict()) == ["used", "embedding.weight"]
 
 
+def test_remap_reads_no_file_that_is_larger_than_its_codes(tmp_path):
+    path = tmp_path / "used.npy"
+    with path.open("wb") as file:
+        np.save(file, np.arange(16))
+        file.truncate(1 << 40)  # a terabyte, of which nothing is on the disk
+    with pytest.raises(ValueError, match="remap: codes file .*used.npy has 1099511627776 bytes, more than"):
+        VectorQuantizer2(16, 4, 0.25, remap=str(path))
+    np.save(path, np.arange(16))
+    path.write_bytes(path.read_bytes().replace(b"(16,)", b"(9e9)").replace(b"9e9", b"9" * 3))
+    with pytest.raises(ValueError, match="is damaged or not a .npy file"):
+        VectorQuantizer2(16, 4, 0.25, remap=str(path))
+
+
 def test_unknown_codes_may_become_random_or_a_number(tmp_path):
     drawn = remapped(tmp_path, "random").remap_to_used(torch.full((500,), 3))
     assert set(drawn.tolist()) == {0, 1, 2}
@@ -207,6 +220,49 @@ def test_a_revived_code_begins_with_a_fresh_mean():
     quantizer(z), quantizer(z)
     book = quantizer.embedding
     assert book.weight[1].tolist() == book.embed_avg[1].tolist() == [1.0, 0.0] and book.cluster_size[1] == 1.0
+
+
+# ---- latents that are not finite
+
+
+BAD = [[float("nan"), 0.0], [0.0, float("inf")], [-float("inf"), float("nan")], [3e38, 3e38]]
+
+
+def test_latents_that_are_not_finite_count_for_no_code():
+    good = [[1.0, 0.0], [2.0, 0.0], [7.0, 8.0]]
+    states = []
+    for rows in (good, [*BAD[:2], *good, *BAD[2:]]):
+        torch.manual_seed(0)
+        quantizer = EMAVectorQuantizer(4, 2, beta=0.25, decay=0.5, revive_after=1000)
+        quantizer(latents(*rows))
+        states.append(quantizer.state_dict())
+    for name, wanted in states[0].items():
+        assert wanted.isfinite().all()
+        torch.testing.assert_close(states[1][name], wanted, rtol=0, atol=0)
+
+
+def test_clusters_are_looked_for_among_finite_latents():
+    quantizer = VectorQuantizer2(2, 2, beta=0.25, kmeans_steps=3)
+    start = quantizer.embedding.weight.clone()
+    quantizer(latents(*BAD))  # there are none: the next batch may do
+    assert torch.equal(quantizer.embedding.weight, start) and not quantizer.has_begun
+    quantizer(latents(*BAD, [1.0, 0.0], [9.0, 9.0], *BAD))
+    found = sorted(quantizer.embedding.weight.tolist())
+    assert quantizer.has_begun and found == [[1.0, 0.0], [9.0, 9.0]]
+
+
+@pytest.mark.parametrize("kind", [EMAVectorQuantizer, VectorQuantizer2])
+def test_codes_never_move_to_latents_that_are_not_finite(kind):
+    quantizer = kind(8, 2, beta=0.25, revive_after=1)
+    start = quantizer.embedding.weight.clone()
+    quantizer(latents(*BAD))
+    torch.testing.assert_close(quantizer.embedding.weight, start)
+    quantizer(latents(*BAD, [5.0, 5.0]))  # those that are sampled from the last latent move now
+    moved = (quantizer.embedding.weight != start).any(1)
+    for _ in range(50):
+        quantizer(latents(*BAD, [5.0, 5.0]))
+        moved |= (quantizer.embedding.weight != start).any(1)
+    assert moved.any() and quantizer.embedding.weight.isfinite().all()
 
 
 # ---- Gumbel

@@ -61,21 +61,29 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
         return torch.addmm(codebook.square().sum(1), z, codebook.t(), alpha=-2.0).argmin(1)
 
 
+def is_finite(z: Tensor) -> Tensor:
+    """Return which vectors (N, C) have a finite length: (N,) bool."""
+    return z.square().sum(1).isfinite()
+
+
 def count_codes(indices: Tensor, size: int) -> Tensor:
-    """Count how often each of `size` codes occurs: (K,) int64, without a wait for the device."""
+    """Count how often each of `size` codes occurs: (K,) int64, without a wait for the device.
+
+    The index `size` counts for no code.
+    """
     indices = indices.flatten()
-    counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
-    return counts.scatter_add_(0, indices, torch.ones_like(indices))
+    counts = torch.zeros(size + 1, dtype=torch.int64, device=indices.device)
+    return counts.scatter_add_(0, indices, torch.ones_like(indices))[:size]
 
 
 def sum_by_code(z: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Count the vectors (N, C) of each of `size` codes, and add them up: (K,) and (K, C), over all processes.
 
-    Both are float32.
+    Both are float32. Vectors with the index `size` count for no code.
     """
     counts = count_codes(indices, size).float()
-    sums = torch.zeros(size, z.shape[1], device=z.device).index_add_(0, indices, z.float())
-    return all_reduce_sum(counts), all_reduce_sum(sums)
+    sums = torch.zeros(size + 1, z.shape[1], device=z.device).index_add_(0, indices, z.float())
+    return all_reduce_sum(counts), all_reduce_sum(sums[:size])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ The quantizers of 2021 under their names, arguments and keys, on the contract of
 `taming.modules.quantizers.base`. B batch, C = e_dim channels, h w latent grid, K = n_e codes.
 """
 
+import io
 import math
 import os
 
@@ -19,19 +20,24 @@ from taming.modules.quantizers.base import (
     Quantizer,
     QuantizerInfo,
     count_codes,
+    is_finite,
     kmeans,
     nearest_code,
     sum_by_code,
 )
+from taming.util import read_bytes
+
+MAX_HEADER = 4096  # bytes of the header of a .npy file
 
 
-def _codes_in(path: str) -> Tensor:
-    """Read the codes (n,) of a .npy file, which must be as large as its head says."""
-    if not os.path.isfile(path):
+def _codes_in(path: str, n_e: int) -> Tensor:
+    """Read the codes (n,), n <= n_e, of a .npy file, which must be as large as its header says."""
+    if not os.path.exists(path):
         raise FileNotFoundError(f"remap: there is no file {path}")
+    data = read_bytes(path, "remap: codes file", max_bytes=MAX_HEADER + 8 * n_e)
     try:
-        codes = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
+        codes = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise ValueError(f"remap: {path} is damaged or not a .npy file of numbers") from error
     if not isinstance(codes, np.ndarray) or codes.ndim != 1 or codes.dtype.kind not in "iu":
         raise ValueError(f"remap: {path} must hold one row of whole numbers, the codes in use")
@@ -54,7 +60,7 @@ class Codebook(Quantizer):
         super().__init__()
         self.n_e, self.re_embed, self.remap, self.unknown_index = n_e, n_e, remap, unknown_index
         if remap is not None:
-            self.register_buffer("used", _codes_in(remap))
+            self.register_buffer("used", _codes_in(remap, n_e))
             self.re_embed = len(self.used)
             if unknown_index == "extra":
                 self.unknown_index = self.re_embed
@@ -156,7 +162,8 @@ class VectorQuantizer2(Codebook):
             z_q = z + (z_q - z).detach()  # the gradient of z_q goes straight to z
             z_q = z_q.to(self.embedding.weight.dtype)
         if self.training:
-            self._after_batch(z.detach().flatten(0, 2), indices)
+            rows = z.detach().flatten(0, 2)
+            self._after_batch(rows, torch.where(is_finite(rows), indices, self.n_e))
         if self.remap is not None:
             indices = self.remap_to_used(indices)
         if self.sane_index_shape:
@@ -167,6 +174,9 @@ class VectorQuantizer2(Codebook):
     def _begin(self, z: Tensor) -> None:
         """Put the codes on clusters of the latents (N, C) of the first training batch."""
         if not self.has_begun:  # waits for the device, once
+            z = z[is_finite(z)]
+            if all_reduce_sum(torch.tensor(float(len(z) == 0), device=z.device)):
+                return  # on all processes: the next batch may do
             all_codes = torch.ones(self.n_e, dtype=torch.bool, device=z.device)
             self.move_codes(all_codes, kmeans(z, self.n_e, self.kmeans_steps))
             self.has_begun.fill_(True)
@@ -178,17 +188,20 @@ class VectorQuantizer2(Codebook):
 
     @torch.no_grad()
     def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        """Update the codebook, apart from gradients, by a training batch: latents (N, C), codes (N,)."""
+        """Update the codebook, apart from gradients, by a training batch: latents (N, C), codes (N,).
+
+        Latents with the index K are not finite, and count for no code.
+        """
         if self.revive_after is not None:
             self._revive(z, all_reduce_sum(count_codes(indices, self.n_e)), self.revive_after)
 
     def _revive(self, z: Tensor, counts: Tensor, after: int) -> None:
         """Count the batches in which no process used a code (K,), and move codes that were idle too long."""
         self.idle_batches.copy_(torch.where(counts > 0, 0, self.idle_batches + 1))
-        dead = self.idle_batches.ge(after)
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
         if is_distributed():
             dist.broadcast(latents, src=0)
+        dead = self.idle_batches.ge(after) & is_finite(latents)
         self.move_codes(dead, latents)
         self.idle_batches.masked_fill_(dead, 0)
 
