@@ -15,6 +15,8 @@ from taming.data.transforms.joint import Size
 from taming.util import open_file
 
 PARQUET = ".parquet"
+MAX_FOOTER = 1 << 26  # bytes of the description of a file's columns and groups of rows
+MAX_GROUP = 1 << 30  # bytes of a group of rows, decompressed; a group is read whole
 _ROWS = 16  # that are converted at a time: few, since each can be as large as a page of the file, 2 GB
 
 
@@ -131,9 +133,9 @@ def _load(
     datasets = _library()
     cache = None if cache_dir is None else os.fspath(cache_dir)
     if files:
-        for file in files:
-            open_file(file, "parquet file").close()
         chosen = _files_of_split(files, split)
+        for file in chosen:
+            _check_sizes(file)
         try:
             return datasets.load_dataset(
                 "parquet", data_files={"train": chosen}, split="train", cache_dir=cache, batch_size=_ROWS
@@ -147,6 +149,39 @@ def _load(
             f"no parquet file {path} is here (working directory: {os.getcwd()}), and the hub cannot be asked "
             f"for a data set of that name, or has none: {error}"
         ) from error
+
+
+def _check_sizes(file: str) -> None:
+    """Check, before anything is decoded, that a parquet file can be read in little memory.
+
+    What its metadata claim is all that can be checked here; a broken file is left to the library, which says
+    what is wrong with it.
+
+    Raises:
+        ValueError: the metadata or a group of rows are too large.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    with open_file(file, "parquet file") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 8))
+        length = int.from_bytes(stream.read(4), "little")
+        if stream.read(4) == b"PAR1" and length > MAX_FOOTER:
+            raise ValueError(
+                f"parquet file {file} has {length} bytes of metadata, more than {MAX_FOOTER} are not read"
+            )
+    try:
+        metadata = ParquetFile(file, thrift_string_size_limit=MAX_FOOTER).metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        columns = [[group.column(i) for i in range(group.num_columns)] for group in groups]
+    except Exception:  # the library reads the same, and its error is made a message
+        return
+    for number, group in enumerate(columns):
+        claimed = [column.total_uncompressed_size for column in group]
+        if min(claimed, default=0) < 0 or sum(claimed) > MAX_GROUP:
+            raise ValueError(
+                f"parquet file {file}: row group {number} has {sum(claimed)} bytes, more than "
+                f"{MAX_GROUP} are not read at once: write the file with smaller groups (row_group_size=1000)"
+            )
 
 
 def _library() -> Any:

@@ -161,3 +161,38 @@ def test_a_pipe_is_no_parquet_file(library, tmp_path):
     os.mkfifo(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="parquet file .*x.parquet is a pipe, but must be a file"):
         HuggingFaceImages(tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_a_group_of_rows_that_is_too_large_is_not_decoded(parquet, tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    described = pyarrow.parquet.read_metadata(parquet).row_group(0)
+    size = sum(described.column(i).total_uncompressed_size for i in range(described.num_columns))
+    monkeypatch.setattr("taming.data.huggingface.MAX_GROUP", size)
+    assert len(HuggingFaceImages(parquet, image_column="picture", cache_dir=tmp_path / "cache")) == 4
+    monkeypatch.setattr("taming.data.huggingface.MAX_GROUP", size - 1)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=rf"row group 0 has {size} bytes, more than {size - 1} are not"):
+        HuggingFaceImages(parquet, image_column="picture", cache_dir=tmp_path / "cache")
+
+
+def test_a_file_that_decompresses_to_gigabytes_is_named_at_once(library, tmp_path):
+    """1.2 GB of zeros in one group, in a file of a few kilobytes."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    zeros = pa.array([bytes(1 << 20)], pa.binary())
+    table = pa.table({"image": pa.chunked_array([zeros] * 1200)})
+    pyarrow.parquet.write_table(
+        table, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False, row_group_size=1200
+    )
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match="bomb.parquet: row group 0 has 12.* bytes, more than 1073741824"):
+        HuggingFaceImages(tmp_path / "bomb.parquet", cache_dir=tmp_path / "cache")
+
+
+def test_metadata_that_are_too_large_are_named(parquet, tmp_path):
+    data = parquet.read_bytes()
+    parquet.write_bytes(data[:-8] + (1 << 31).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ValueError, match="table.parquet has 2147483648 bytes of metadata, more than"):
+        HuggingFaceImages(parquet, image_column="picture", cache_dir=tmp_path / "cache")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from taming.data.files.depth import read_depth, rgba_to_depth
 from taming.data.files.label_maps import read_ids
+from taming.inference import pseudo_labels
 from taming.inference.pseudo_labels import (
     depth_estimate,
     depth_pixels,
@@ -17,6 +18,7 @@ from taming.inference.pseudo_labels import (
     load_depth_model,
     load_label_model,
     map_names,
+    most_likely,
 )
 
 CPU = torch.device("cpu")
@@ -122,6 +124,23 @@ def test_labels_are_the_likeliest_at_the_size_of_the_image():
     ids = label_estimate((Processor(), network), CPU)(pixels)
     assert ids.shape == (20, 30) and set(np.unique(ids)) == {0, 2}
     assert (ids[:, :15] == 0).all() and (ids[:, 17:] == 2).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+def test_labels_do_not_depend_on_how_many_are_resized_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(pseudo_labels, "MAX_VALUES", at_once * 20 * 30 + 5)
+    logits = torch.randn(7, 5, 6)
+    logits[5] = logits[2]  # of equal ones the first
+    resized = torch.nn.functional.interpolate(logits[None], (20, 30), mode="bilinear", align_corners=False)
+    assert torch.equal(most_likely(logits, 20, 30), resized[0].argmax(0))
+
+
+def test_a_large_image_takes_little_memory():
+    """150 labels at 3000x2000 pixels would be 3.6 GB; the maps of values and labels are 150 MB."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert most_likely(torch.randn(150, 8, 8), 3000, 2000).shape == (3000, 2000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
 # ---- the library itself
