@@ -14,7 +14,7 @@ from taming.web.panels import Panel, condition_panel, original_panel
 from taming.web.progress import Jobs, side_by_side
 from taming.web.request import MAX_IMAGES, Request
 from taming.web.session import Generated, Loaded, Session
-from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit
+from taming.web.uploads import MAX_UPLOAD_PIXELS, BodyLimit, forbid_fetching
 
 logger = logging.getLogger(__name__)
 
@@ -346,6 +346,7 @@ def launch(
     """
     check_address(host, port)
     page = build_page(session)
+    forbid_fetching()
     import gradio as gr
     from starlette.middleware import Middleware
 

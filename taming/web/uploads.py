@@ -6,7 +6,7 @@ H W pixels.
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
@@ -46,6 +46,19 @@ def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.
         return Image.fromarray(read_image(path))
     except BadImage as error:
         raise ValueError(f"{path.name} is a damaged image: {error.__cause__ or error}") from error
+
+
+def forbid_fetching() -> None:
+    """Let gradio, in this process, fetch no file from an address that a visitor sends instead of a file.
+
+    It would do so from here, where other machines may be reached than from the visitor's.
+    """
+    import safehttpx  # through which gradio fetches; the second checks the address before
+
+    async def fetch(url: object, *_: Any, **__: Any) -> NoReturn:
+        raise ValueError(f"{str(url)[:200]} is not fetched: upload a file")
+
+    safehttpx.get = safehttpx.async_validate_url = fetch
 
 
 class BodyLimit:

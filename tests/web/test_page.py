@@ -93,6 +93,65 @@ def test_it_listens_here_alone_and_contacts_nobody(address):
     assert Image.MAX_IMAGE_PIXELS == 50_000_000
 
 
+@pytest.fixture
+def contacted(monkeypatch):
+    """Addresses that the server fetches; names are looked up as if each were a public machine."""
+    import httpx
+    import safehttpx
+
+    addresses = []
+
+    async def send(client, request, **_):
+        addresses.append(str(request.url))
+        return httpx.Response(200, content=b"stranger", request=request)
+
+    for name in ("get", "async_validate_url"):  # restored after the test
+        monkeypatch.setattr(safehttpx, name, getattr(safehttpx, name))
+    monkeypatch.setattr(httpx.AsyncClient, "send", send)
+    own = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **named: own(
+        host if host in ("127.0.0.1", None) else "93.184.216.34", *rest, **named))
+    return addresses
+
+
+def call(address, route, **body):
+    """Answer of the page's interface to a JSON body, or to none: (status, text)."""
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(address + route, data, {"content-type": "application/json"})
+    opener = urllib.request.build_opener(NoRedirect)
+    try:
+        with opener.open(request, timeout=20) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a.png", "http://10.0.0.1/a.png", "https://hf.co/a.png"])
+def test_no_address_of_a_visitor_is_fetched(contacted, address, url):
+    config = json.loads(urllib.request.urlopen(address + "config", timeout=10).read())
+    images = {part["id"] for part in config["components"] if part["type"] in ("image", "imageeditor")}
+    event = next(  # one that reads an image
+        dependency for dependency in config["dependencies"]
+        if images & set(dependency["inputs"]) and dependency["backend_fn"]
+    )
+    file = {"path": url, "url": url, "meta": {"_type": "gradio.FileData"}}
+    editor = {"background": file, "layers": [], "composite": file}
+    kinds = {part["id"]: part["type"] for part in config["components"]}
+    data = [{"image": file, "imageeditor": editor}.get(kinds[number]) for number in event["inputs"]]
+    joined = dict(data=data, fn_index=event["id"], session_hash="x", trigger_id=event["targets"][0][0])
+    status, _ = call(address, "gradio_api/queue/join", **joined)
+    assert status == 200
+    _, events = call(address, "gradio_api/queue/data?session_hash=x")
+    assert '"success":false' in events.replace(" ", "")
+    assert call(address, f"gradio_api/file={url}")[0] in (302, 403)  # 302: the visitor may fetch it
+    assert contacted == []
+
+
 def test_a_large_body_is_refused(address):
     for size, expected in ((2_000_000, 413), (100, 422)):
         request = urllib.request.Request(address + "gradio_api/upload", data=b"0" * size, method="POST")
