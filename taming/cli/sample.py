@@ -23,11 +23,12 @@ from taming.cli.options import (
 )
 from taming.images import image_grid, is_complete_png, load_png
 from taming.inference import distributed
-from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
+from taming.inference.distributed import TokenBar, own_batches
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, run_directory, save_image
 from taming.models.conditioning import class_numbers, conditions_of
 from taming.sampling import image_generators
+from taming.training.console import rank_zero_print
 from taming.util import number
 
 MOST_ON_SHEET = 400  # samples; more would be too small to look at, and take gigabytes

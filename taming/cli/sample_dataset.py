@@ -31,11 +31,12 @@ from taming.inference.completion import (
     mask_metadata,
 )
 from taming.inference.dataset import batch_of, condition_images
-from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
+from taming.inference.distributed import TokenBar, own_batches
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
+from taming.training.console import rank_zero_print
 from taming.util import number
 
 

@@ -31,12 +31,13 @@ from taming.images import image_grid, is_complete_png, load_png
 from taming.inference import distributed
 from taming.inference.completion import check_size
 from taming.inference.dataset import batch_of, layout_builders, unwrapped
-from taming.inference.distributed import TokenBar, own_batches, rank_zero_print
+from taming.inference.distributed import TokenBar, own_batches
 from taming.inference.layouts import sample_layouts
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, save_image
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
+from taming.training.console import rank_zero_print
 from taming.util import number
 
 SAMPLE_BITS = 24  # of an image's number: the layout's; above them, the sample's

@@ -20,8 +20,18 @@ POLL_INTERVAL = 0.2  # seconds between two looks for files
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as torchrun sets them, else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Return the rank of this process and the number of processes, as torchrun sets them, else (0, 1).
+
+    Raises:
+        ValueError: the variables contradict each other, as after an earlier start that has left one of them.
+    """
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise ValueError(
+            f"the environment says RANK={rank}, WORLD_SIZE={world_size}, which contradict each other: unset "
+            "RANK WORLD_SIZE, or start the command with torchrun"
+        )
+    return int(rank), int(world_size)
 
 
 def own_device(name: str | None) -> torch.device:
@@ -52,16 +62,15 @@ def own_batches(count: int, batch_size: int, is_there: Callable[[int], bool]) ->
     return [batch for batch in batches if batch]
 
 
-def rank_zero_print(text: str) -> None:
-    """Print in the first process only."""
-    if rank_and_world_size()[0] == 0:
-        print(text, flush=True)
-
-
 def wait_for(paths: Sequence[Path]) -> None:
     """Return when all these PNG files are complete; torchrun ends this process if another one fails."""
+    is_told = False
     for path in paths:
         while not is_complete_png(path):
+            if not is_told:
+                others = rank_and_world_size()[1] - 1
+                print(f"waiting for the images of {others} other process(es), as WORLD_SIZE says", flush=True)
+                is_told = True
             time.sleep(POLL_INTERVAL)
 
 

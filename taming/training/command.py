@@ -52,7 +52,13 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
-from taming.training.distributed import FailTogether, OtherProcessFailed, has_lost_another
+from taming.training.distributed import (
+    FailTogether,
+    OtherProcessFailed,
+    check_launch,
+    has_lost_another,
+    same_environment,
+)
 from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
@@ -105,10 +111,11 @@ def main(
     try:
         options, overrides, dotlist, notes = parse(sys.argv[1:] if argv is None else argv, prog)
         allow_targets(*options.allow)
-        run = prepare(options, overrides, dotlist, notes)
-        run.resume_with = resume_with
-        with run_directory(run.logdir):
-            status = execute(run)
+        with same_environment():
+            run = prepare(options, overrides, dotlist, notes)
+            run.resume_with = resume_with
+            with run_directory(run.logdir):
+                status = execute(run)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the second into the third
         if isinstance(stop, SystemExit) and run is None:
             raise  # after --help
@@ -125,6 +132,7 @@ def main(
 def prepare(options: Namespace, overrides: dict[str, Any], dotlist: list[str], notes: list[str]) -> Run:
     """Load the configuration, complete it, and decide on devices and run directory."""
     now = time.strftime(TIME_FORMAT)
+    is_child = "TAMING_START" in os.environ
     if "LOCAL_RANK" in os.environ:  # a process that the first one started: the same run
         now = os.environ.get("TAMING_START", now)
     os.environ["TAMING_START"] = now
@@ -135,6 +143,8 @@ def prepare(options: Namespace, overrides: dict[str, Any], dotlist: list[str], n
     config = complete_sections(override_config(config, dotlist), ", ".join(map(str, files)))
     given, more_notes = resolve_trainer_arguments(plain(config.lightning.trainer), overrides)
     arguments = with_devices(given)
+    if not is_child:
+        more_notes += check_launch(*device_count(arguments))
     rank_zero_print(describe_devices(arguments))
     for note in notes + more_notes:
         rank_zero_print(f"note: {note}")

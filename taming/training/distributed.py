@@ -2,13 +2,22 @@
 
 import functools
 import logging
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from taming.training.console import first_line, message_for_users
 
@@ -18,8 +27,58 @@ logger = logging.getLogger(__name__)
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "timed out", "Timed out")
 
 
+# Launchers that Lightning recognizes; they set rank and number of processes themselves.
+LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+# What Lightning tells the processes that it starts about their group, and this command about the start.
+OF_GROUP = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TAMING_START")
+
+
 class OtherProcessFailed(RuntimeError):
     """One of the other processes failed, and printed its own error."""
+
+
+def check_launch(devices: int, nodes: int) -> list[str]:
+    """Check what the environment says of a group of processes, where no launcher has started this one.
+
+    Lightning believes variables that an earlier start or a shell has left: it would wait for processes that
+    nobody starts, or, with a rank above 0, write nothing. Returns a note if this start will wait for others
+    that are started by hand.
+
+    Raises:
+        ValueError: this start cannot be part of such a group; the message says what to unset.
+    """
+    told = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    ranks = {name: rank for name, rank in told.items() if name != "WORLD_SIZE"}
+    if not ranks or any(launcher.detect() for launcher in LAUNCHERS):
+        return []
+    said = ", ".join(f"{name}={value}" for name, value in told.items())
+    count = devices * nodes
+    if count > 1 and "LOCAL_RANK" in told and "MASTER_PORT" in os.environ:  # each started by hand
+        if told.get("WORLD_SIZE", str(count)) == str(count):
+            return [f"the environment says {said}: one of {count} processes, which waits for the others"]
+    elif set(ranks.values()) == {"0"} and (count == 1 or "LOCAL_RANK" not in told):
+        return []
+    raise ValueError(
+        f"the environment says {said}, which no launcher has set for this start of {count} "
+        f"process{'es' if count > 1 else ''}: unset {' '.join(told)}, or start it with torchrun"
+    )
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Forget, after the block, what Lightning writes to the environment for the processes that it starts.
+
+    The next start in this process, of a notebook for instance, would take itself for one of them, and wait.
+    """
+    before = {name: os.environ.get(name) for name in OF_GROUP}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def any_process(trainer: pl.Trainer, flag: bool) -> bool:
