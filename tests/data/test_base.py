@@ -54,8 +54,11 @@ def test_transparency_shows_white(tmp_path):
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
 def test_16_bit_gray_is_scaled_not_clipped(tmp_path, name):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    path = save(Image.fromarray(values), tmp_path / name)
-    assert read_image(path)[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
+    if name == "x.pgm":  # which Pillow writes from version 11 on
+        (tmp_path / name).write_bytes(b"P5 4 1 65535\n" + values.astype(">u2").tobytes())
+    else:
+        save(Image.fromarray(values), tmp_path / name)
+    assert read_image(tmp_path / name)[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
 def test_exif_orientation_is_applied(tmp_path):
