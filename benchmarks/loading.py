@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -91,6 +92,8 @@ def seconds(options: argparse.Namespace) -> list[Row]:
             "read the bytes into memory in use": read_into_used_memory,
             "load_model": lambda: load_model(folder),
             "load_model, and read every tensor": lambda: touch(load_model(folder)[0]),
+            "load_model, mmap=True": lambda: load_model(folder, mmap=True),
+            "CRC-32 of the bytes": lambda: zlib.crc32(buffer),
         })
     reading = found["read the bytes"]
     return [

@@ -114,18 +114,17 @@ def run(module: ModuleType, options: argparse.Namespace) -> None:
 def exit_status(command: Callable[..., None], *arguments: Any) -> int:
     """Run a command: 0 if it ends, 1 after a user's error, after one line about it, 130 after Ctrl-C.
 
-    What the system has against a file, such as a missing permission or a full disk, is a user's error.
+    What the system reports, such as a missing permission, a full disk or a connection that ends, is a user's
+    error, whether it names a file or not.
     """
     try:
         command(*arguments)
     except (ValueError, OSError) as error:
-        message = str(error)
+        message = str(error).strip() or type(error).__name__
         if isinstance(error, OSError) and error.strerror:
             message = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
             if error.errno in FULL:
                 message += "; make room, then start the command again: what is complete is kept"
-        elif not isinstance(error, ValueError | FileNotFoundError):
-            raise
         print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ NOISE = (
     "litlogger", "litmodels", "`weights_only` was not set", "TPU available", "at the start of training",
     "does not have many workers", "LeafSpec", "Experiment logs directory", "exists and is not empty",
     "GPU available", "`max_epochs` was not set", "on_before_batch_transfer",
+    "is not supported by the model summary",
 )
 # torch repeats an exception of a loader process as the text of a traceback; the groups are the innermost file
 # in it, and the message.

@@ -182,14 +182,15 @@ def test_progress_is_right_after_a_resume_and_knows_validations(clock):
     assert "0:14:15 left" in line  # (2 + 70 + 5 + 18) seconds for 10 batches; 90 are left
 
 
-def test_time_left_follows_max_time(clock, monkeypatch):
-    timer = Timer("00:01:00:00")
-    monkeypatch.setattr(timer, "time_remaining", lambda: 65.0)
+@pytest.mark.parametrize(("remaining", "shown"), [(65.0, "0:01:05"), (0.0, "0:00:00"), (-2.0, "0:00:00")])
+def test_time_left_follows_max_time(clock, monkeypatch, remaining, shown):
+    timer = Timer("00:01:00:00")  # it notices at the end of a batch that time is up
+    monkeypatch.setattr(timer, "time_remaining", lambda: remaining)
     file, model, trainer = io.StringIO(), a_model(), a_trainer(timer)
     progress = Progress(file=file)
     progress.on_train_start(trainer, model)
     advance(progress, trainer, model, clock, 1)
-    assert file.getvalue().startswith("batch 1 [2 batches/s, 0:01:05 left")
+    assert file.getvalue().startswith(f"batch 1 [2 batches/s, {shown} left")
 
 
 @pytest.mark.parametrize(("callbacks", "per_epoch", "max_epochs", "accumulate", "wanted"), [

@@ -143,7 +143,7 @@ class Progress(ProgressBar):
             left = (now - self._start) / done * (self._total - batches)
         for timer in trainer.callbacks:
             if isinstance(timer, Timer) and (allowed := timer.time_remaining()) is not None:  # max_time
-                left = allowed if left is None else min(left, allowed)
+                left = max(0.0, allowed if left is None else min(left, allowed))
         if left is not None:
             parts.append(f"{duration(left)} left")
         parts.append(f"epoch {trainer.current_epoch}")
