@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from taming.eval.weights import PublishedWeights, sha256_of
 from taming.modules.features import dinov2, efficientnet_lite, inception
+from taming.modules.features.folding import fold_norms
 from taming.modules.features.resize import resize_bicubic, resize_bilinear_tf1
 from taming.modules.features.shift_tolerant_lpips import ShiftTolerantLPIPS
 from taming.modules.losses.lpips import LPIPS, TRUNKS
 
 Entry = TypeVar("Entry")
 
+CHUNK = 8  # images at a time on a CPU: their feature maps are in the cache, and memory is bounded
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
@@ -49,8 +51,9 @@ class _FrozenNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, file: str, sha256: str):
         super().__init__()
-        self.network, self.file, self.sha256 = network, file, sha256
-        # An average over the channels is faster where those of a pixel are adjacent, as most convolutions are
+        self.network, self.file, self.sha256 = network.eval(), file, sha256
+        fold_norms(network)
+        # Convolutions are faster where the channels of a pixel are adjacent
         self.to(memory_format=torch.channels_last).requires_grad_(False).train(False)
 
     def train(self, mode: bool = True) -> "_FrozenNetwork":
@@ -96,11 +99,15 @@ class FeatureNetwork(_FrozenNetwork):
                 f"{self.name} takes images (B, 3, H, W) of type uint8, got {tuple(images.shape)} of type "
                 f"{str(images.dtype).removeprefix('torch.')}"
             )
+        count = CHUNK if self.device.type == "cpu" else len(images)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            found = self.describe(images)
-        # Copies are ordinary tensors: those of inference mode could not be changed in place
-        spatial, logits = (None if part is None else part.clone() for part in (found.spatial, found.logits))
-        return Features(found.features.clone(), spatial, logits)
+            found = [self.describe(chunk) for chunk in images.split(count)]
+        # Concatenated outside of inference mode, whose own tensors could not be changed in place
+        spatial, logits = (
+            None if getattr(found[0], name) is None else torch.cat([getattr(part, name) for part in found])
+            for name in ("spatial", "logits")
+        )
+        return Features(torch.cat([part.features for part in found]), spatial, logits)
 
     def describe(self, images: Tensor) -> Features:
         """Resize and scale images (B, 3, H, W), uint8 on any device, and apply the network."""

@@ -8,6 +8,8 @@ variant without squeeze-and-excitation and with ReLU6 that Google released for m
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.modules.features.folding import NormalizedConvolutions
+
 # Stages of the network: blocks, kernel, stride of the first block, expansion, channels
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -40,8 +42,10 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(NormalizedConvolutions):
     """A block that expands the channels, filters each, and projects (Sandler et al. 2018)."""
+
+    norms = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -58,14 +62,16 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C', h / stride, w / stride)."""
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
-        return x + y if self.is_residual else y
+        return y.add_(x) if self.is_residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(NormalizedConvolutions):
     """The classifier, with the names of the published weights, `efficientnet-lite0-57934424.pth`."""
+
+    norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,8 +96,8 @@ class EfficientNetLite0(nn.Module):
         Args:
             x: (pixel - 127) / 128, for 8-bit pixels.
         """
-        x = F.relu6(self._bn0(self._conv_stem(x)))  # (B, 32, 112, 112)
+        x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)  # (B, 32, 112, 112)
         x = self._blocks(x)  # (B, 320, 7, 7)
-        x = F.relu6(self._bn1(self._conv_head(x)))  # (B, 1280, 7, 7)
+        x = F.relu6(self._bn1(self._conv_head(x)), inplace=True)  # (B, 1280, 7, 7)
         features = x.mean((2, 3))  # (B, 1280)
         return features, self._fc(features)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.modules.features.folding import NormalizedConvolutions
+
 SIDE = 299  # pixels
 NUM_FEATURES = 2048
 NUM_SPATIAL = 2023  # 17 * 17 positions of 7 channels, about as many as features
@@ -50,8 +52,10 @@ class InceptionOutputs(NamedTuple):
     logits_without_bias: Tensor
 
 
-class ConvNormReLU(nn.Module):
+class ConvNormReLU(NormalizedConvolutions):
     """A convolution without bias, batch normalization and ReLU; padded unless it has a stride."""
+
+    norms = {"conv": "bn"}
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1, padded: bool = True
@@ -64,7 +68,7 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C', h', w')."""
-        return F.relu(self.bn(self.conv(x)))
+        return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {

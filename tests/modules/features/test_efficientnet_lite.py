@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from taming.modules.features.efficientnet_lite import EfficientNetLite0, SameConv2d
+from taming.modules.features.folding import fold_norms
 
 
 @pytest.mark.parametrize("size", [7, 8, 14, 15])
@@ -80,3 +81,14 @@ def test_sizes_are_those_of_the_published_file():
     assert len(network.state_dict()) == 296
     assert sum(p.numel() for p in network.parameters()) == 4_652_008
     assert network._blocks[15]._project_conv.weight.shape == (320, 1152, 1, 1)
+
+
+def test_folding_the_norms_changes_rounding_only():
+    network = randomized(EfficientNetLite0())
+    x = torch.randn(2, 3, 64, 64)
+    want = network(x)
+    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in network.modules()) == 49
+    fold_norms(network)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in network.modules())
+    for got, before in zip(network(x), want, strict=True):
+        torch.testing.assert_close(got, before, rtol=1e-4, atol=1e-4)

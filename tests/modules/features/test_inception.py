@@ -13,7 +13,7 @@ def reference():
     """torchvision's Inception with random weights and statistics, and 1008 classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = inception.Inception3(NUM_CLASSES, aux_logits=False, transform_input=False, init_weights=False)
+        network = inception.Inception3(NUM_CLASSES, aux_logits=False, init_weights=False)
         for name, value in network.state_dict().items():
             if value.ndim == 4:
                 value.normal_().mul_((2 / value[0].numel()) ** 0.5)
