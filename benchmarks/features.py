@@ -41,7 +41,8 @@ def measure(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     network = load_feature_network(options.network, options.weights, options.device)
     clock, unit = (time.process_time, "CPU second") if options.cpu_time else (time.perf_counter, "second")
-    print(f"{options.network}, {torch.get_num_threads()} threads, torch {torch.__version__}; images per {unit}")
+    threads = torch.get_num_threads()
+    print(f"{options.network}, {threads} threads, torch {torch.__version__}; images per {unit}")
     print("pixels  network, at once  network, in chunks  from 8-bit images  to at once  to chunks")
     for side in options.sizes:
         images = torch.randint(0, 256, (options.batch, 3, side, side), dtype=torch.uint8)
@@ -54,7 +55,9 @@ def measure(options: argparse.Namespace) -> None:
             partial(forward, network.network, inputs),
             partial(network, images),
         )
-        times = [[seconds(way, network.device, clock) for way in ways] for _ in range(options.repeats + 1)][1:]
+        times = [
+            [seconds(way, network.device, clock) for way in ways] for _ in range(options.repeats + 1)
+        ][1:]  # the first is slower
         rates = [options.batch / median(column) for column in zip(*times, strict=True)]
         shares = [median(line[i] / line[2] for line in times) for i in range(2)]
         print(f"{side:6d}{rates[0]:18.1f}{rates[1]:20.1f}{rates[2]:19.1f}{shares[0]:12.2f}{shares[1]:11.2f}")
