@@ -20,6 +20,7 @@ COMMANDS = {
     "sample-dataset": "generate images for the conditions of a data set, or complete its images",
     "scenes": "generate images for layouts of objects or joints, at any resolution",
     "panorama": "generate one large image, or complete one",
+    "encode": "encode a data set once, to train priors from its codes",
     "reconstruct": "encode and decode images with a tokenizer, and measure what is lost",
     "evaluate": "say how good images are: of a run, or in a folder",
     "compare": "put evaluations of several runs side by side",

@@ -21,24 +21,30 @@ class SeededDataset(Dataset):
     """A data set whose random numbers are a function of (seed, epoch, index), in whichever process.
 
     Wraps anything with `__len__` and `__getitem__`. Indices are (epoch, index) pairs; a bare index means
-    epoch 0. `collate_fn` makes batches: that of the data set, or else `make_batch`.
+    epoch 0. `collate_fn` makes batches: that of the data set, or else `make_batch`. A data set without random
+    numbers may have `get_batch`, which takes the pairs themselves and returns a batch.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
         self.collate_fn: Callable[[list], Any] = getattr(dataset, "collate_fn", None) or make_batch
+        self.get_batch: Callable[[list[Pair]], Any] | None = getattr(dataset, "get_batch", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Pair | int) -> Any:
         epoch, index = _pair(key)
+        if self.get_batch:
+            return self.dataset[epoch, index]
         with seeded(self.seed, epoch, index):
             return self.dataset[index]
 
-    def __getitems__(self, keys: Sequence[Pair | int]) -> NamedItems:
-        """Return the items of a batch; torch's loaders call it."""
+    def __getitems__(self, keys: Sequence[Pair | int]) -> Any:
+        """Return the items of a batch, for `collate_fn`; torch's loaders call it."""
+        if self.get_batch:
+            return self.get_batch([_pair(key) for key in keys])
         return NamedItems((self[key] for key in keys), (f"item {_pair(key)[1]} of the data" for key in keys))
 
 

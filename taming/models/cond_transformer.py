@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
+from taming.models.code_cache import CODES, cached_conditions, check_cache, conditions_to_show
 from taming.models.conditioning import (
     UNCONDITIONAL,
     build_cond_stage,
@@ -225,11 +226,21 @@ class Net2NetTransformer(ImageModel):
 
     def shared_step(self, batch: dict, batch_idx: int | None = None) -> Tensor:
         """Return the loss of a batch, (): of `GPT` the negative log-likelihood, nats per code (eq. 9, 10)."""
-        x, c = self.get_xc(batch)  #                                       (B, C, H, W), each condition
-        _, codes = self.encode_to_z(x)  #                                  (B, N)
-        parts = [tokens.flatten(1) for tokens in self.encode_conditions(c)]  # (B, M_i)
+        codes, parts = self.get_codes(batch)  #                            (B, N), (B, M_i) each
         condition = torch.cat(self._dropped(parts), dim=1)  #              (B, M)
         return self.transformer.loss(codes, condition, inputs=self._replaced(codes))
+
+    def get_codes(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
+        """Return codes (B, N), in the permuter's order, and the tokens (B, M_i) of each condition.
+
+        They are encoded here, or were encoded before: a batch of `taming.data.codes.CodeDataset` holds them.
+        """
+        if CODES in batch:
+            codes, parts = self.permuter(batch[CODES].flatten(1)), cached_conditions(self, batch)
+        else:
+            x, c = self.get_xc(batch)  #                                   (B, C, H, W), each condition
+            codes, parts = self.encode_to_z(x)[1], self.encode_conditions(c)
+        return codes, [tokens.flatten(1) for tokens in parts]
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         """Take one step of the transformer: encode, predict each code from those before it, step, count."""
@@ -244,7 +255,7 @@ class Net2NetTransformer(ImageModel):
             optimizer.zero_grad(set_to_none=True)
             self.batches_seen += 1
             self.log_dict({"train/lr": rate, "train/grad_norm": norm})
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=self._batch_size(batch))
 
     def forward(self, x: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
         """Return logits (B, N, V) of images, given conditions, and the codes (B, N) they should predict."""
@@ -252,6 +263,9 @@ class Net2NetTransformer(ImageModel):
         parts = [tokens.flatten(1) for tokens in self.encode_conditions(c)]
         condition = torch.cat(self._dropped(parts), dim=1)
         return self.transformer.code_logits(self._replaced(codes), condition), codes
+
+    def _batch_size(self, batch: dict) -> int:
+        return len(batch[CODES if CODES in batch else self.first_stage_key])
 
     def _replaced(self, codes: Tensor) -> Tensor:
         """In training, put random codes in place of some, of each with probability 1 - pkeep."""
@@ -295,8 +309,19 @@ class Net2NetTransformer(ImageModel):
 
     def check_batch(self, batch: dict) -> None:
         """Raise ValueError if images or conditions do not fit the stages and the length of the sequence."""
-        x, _ = self.get_xc(batch)
-        self.first_stage_model.check_training_size(*x.shape[2:])
+        if CODES not in batch:
+            x, _ = self.get_xc(batch)
+            self.first_stage_model.check_training_size(*x.shape[2:])
+
+    def check_cache(self, header: Any) -> None:
+        """Raise ValueError unless a code cache, of this header, is of the stages of this model."""
+        check_cache(self, header)
+
+    def on_train_start(self) -> None:
+        """Check a code cache that a loader other than that of the command reads."""
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if (header := getattr(dataset, "code_header", None)) is not None:
+            self.check_cache(header)
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
@@ -305,7 +330,7 @@ class Net2NetTransformer(ImageModel):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Log the loss, averaged over the set."""
-        loss, size = self.shared_step(batch, batch_idx), len(batch[self.first_stage_key])
+        loss, size = self.shared_step(batch, batch_idx), self._batch_size(batch)
         self.log("val/loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
 
     def on_validation_epoch_end(self) -> None:
@@ -462,18 +487,26 @@ class Net2NetTransformer(ImageModel):
         """Return what is worth looking at: inputs, reconstructions, samples from half the codes or none."""
         if lr_interface:
             raise ValueError("lr_interface: samplers of 2021 only; name the low resolution as cond_stage_key")
-        x, c = self.get_xc(batch, max_images)
-        x, c = x.to(self.device), [v.to(self.device) for v in ([c] if isinstance(c, Tensor) else c)]
-        quant, z = self.encode_to_z(x)
-        _, condition = self.encode_to_c(c)
-        half = z.shape[1] // 2
+        images: dict[str, Tensor] = {}
+        c: list[Tensor | None]
+        if CODES in batch:  # of a code cache: there are no inputs to show
+            few = {key: x[:max_images].to(self.device) for key, x in batch.items() if isinstance(x, Tensor)}
+            z, parts = self.get_codes(few)
+            quant, c = self.first_stage_model.codes_to_latents(few[CODES]), conditions_to_show(self, few)
+        else:
+            x, given = self.get_xc(batch, max_images)
+            x, c = x.to(self.device), [v.to(self.device) for v in ([given] if torch.is_tensor(given) else given)]
+            quant, z = self.encode_to_z(x)
+            parts = [self.encode_to_c(c)[1]]
+            images["inputs"] = x
+        condition, half = torch.cat(parts, dim=1), z.shape[1] // 2
         top_k = None if top_k is None else min(top_k, self.codebook_size)
-        images = {"inputs": x, "reconstructions": self.decode_to_img(z, quant.shape)}
-        for key, shown in self.show_conditions(c, x).items():
+        images["reconstructions"] = self.decode_to_img(z, quant.shape)
+        for key, shown in self.show_conditions(c, next(iter(images.values()))).items():
             images["conditioning" if len(self.cond_keys) == 1 else f"conditioning_{key}"] = shown
-        for name, given in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
+        for name, kept in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
             codes = self.sample(
-                given, condition, z.shape[1] - given.shape[1], temperature=temperature or 1.0, sample=True,
+                kept, condition, z.shape[1] - kept.shape[1], temperature=temperature or 1.0, sample=True,
                 top_k=top_k, callback=callback,
             )
             images[name] = self.decode_to_img(codes, quant.shape)

@@ -32,6 +32,10 @@ class DummyCondStage(AbstractEncoder):
         """Return the tokens as they are."""
         return c
 
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return tokens
+
     def to_rgb(  # type: ignore[override]  # the name of 2021
         self, c: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,

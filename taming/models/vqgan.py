@@ -163,6 +163,10 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         """Decode codes (B, h, w) to images (B, C, H, W)."""
         return self.decode_code(codes)
 
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Decode tokens (B, h, w) of a condition to images (B, C, H, W)."""
+        return self.decode_codes(tokens)
+
     # ---- training
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
@@ -377,6 +381,10 @@ class VQSegmentationModel(LabelMapConditioner, VQNoDiscModel):
                 "all three are the number of labels"
             )
         self.n_labels = n_labels
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Decode tokens (B, h, w) to the most likely labels, one-hot maps (B, n_labels, H, W)."""
+        return self.one_hot(self.decode_codes(tokens).argmax(1))
 
     def validators(self) -> dict[str, Any]:
         """Check label ids."""

@@ -12,6 +12,7 @@ from taming.config import get_obj_from_str, instantiate_from_config
 from taming.data.datamodule import DataModuleFromConfig
 from taming.data.items import ItemSpec
 from taming.models.base import ImageModel
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import ImageSizes, SizeMismatch
 from taming.modules.losses.lpips import LPIPS, MissingWeights
 from taming.parameters import did_you_mean
@@ -60,13 +61,24 @@ def check_agreement(config: DictConfig, model: pl.LightningModule, data: pl.Ligh
     for split in ("train", "validation"):
         if split not in data.datasets or not isinstance(model, ImageModel):
             continue
-        spec = data.item_spec(split)
-        check_keys(spec, model)
+        spec, header = data.item_spec(split), getattr(data.datasets[split], "code_header", None)
+        if header is not None and isinstance(model, Net2NetTransformer):
+            check_code_cache(split, header, model)
+        else:
+            check_keys(spec, model)
         check_classes(spec, model)
         try:
             model.check_batch(model.on_before_batch_transfer(data.first_batch(split), 0))
         except SizeMismatch as error:
             raise ValueError(f"the {split} data has {error}: {size_remedy(error, config, model)}") from None
+
+
+def check_code_cache(split: str, header: Any, model: Net2NetTransformer) -> None:
+    """Raise ValueError if a split is a code cache of other stages than those of the model."""
+    try:
+        model.check_cache(header)
+    except ValueError as error:
+        raise ValueError(f"the {split} data: {error}") from None
 
 
 def check_keys(spec: ItemSpec, model: Any) -> None:

@@ -58,6 +58,10 @@ class Conditioner:
         quant, _, info = self.encode(c)
         return quant, info[2].view(len(c), *(quant.shape[2:] if quant.ndim == 4 else (-1,)))
 
+    def from_tokens(self, tokens: Tensor) -> Tensor | None:
+        """Turn tokens back into about what `encode` takes, to show them; None if that is not possible."""
+        return None
+
     def from_batch(self, value: Tensor) -> Tensor:
         """Turn an entry of a batch, on its device, into what `encode` takes."""
         return value

@@ -52,3 +52,7 @@ class LabelGrid(LabelMapConditioner, nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn tokens (B, h, w) into one-hot maps (B, L, H, W), constant over each cell."""
         return F.interpolate(self.one_hot(tokens), scale_factor=float(self.factor), mode="nearest")
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Turn tokens (B, h, w) into one-hot maps (B, L, H, W)."""
+        return self.decode(tokens)

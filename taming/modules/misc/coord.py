@@ -71,6 +71,10 @@ class CoordStage(AbstractEncoder):
         """Turn steps (B, 1, h, w) back into coordinates (B, 1, H, W), constant over each latent's pixels."""
         return F.interpolate(c / self.n_embed, scale_factor=float(self.down_factor), mode="nearest")
 
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Turn steps (B, h, w) into coordinates (B, 1, H, W)."""
+        return self.decode(tokens[:, None].float())
+
     def to_rgb(
         self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[[Tensor, Size], Tensor] | None = None,

@@ -1,0 +1,107 @@
+"""Batches of a code cache (`taming.data.codes`) in place of images: conditions, and whether the cache fits.
+
+B batch, h w latent grid, M tokens.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from taming.checkpoint.content_hash import content_hash
+from taming.modules.conditioners.base import Conditioner
+
+CODES, TOKENS = "codes", "tokens/"  # keys of such batches; the second stands before the key of a condition
+SHOWN = 16  # digits of a hash
+
+
+def stage_hash(stage: Any) -> str:
+    """Identify a condition stage by its weights and by what decides its tokens besides them."""
+    return content_hash(stage, stage.kind, stage.vocab_size, stage.factor)
+
+
+def cached_conditions(model: Any, batch: dict) -> list[Tensor]:
+    """Return the tokens of each condition, (B, h, w) or (B, M): stored ones, or those of stored labels.
+
+    Args:
+        model: the `Net2NetTransformer`.
+        batch: a batch of a code cache.
+    """
+    parts = []
+    for key, stage in zip(model.cond_keys, model.cond_stages, strict=True):
+        tokens = batch.get(TOKENS + key)
+        if tokens is None:
+            tokens = stage.tokens(batch[CODES] if stage.kind == "none" else _value(model, stage, key, batch))[1]
+        parts.append(tokens)
+    return parts
+
+
+def conditions_to_show(model: Any, batch: dict) -> list[Tensor | None]:
+    """Return what each condition was encoded from, about; None for what cannot be told from its tokens."""
+    return [
+        stage.from_tokens(batch[TOKENS + key]) if TOKENS + key in batch
+        else None if stage.kind == "none" else _value(model, stage, key, batch)
+        for key, stage in zip(model.cond_keys, model.cond_stages, strict=True)
+    ]
+
+
+def _value(model: Any, stage: Conditioner, key: str, batch: dict) -> Tensor:
+    return stage.from_batch(model.get_input(batch, key))
+
+
+def check_cache(model: Any, header: Any) -> None:
+    """Raise ValueError where a code cache is not of the stages of a transformer.
+
+    Args:
+        model: the `Net2NetTransformer`.
+        header: the `CodeHeader` of the cache.
+    """
+    again = "encode the data again with this configuration (`taming encode`)"
+    first = model.first_stage_model
+    if (wanted := content_hash(first)) != header.tokenizer:
+        raise ValueError(
+            f"the code cache is of the tokenizer {header.tokenizer[:SHOWN]}, but the first stage is "
+            f"{wanted[:SHOWN]}: {again}, or name the first stage that it was encoded with"
+        )
+    grid, found = first.code_shape(*first.image_size), [field.shape for field in header.grids]
+    if found != [grid]:
+        grids = " and ".join("x".join(map(str, shape)) for shape in found)
+        raise ValueError(
+            f"the code cache has grids of {grids} codes (height x width), but the transformer models "
+            f"{grid[0]}x{grid[1]}: {again}, or set its size"
+        )
+    if header.grids[0].values != first.codebook_size:
+        raise ValueError(
+            f"the code cache has {header.grids[0].values} different codes, but the first stage "
+            f"{first.codebook_size}: {again}"
+        )
+    for key, stage, size in zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True):
+        if stage.kind != "none":
+            _check_condition(header, key, stage, stage.token_shape(*size), model.transformer.vocab_size, again)
+
+
+def _check_condition(
+    header: Any, key: str, stage: Conditioner, shape: tuple[int, ...] | None, vocab_size: int, again: str
+) -> None:
+    """Raise ValueError where the tokens of a condition are missing, or not those of its stage."""
+    field = header.field(TOKENS + key)
+    if field is None:
+        label = header.field(key)
+        if label is not None and stage.kind == "class":
+            return  # its values are looked at batch by batch
+        held = ", ".join(field.name for field in header.fields)
+        raise ValueError(f"the code cache has no condition {key}, only {held}: {again}")
+    if (wanted := stage_hash(stage)) != field.stage:
+        raise ValueError(
+            f"the code cache has tokens of {key} of the condition stage {field.stage[:SHOWN]}, but that of "
+            f"the transformer is {wanted[:SHOWN]}: {again}, or name the stage that it was encoded with"
+        )
+    if shape is not None and field.shape != shape:
+        raise ValueError(
+            f"the code cache has tokens of {key} of the shape {field.shape}, but the transformer was laid out "
+            f"for {shape}: {again}"
+        )
+    if field.values > vocab_size:
+        raise ValueError(
+            f"the code cache has up to {field.values} different tokens of {key}, but vocab_size: {vocab_size} "
+            f"of the transformer is smaller: set transformer_config.params.vocab_size={field.values}"
+        )
