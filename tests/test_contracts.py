@@ -1,12 +1,17 @@
 """Every tokenizer x prior x condition that is shipped, at toy size: the contracts, and one step of training,
-validation, sampling and logging."""
+validation, sampling and logging, from images and from a code cache."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
+from taming.data.codes import CodeDataset
+from taming.data.codes.writer import CodeWriter
+from taming.data.sampler import SeededDataset
+from taming.inference.encode import encode_dataset, header_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Tokenizer
 from taming.modules.conditioners import Conditioner
@@ -117,10 +122,10 @@ def item(i):
     }
 
 
-def fit(model, tmp_path):
+def fit(model, tmp_path, items=None):
     """One step of training and one of validation; the logged numbers."""
     model.learning_rate = 1e-3
-    data = DataLoader([item(i) for i in range(2)], batch_size=2)
+    data = DataLoader([item(i) for i in range(2)] if items is None else items, batch_size=2)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
@@ -128,6 +133,15 @@ def fit(model, tmp_path):
     trainer.fit(model, data, data)
     assert model.batches_seen == 1
     return trainer.callback_metrics
+
+
+def cache_of(model, tmp_path):
+    """A code cache of two items."""
+    dataset = SeededDataset([item(i) for i in range(2)])
+    section = OmegaConf.create({"params": {"train": {}}})
+    header = header_of(model, dataset, section, split="train", views=1, batch_size=2)
+    encode_dataset(model, dataset, CodeWriter(tmp_path / "codes.tcc", header, 2))
+    return CodeDataset(tmp_path / "codes.tcc")
 
 
 def check_images(images, channels=(1, 3)):
@@ -246,6 +260,16 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     model.eval()
     batch = {key: torch.stack([item(i)[key] for i in range(2)]) for key in item(0)}
     check_images(model.log_images(batch))
+    cache = cache_of(model, tmp_path)
+    model.check_cache(cache.code_header)
+    cached, losses = cache.get_batch([0, 1]), []
+    for each in (batch, cached):
+        torch.manual_seed(0)
+        losses.append(model.train().shared_step(each))
+    assert torch.equal(*losses)  # with random codes and dropped conditions
+    shown = model.eval().log_images(cached)
+    check_images(shown)
+    assert "inputs" not in shown
     x, c = model.get_xc(batch)
     parts = model.encode_conditions(c)
     tokens = torch.cat([part.flatten(1) for part in parts], dim=1)
@@ -262,6 +286,39 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
     images = model.generate([part[:1] for part in parts], how, generator=image_generators(0, [0]))
     assert images.shape == (1, 3, HEIGHT, WIDTH) and images.abs().max() <= 1
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_step_from_a_code_cache_is_one_from_images(prior, condition, tmp_path):
+    stage, key = CONDITIONS[condition]
+    states, metrics = [], []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        model = Net2NetTransformer(
+            PRIORS[prior], TOKENIZERS["VQModel"], stage, cond_stage_key=key, pkeep=0.9,
+            **({} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}),
+        )
+        items = cache_of(model.eval(), tmp_path) if cached else None
+        torch.manual_seed(1)
+        metrics.append(fit(model.train(), tmp_path, items))
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert {name: float(value) for name, value in metrics[0].items()} == metrics[1]
+    fields = {field.name for field in items.code_header.fields}
+    stored = {"none": set(), "class": set(), "several": {"tokens/segmentation"}}
+    assert fields == {"codes", "class_label"} | stored.get(condition, {f"tokens/{key}"})
+
+
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, *FROZEN_ONLY])
+def test_a_code_cache_of_a_tokenizer_alone(tokenizer, tmp_path):
+    """Its codes and labels feed any transformer over it that is given a class."""
+    config = {**TOKENIZERS, **FROZEN_ONLY}[tokenizer]
+    torch.manual_seed(0)
+    model = Net2NetTransformer(PRIORS["GPT"], config, CONDITIONS["class"][0], cond_stage_key="class_label")
+    cache = cache_of(model.first_stage_model, tmp_path)
+    model.check_cache(cache.code_header)
+    assert fit(model, tmp_path, cache)["train/loss"] > 0
 
 
 def test_a_quantizer_of_another_size_is_named():

@@ -12,6 +12,7 @@ import random
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from PIL import Image, PngImagePlugin, features
 
 from taming.colormap import label_colors
 from taming.data.base import ImagePaths
+from taming.data.codes import CodeDataset, CodeHeader, Field
+from taming.data.codes.format import PREFIX, pack
 from taming.data.conditional_builder.utils import (
     filter_annotations,
     horizontally_flip_bbox,
@@ -116,6 +119,16 @@ def parquet_file() -> bytes:
     return file.getvalue()
 
 
+def code_file() -> bytes:
+    """A code cache of one block, whose checksum is the last four bytes."""
+    depth, label = Field.of("tokens/depth", (2, 3), 16), Field.of("class_label", (), 3)
+    fields = Field.of("codes", (4, 6), 1000), depth, label
+    header = CodeHeader(fields, 5, 2, "0" * 64, {"class_names": ["cat", "dog", "fox"]})
+    values = {field.name: RNG.integers(0, field.values, (10, *field.shape)) for field in fields}
+    records = pack(fields, values).tobytes()
+    return header.to_bytes() + records + zlib.crc32(records).to_bytes(4, "little")
+
+
 # ---- readers: each takes the path of a damaged file
 
 
@@ -159,6 +172,14 @@ def read_parquet(path: Path) -> None:
     read_all(HuggingFaceImages(path, label_column="label", cache_dir=cache, max_bad_fraction=1.0))
 
 
+def read_codes(path: Path) -> None:
+    dataset = CodeDataset(path)
+    codes = dataset.read(np.arange(dataset.code_header.records))
+    for field in dataset.code_header.fields:
+        assert 0 <= codes[field.name].min() and codes[field.name].max() < field.values
+    dataset.check_all()
+
+
 def index_file() -> bytes:
     shard = io.BytesIO(shard_file())
     with tarfile.open(fileobj=shard) as tar:
@@ -169,6 +190,7 @@ def index_file() -> bytes:
 LIST = "".join(f"{name}\n" for name in ("0.png", "./0.png", "0.png", "././0.png")).encode()
 KINDS: dict[str, tuple[Callable[[], bytes], Callable]] = {
     **{name: (lambda name=name: image_files()[name], read_image) for name in image_files()},
+    "x.tcc": (code_file, read_codes),
     "x.npy": (npy_file, read_npy), "x.tar": (shard_file, read_shard), "x.json": (index_file, read_index),
     "list.txt": (lambda: LIST, read_list), "classes.txt": (lambda: b"cat\ndog\nred fox\n", read_class_names),
     "ids.png": (lambda: encoded(Image.fromarray(IDS), "PNG"), read_ids),
@@ -235,7 +257,18 @@ def with_tar_sums(data: bytes) -> bytes:
     return bytes(changed)
 
 
-RIGHTED = {"png": with_png_sums, "tar": with_tar_sums}
+def with_code_sums(data: bytes) -> bytes:
+    """Right the checksums of a code cache, that of the header and that of the one block."""
+    if len(data) < PREFIX.size + 4:
+        return data
+    magic, version, length, _ = PREFIX.unpack(data[:PREFIX.size])
+    text = data[PREFIX.size:PREFIX.size + length]
+    start = -(-(PREFIX.size + length) // 64) * 64
+    head = PREFIX.pack(magic, version, length, zlib.crc32(text)) + data[PREFIX.size:start]
+    return head + data[start:-4] + zlib.crc32(data[start:-4]).to_bytes(4, "little")
+
+
+RIGHTED = {"png": with_png_sums, "tar": with_tar_sums, "tcc": with_code_sums}
 
 
 @cache

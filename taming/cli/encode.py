@@ -60,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Describe a code cache, or encode and write one."""
     if options.info is not None:
-        dataset = CodeDataset(options.info)
-        print(describe(dataset.code_header, options.info))
-        dataset.check_all()
+        cache = CodeDataset(options.info)
+        print(describe(cache.code_header, options.info))
+        cache.check_all()
         print("all records agree with their checksums")
         return
     file = options.outdir
     if options.model is None or file is None:
-        raise ValueError("give a run or a configuration, and the file to write: taming encode RUN -o train.tcc")
+        raise ValueError("give a run or a configuration, and the file to write: taming encode RUN -o x.tcc")
     if file.is_dir():
         raise ValueError(f"--outdir {file} is a folder: name a file, {file / 'train.tcc'} for instance")
     check_folder(file.parent)
@@ -86,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
     if workers is None:
         workers = default_num_workers(rank_and_world_size()[1])
     encode_dataset(model, dataset, writer, workers=workers)
-    rank_zero_print(describe(header, file))
+    if rank_and_world_size()[0] == 0:  # others may end before the file is there
+        print(describe(header, file))
 
 
 def load(name: str, device: str | None) -> tuple[Any, DictConfig]:
@@ -129,11 +130,11 @@ def describe(header: CodeHeader, file: Path) -> str:
         kind = field.name.partition("/")[0]
         shape = "x".join(map(str, field.shape)) or "1"
         what = {"codes": "codes", "tokens": "tokens of a condition"}.get(kind, "label")
-        made = f", of the stage {field.stage[:16]}" if field.stage else ""
-        lines.append(
-            f"  {json.dumps(field.name)}: {shape} {what}, {field.values} different ones in {field.bits} bits{made}"
-        )
-    lines.append(f"  tokenizer {json.dumps(about.get('tokenizer'))}, content hash {json.dumps(header.tokenizer)}")
+        made = f", of the stage {json.dumps(field.stage[:16])}" if field.stage else ""
+        size = f"{field.values} different ones in {field.bits} bits"
+        lines.append(f"  {json.dumps(field.name)}: {shape} {what}, {size}{made}")
+    name, identity = json.dumps(about.get("tokenizer")), json.dumps(header.tokenizer)
+    lines.append(f"  tokenizer {name}, content hash {identity}")
     for key in ("conditions", "pixels", "split", "seed", "source", "batch_size", "versions"):
         lines.append(f"  {key}: {json.dumps(about.get(key))}")
     if names := about.get("class_names"):

@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 import taming
-from taming.checkpoint.save import relative_paths
 from taming.checkpoint.content_hash import content_hash
+from taming.checkpoint.save import relative_paths
 from taming.config import storable
-from taming.data.codes.format import CodeHeader, Field, grid_names, grid_shapes, pack
+from taming.data.codes.format import CodeHeader, Field, grid_names, pack
 from taming.data.codes.writer import CodeWriter
 from taming.data.sampler import Pair, SeededDataset
 from taming.inference.dataset import batch_of, unwrapped
 from taming.inference.distributed import POLL_INTERVAL, rank_and_world_size
 from taming.models.code_cache import TOKENS, stage_hash
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.tokenizer import Tokenizer
+from taming.models.tokenizer import Tokenizer, as_list
 
 ANY_LABEL = 1 << 32  # values of labels whose number is not known
 COMPARED = 32  # images whose views are compared, until two differ
@@ -43,7 +43,7 @@ def tokenizer_of(model: Model) -> Any:
     """
     found = model.first_stage_model if isinstance(model, Net2NetTransformer) else model
     if not isinstance(found, Tokenizer):
-        raise ValueError(f"a {type(model).__name__} has no codes: give a tokenizer, or a transformer over one")
+        raise ValueError(f"{type(model).__name__} has no codes: give a tokenizer, or a transformer over one")
     return found
 
 
@@ -51,8 +51,8 @@ def tokenizer_of(model: Model) -> Any:
 def encode(model: Model, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Return what the records of a batch hold, int64, by the names of the fields.
 
-    These are the codes (B, h, w) of the images; of a transformer the tokens (B, h, w) or (B, M) of each of its
-    conditions; and every entry of the batch that is one whole number for each image.
+    These are the codes (B, h, w) of the images; of a transformer the tokens (B, h, w) or (B, M) of each
+    condition; and every entry of the batch that is one whole number for each image.
     """
     batch = model.on_before_batch_transfer(batch, 0)
     labels = {key: value for key, value in batch.items() if _is_label(value)}
@@ -67,7 +67,7 @@ def encode(model: Model, batch: dict[str, Any]) -> dict[str, Tensor]:
         }
     else:
         codes, tokens = model.encode_codes(model.get_images(batch)), {}
-    grids = [codes] if isinstance(codes, Tensor) else list(codes)
+    grids = as_list(codes)
     return dict(zip(grid_names(len(grids)), grids, strict=True)) | tokens | labels
 
 
@@ -78,9 +78,7 @@ def _is_label(value: Any) -> bool:
 def fields_of(model: Model, encoded: Mapping[str, Tensor], class_names: list[str]) -> tuple[Field, ...]:
     """Describe what `encode` returned."""
     tokenizer = tokenizer_of(model)
-    sizes = tokenizer.codebook_size  # of all grids, or of each
-    grids = grid_names(sum(name.partition("/")[0] == "codes" for name in encoded))
-    values = dict(zip(grids, [sizes] * len(grids) if isinstance(sizes, int) else sizes, strict=True))
+    values = dict.fromkeys(grid_names(tokenizer.levels), tokenizer.codebook_size)
     values |= {"class_label": len(class_names)} if class_names else {}
     hashes = {}
     if isinstance(model, Net2NetTransformer):
@@ -117,8 +115,8 @@ def header_of(
     names = [str(name) for name in getattr(data, "class_names", ())]
     encoded = encode(model, batch_of(dataset, [0]))
     fields = fields_of(model, encoded, names)
-    wanted = grid_shapes(tokenizer.code_shape(*tokenizer.image_size))
-    found = [field.shape for field in fields if field.name.partition("/")[0] == "codes"]
+    wanted = as_list(tokenizer.code_shape(*tokenizer.image_size))
+    found = [tuple(encoded[name].shape[1:]) for name in grid_names(tokenizer.levels)]
     if found != wanted:
         raise ValueError(
             f"the images have grids of {found} codes, but the tokenizer is made for {wanted}, at "
@@ -147,8 +145,8 @@ def check_views(dataset: SeededDataset, views: int) -> None:
         if any(not torch.equal(one, other) for one, other in tensors):
             return
     raise ValueError(
-        f"--views {views}: the data set gives each image the same in every view: let it crop or flip at random "
-        "(data.params....params.random_crop=true, flip=true), or leave --views out"
+        f"--views {views}: the data set gives each image the same in every view: let it crop or flip at "
+        "random (data.params....params.random_crop=true, flip=true), or leave --views out"
     )
 
 
@@ -187,7 +185,7 @@ def encode_dataset(model: Model, dataset: SeededDataset, writer: CodeWriter, *, 
 
 
 def _batches(writer: CodeWriter, part: int) -> Iterator[list[Pair]]:
-    """Yield the items (view, index) of a part, in batches that do not depend on how many processes there are."""
+    """Yield the items (view, index) of a part, in batches that are the same for any number of processes."""
     images, records, size = writer.header.images, writer.records_of(part), writer.header.about["batch_size"]
     for start in range(records.start, records.stop, size):
         yield [divmod(number, images) for number in range(start, min(start + size, records.stop))]

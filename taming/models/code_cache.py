@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from taming.checkpoint.content_hash import content_hash
+from taming.models.tokenizer import as_list
 from taming.modules.conditioners.base import Conditioner
 
 CODES, TOKENS = "codes", "tokens/"  # keys of such batches; the second stands before the key of a condition
@@ -30,7 +31,8 @@ def cached_conditions(model: Any, batch: dict) -> list[Tensor]:
     for key, stage in zip(model.cond_keys, model.cond_stages, strict=True):
         tokens = batch.get(TOKENS + key)
         if tokens is None:
-            tokens = stage.tokens(batch[CODES] if stage.kind == "none" else _value(model, stage, key, batch))[1]
+            value = batch[CODES] if stage.kind == "none" else _value(model, stage, key, batch)
+            tokens = stage.tokens(value)[1]
         parts.append(tokens)
     return parts
 
@@ -62,12 +64,14 @@ def check_cache(model: Any, header: Any) -> None:
             f"the code cache is of the tokenizer {header.tokenizer[:SHOWN]}, but the first stage is "
             f"{wanted[:SHOWN]}: {again}, or name the first stage that it was encoded with"
         )
-    grid, found = first.code_shape(*first.image_size), [field.shape for field in header.grids]
-    if found != [grid]:
-        grids = " and ".join("x".join(map(str, shape)) for shape in found)
+    grids, found = as_list(first.code_shape(*first.image_size)), [field.shape for field in header.grids]
+    if found != grids:
+        has, needs = (
+            " and ".join("x".join(map(str, shape)) for shape in shapes) for shapes in (found, grids)
+        )
         raise ValueError(
-            f"the code cache has grids of {grids} codes (height x width), but the transformer models "
-            f"{grid[0]}x{grid[1]}: {again}, or set its size"
+            f"the code cache has grids of {has} codes (height x width), but the transformer models {needs}: "
+            f"{again}, or set its size"
         )
     if header.grids[0].values != first.codebook_size:
         raise ValueError(
@@ -76,7 +80,8 @@ def check_cache(model: Any, header: Any) -> None:
         )
     for key, stage, size in zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True):
         if stage.kind != "none":
-            _check_condition(header, key, stage, stage.token_shape(*size), model.transformer.vocab_size, again)
+            shape = stage.token_shape(*size)
+            _check_condition(header, key, stage, shape, model.transformer.vocab_size, again)
 
 
 def _check_condition(
@@ -97,11 +102,12 @@ def _check_condition(
         )
     if shape is not None and field.shape != shape:
         raise ValueError(
-            f"the code cache has tokens of {key} of the shape {field.shape}, but the transformer was laid out "
-            f"for {shape}: {again}"
+            f"the code cache has tokens of {key} of the shape {field.shape}, but the transformer was laid "
+            f"out for {shape}: {again}"
         )
     if field.values > vocab_size:
         raise ValueError(
-            f"the code cache has up to {field.values} different tokens of {key}, but vocab_size: {vocab_size} "
-            f"of the transformer is smaller: set transformer_config.params.vocab_size={field.values}"
+            f"the code cache has up to {field.values} different tokens of {key}, but vocab_size: "
+            f"{vocab_size} of the transformer is smaller: set "
+            f"model.params.transformer_config.params.vocab_size={field.values}"
         )

@@ -318,10 +318,12 @@ class Net2NetTransformer(ImageModel):
         check_cache(self, header)
 
     def on_train_start(self) -> None:
-        """Check a code cache that a loader other than that of the command reads."""
-        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-        if (header := getattr(dataset, "code_header", None)) is not None:
-            self.check_cache(header)
+        """Check the code caches that are read: now the weights of a resumed run are there, too."""
+        trainer: Any = self.trainer
+        of_module = getattr(trainer.datamodule, "datasets", {}).values()
+        for dataset in (*of_module, getattr(trainer.train_dataloader, "dataset", None)):
+            if (header := getattr(dataset, "code_header", None)) is not None:
+                self.check_cache(header)
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
@@ -495,7 +497,8 @@ class Net2NetTransformer(ImageModel):
             quant, c = self.first_stage_model.codes_to_latents(few[CODES]), conditions_to_show(self, few)
         else:
             x, given = self.get_xc(batch, max_images)
-            x, c = x.to(self.device), [v.to(self.device) for v in ([given] if torch.is_tensor(given) else given)]
+            values = [given] if isinstance(given, Tensor) else given
+            x, c = x.to(self.device), [value.to(self.device) for value in values]
             quant, z = self.encode_to_z(x)
             parts = [self.encode_to_c(c)[1]]
             images["inputs"] = x

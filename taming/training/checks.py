@@ -47,10 +47,13 @@ def check_loss_files(model_config: DictConfig, download: bool) -> None:
         ) from None
 
 
-def check_agreement(config: DictConfig, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def check_agreement(
+    config: DictConfig, model: pl.LightningModule, data: pl.LightningDataModule, *, has_weights: bool = True
+) -> None:
     """Check the first item of each split against the model, and that the items fill a batch.
 
-    `config` is the whole configuration. Data modules and models of other packages are not checked.
+    `config` is the whole configuration. Data modules and models of other packages are not checked. A code
+    cache is compared with the weights of the stages if the model has them: those of a resumed run come later.
 
     Raises:
         ValueError: keys, sizes, channels or numbers of classes do not agree; the message says what to set.
@@ -63,7 +66,8 @@ def check_agreement(config: DictConfig, model: pl.LightningModule, data: pl.Ligh
             continue
         spec, header = data.item_spec(split), getattr(data.datasets[split], "code_header", None)
         if header is not None and isinstance(model, Net2NetTransformer):
-            check_code_cache(split, header, model)
+            if has_weights:
+                check_code_cache(split, header, model)
         else:
             check_keys(spec, model)
         check_classes(spec, model)

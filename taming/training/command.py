@@ -228,7 +228,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
     data.setup()
-    check_agreement(run.config, model, data)
+    check_agreement(run.config, model, data, has_weights=run.resume is None)
     algorithm = run.batch_arguments.get("gradient_clip_algorithm", "norm")
     if algorithm not in (None, "norm"):
         raise ValueError(f"gradient_clip_algorithm: {algorithm} is not available, only norm")

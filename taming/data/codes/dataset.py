@@ -108,7 +108,7 @@ class CodeDataset(Dataset):
     @staticmethod
     def collate_fn(items: Any) -> dict[str, Any]:
         """Return a batch as it is; make one of a list of items."""
-        return items if isinstance(items, Mapping) else make_batch(items)
+        return items if isinstance(items, dict) else make_batch(items)
 
     def _check(self, numbers: np.ndarray) -> None:
         """Compare the blocks of records with their checksums, unless that was done before."""
@@ -117,11 +117,12 @@ class CodeDataset(Dataset):
         span = np.arange((last - first).max(initial=0) + 1)
         blocks = np.minimum(first[:, None] + span, last[:, None])
         for block in np.unique(blocks[~self._checked[blocks]]).tolist():
-            if zlib.crc32(self._data[block * BLOCK:(block + 1) * BLOCK]) != self._checksums[block]:
-                place = block * BLOCK // size
+            data = self._data[block * BLOCK:(block + 1) * BLOCK]
+            if zlib.crc32(data.data) != self._checksums[block]:
+                place = f"record {block * BLOCK // size} of {self.code_header.records}"
                 raise CodeCacheError(
-                    f"code cache {self.path} is damaged at record {place} of {self.code_header.records}: copy it "
-                    "again, or make it again with `taming encode`"
+                    f"code cache {self.path} is damaged at {place}: copy it again, or make it again with "
+                    "`taming encode`"
                 )
             self._checked[block] = True
 

@@ -124,11 +124,6 @@ class CodeHeader:
         return start + bytes(-len(start) % ALIGNMENT)
 
 
-def grid_shapes(shape: Any) -> list[tuple[int, int]]:
-    """Return the grids (h, w) of a tokenizer's `code_shape`, which is one grid or a list of grids."""
-    return [shape] if isinstance(shape[0], int) else [(h, w) for h, w in shape]
-
-
 def grid_names(count: int) -> list[str]:
     """Return the names of the fields of so many grids."""
     return [CODES] if count == 1 else [f"{CODES}/{level}" for level in range(count)]
@@ -269,7 +264,7 @@ def unpack(fields: Sequence[Field], records: np.ndarray, count: int) -> dict[str
 
 
 def checksums(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, int | None]]:
-    """Cut a stream of bytes into blocks; yield pieces of at most a block, with the checksum of a finished one."""
+    """Cut a stream of bytes into pieces; yield them, the last one of a block with its checksum."""
     room, checksum = BLOCK, 0
     for piece in pieces:
         for start in range(0, len(piece), BLOCK):

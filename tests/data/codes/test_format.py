@@ -22,7 +22,6 @@ from taming.data.codes.format import (
     SLACK,
     checksums,
     grid_names,
-    grid_shapes,
     pack,
     read_header,
     unpack,
@@ -98,8 +97,7 @@ def test_wrong_values_are_not_packed(array, message):
         pack(FIELDS[:1], {"codes": array})
 
 
-def test_grids():
-    assert grid_shapes((4, 6)) == [(4, 6)] and grid_shapes([(2, 3), [4, 6]]) == [(2, 3), (4, 6)]
+def test_names_of_grids():
     assert grid_names(1) == ["codes"] and grid_names(2) == ["codes/0", "codes/1"]
 
 
@@ -129,7 +127,7 @@ def test_a_file_holds_what_was_written(tmp_path, fields):
         assert tensor.dtype == torch.int64 and np.array_equal(tensor.numpy(), values[name][numbers])
     item = dataset[-1]
     assert all(np.array_equal(item[name].numpy(), values[name][149]) for name in values)
-    with pytest.raises(IndexError, match="150 of 150 images|of 150 images"):
+    with pytest.raises(IndexError, match="indices from 150 to 150 of 150 images"):
         dataset[150]
     dataset.check_all()
 
@@ -212,7 +210,7 @@ def test_a_file_that_is_cut_short_or_longer(tmp_path):
         with pytest.raises(CodeCacheError, match=str(path)):
             CodeDataset(path)
     path.write_bytes(whole[:-1])
-    with pytest.raises(CodeCacheError, match=rf"is cut short: it has {len(whole) - 1} of {len(whole)} bytes: copy"):
+    with pytest.raises(CodeCacheError, match=rf"is cut short: it has {len(whole) - 1} of {len(whole)} bytes"):
         CodeDataset(path)
     path.write_bytes(whole + b"\0")
     with pytest.raises(CodeCacheError, match="is longer than its header says"):
@@ -247,7 +245,8 @@ HOSTILE = {
     "no JSON": b"{", "nested": b"[" * 100_000, "a list": b"[]", "null": b"null", "not UTF-8": b"\xff" * 10,
     "huge number": b'{"images": 1' + b"0" * 5000 + b"}", "infinite": content(images=1e999),
     "a text": content(images="7"), "true": content(images=True), "no images": content(images=0),
-    "negative": content(views=-1), "many images": content(images=1 << 41), "many views": content(views=1 << 20),
+    "negative": content(views=-1), "many images": content(images=1 << 41),
+    "many views": content(views=1 << 20),
     "no bits": content(bits=0), "33 bits": content(bits=33), "no values": content(values=0),
     "more values than bits": content(values=17), "no side": content(shape=[0, 4]),
     "three sides": content(shape=[1, 1, 1]), "huge record": content(shape=[1 << 30, 1 << 30]),
