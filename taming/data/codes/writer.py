@@ -1,8 +1,7 @@
 """Write a code cache: in parts, by one process or several, and at last as one file.
 
-A part is a range of records, in a file of its own that appears whole. Which records are whose part follows
-from the header alone, so that an interrupted start is continued, by any number of processes, and the file has
-the same bytes as that of one process.
+A part is a range of records, in a file of its own that appears whole. The header alone decides which records
+a part has, so that any number of processes continue an interrupted start, and write the same bytes as one.
 """
 
 import hashlib
