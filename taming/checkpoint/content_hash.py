@@ -8,7 +8,7 @@ from torch import nn
 
 # Entries of a state dict that change nothing that a trained network computes: losses, the colours of 2021,
 # and what a codebook counts in training.
-OF_TRAINING = re.compile(r"(.*\.)?(loss\..*|colorize|idle_batches|cluster_size|embed_avg)")
+OF_TRAINING = re.compile(r"(.*\.)?(loss\..*|colorize|idle_batches|has_begun|cluster_size|embed_avg)")
 
 
 @torch.no_grad()

@@ -8,11 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from taming.checkpoint.content_hash import content_hash
-from taming.models.tokenizer import as_list
+from taming.models.tokenizer import Codes, as_list
 from taming.modules.conditioners.base import Conditioner
 
 CODES, TOKENS = "codes", "tokens/"  # keys of such batches; the second stands before the key of a condition
 SHOWN = 16  # digits of a hash
+
+
+def is_cached(batch: dict) -> bool:
+    """Tell whether a batch is of a code cache."""
+    return CODES in batch or f"{CODES}/0" in batch
+
+
+def cached_codes(batch: dict) -> Codes:
+    """Return the codes (B, h, w) of a batch of a code cache; of several levels a list of them."""
+    if CODES in batch:
+        return batch[CODES]
+    levels = sum(key.startswith(f"{CODES}/") for key in batch)
+    return [batch[f"{CODES}/{level}"] for level in range(levels)]
 
 
 def stage_hash(stage: Any) -> str:
@@ -31,8 +44,8 @@ def cached_conditions(model: Any, batch: dict) -> list[Tensor]:
     for key, stage in zip(model.cond_keys, model.cond_stages, strict=True):
         tokens = batch.get(TOKENS + key)
         if tokens is None:
-            value = batch[CODES] if stage.kind == "none" else _value(model, stage, key, batch)
-            tokens = stage.tokens(value)[1]
+            first = as_list(cached_codes(batch))[0]  # as many as there are images
+            tokens = stage.tokens(first if stage.kind == "none" else _value(model, stage, key, batch))[1]
         parts.append(tokens)
     return parts
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
 from taming.models.base import ImageModel
-from taming.models.code_cache import CODES, cached_conditions, check_cache, conditions_to_show
+from taming.models.code_cache import (
+    cached_codes,
+    cached_conditions,
+    check_cache,
+    conditions_to_show,
+    is_cached,
+)
 from taming.models.conditioning import (
     UNCONDITIONAL,
     build_cond_stage,
@@ -235,8 +241,8 @@ class Net2NetTransformer(ImageModel):
 
         They are encoded here, or were encoded before: a batch of `taming.data.codes.CodeDataset` holds them.
         """
-        if CODES in batch:
-            codes, parts = self.permuter(batch[CODES].flatten(1)), cached_conditions(self, batch)
+        if is_cached(batch):
+            codes, parts = self.permuter(cached_codes(batch).flatten(1)), cached_conditions(self, batch)
         else:
             x, c = self.get_xc(batch)  #                                   (B, C, H, W), each condition
             codes, parts = self.encode_to_z(x)[1], self.encode_conditions(c)
@@ -265,7 +271,7 @@ class Net2NetTransformer(ImageModel):
         return self.transformer.code_logits(self._replaced(codes), condition), codes
 
     def _batch_size(self, batch: dict) -> int:
-        return len(batch[CODES if CODES in batch else self.first_stage_key])
+        return len(cached_codes(batch) if is_cached(batch) else batch[self.first_stage_key])
 
     def _replaced(self, codes: Tensor) -> Tensor:
         """In training, put random codes in place of some, of each with probability 1 - pkeep."""
@@ -309,7 +315,7 @@ class Net2NetTransformer(ImageModel):
 
     def check_batch(self, batch: dict) -> None:
         """Raise ValueError if images or conditions do not fit the stages and the length of the sequence."""
-        if CODES not in batch:
+        if not is_cached(batch):
             x, _ = self.get_xc(batch)
             self.first_stage_model.check_training_size(*x.shape[2:])
 
@@ -491,10 +497,11 @@ class Net2NetTransformer(ImageModel):
             raise ValueError("lr_interface: samplers of 2021 only; name the low resolution as cond_stage_key")
         images: dict[str, Tensor] = {}
         c: list[Tensor | None]
-        if CODES in batch:  # of a code cache: there are no inputs to show
+        if is_cached(batch):  # there are no inputs to show
             few = {key: x[:max_images].to(self.device) for key, x in batch.items() if isinstance(x, Tensor)}
             z, parts = self.get_codes(few)
-            quant, c = self.first_stage_model.codes_to_latents(few[CODES]), conditions_to_show(self, few)
+            quant = self.first_stage_model.codes_to_latents(cached_codes(few))
+            c = conditions_to_show(self, few)
         else:
             x, given = self.get_xc(batch, max_images)
             values = [given] if isinstance(given, Tensor) else given

@@ -1,6 +1,7 @@
 """`taming encode`: exactly the codes of encoding on the fly, written by any number of processes, in any
 number of starts; and training from them."""
 
+import dataclasses
 import errno
 import os
 import re
@@ -20,9 +21,10 @@ from taming.checkpoint import load_model, read_checkpoint, save_exported
 from taming.checkpoint.content_hash import content_hash
 from taming.cli import command, encode
 from taming.config import load_config
-from taming.data.codes import CodeDataset, writer
+from taming.data.codes import CodeDataset, Field, writer
 from taming.data.codes.format import pack
 from taming.inference.dataset import batch_of, build_dataset
+from taming.models.code_cache import stage_hash
 from taming.training.command import main
 from tests.tiny import curves, resume, train, write_transformer, write_vqgan
 
@@ -378,6 +380,26 @@ def _whole_stage(vqgan):
         **words, "ddconfig": ddconfig, "ckpt_path": str(vqgan),
         "lossconfig": {"target": "taming.modules.losses.DummyLoss"}}}
     return [f"model.params.first_stage_config={stage}"]
+
+
+def test_headers_that_do_not_agree_with_the_stages(config, tmp_path):
+    """Of the right tokenizer, as they say."""
+    run(config, "-o", tmp_path / "x.tcc")
+    header, model = CodeDataset(tmp_path / "x.tcc").code_header, encode.load(str(config), "cpu")[0]
+    model.check_cache(header)
+    codes, label = header.fields
+    for fields, message in (
+        ([codes._replace(shape=(8, 4)), label], "grids of 8x4 codes .*, but the transformer models 8x8"),
+        ([codes._replace(name="codes/0"), codes._replace(name="codes/1")], "grids of 8x8 and 8x8 codes"),
+        ([codes._replace(values=9, bits=4), label], "has 9 different codes, but the first stage 8"),
+        ([codes], "has no condition class_label, only codes"),
+        ([codes, label._replace(name="tokens/class_label", shape=(1,))], "condition stage .*, but that of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.check_cache(dataclasses.replace(header, fields=tuple(fields)))
+    tokens = Field.of("tokens/class_label", (1,), 17, stage_hash(model.cond_stage_model))
+    with pytest.raises(ValueError, match="17 different tokens of class_label, but vocab_size: 16 .*size=17"):
+        model.check_cache(dataclasses.replace(header, fields=(codes, tokens)))
 
 
 def test_a_loader_of_ones_own_is_checked_too(config, tmp_path):
