@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from taming.config_limits import check_interpolations, check_size, resolvers_in, without_resolvers
 from taming.parameters import did_you_mean, find_problem
@@ -156,6 +156,22 @@ def override_config(config: DictConfig, dotlist: Sequence[str]) -> DictConfig:
     except ValueError as error:
         raise ConfigError(f"the configuration {error}") from error
     return config
+
+
+def missing_keys(config: DictConfig) -> list[str]:
+    """List the keys of values that are ???, `data.params.train.params.folder` for instance.
+
+    `OmegaConf.missing_keys` of version 2.3 fails where another value refers to one of them.
+    """
+
+    def within(value: Any, key: str) -> Iterator[str]:
+        parts = dict(enumerate(value)) if isinstance(value, list) else value
+        for name, item in parts.items() if isinstance(parts, dict) else ():
+            yield from within(item, f"{key}.{name}" if key else str(name))
+        if value == "???":
+            yield key
+
+    return list(within(OmegaConf.to_container(config, resolve=False), ""))
 
 
 def config_folder() -> Path:
@@ -299,6 +315,11 @@ def instantiate_from_config(config: Mapping[str, Any] | DictConfig, **extra: Any
         raise ConfigError(
             f"{error.full_key} of target {target} is ???, which the user must give: add {error.full_key}=... "
             "to the command, or write it into the file"
+        ) from error
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"params of target {target}: {one_line(error)}. If this section was taken out of a file, "
+            "take it after OmegaConf.resolve(config)"
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"params of target {target}: {one_line(error)}") from error

@@ -108,9 +108,14 @@ def without_resolvers(value: Any, allowed: Collection[str] = ()) -> Any:
     for start, content in reversed(list(_interpolations(value))):
         if set(_resolvers(content)) - set(allowed):
             end = start + len("${") + len(content)  # what is inside must not be called either
-            literal = value[start:end].replace("${", "\\${")
+            literal = re.sub(r"(\\*)\$\{", _escape, value[start:end])
             value = value[:start] + literal + value[end:]
     return value
+
+
+def _escape(opening: re.Match) -> str:
+    """Return backslashes and `${` with an odd number of backslashes, which OmegaConf keeps as text."""
+    return opening[0] if len(opening[1]) % 2 else "\\" + opening[0]
 
 
 def resolvers_in(text: str) -> list[str]:

@@ -15,6 +15,7 @@ from taming.config import (
     get_obj_from_str,
     instantiate_from_config,
     load_config,
+    missing_keys,
     run_directory,
 )
 from taming.parameters import find_problem
@@ -184,6 +185,11 @@ def test_an_unknown_key_shows_the_closest_and_all_names():
     assert str(caught.value) == (
         "target torch.nn.Dropout does not accept 'inplac' (did you mean inplace?); it accepts: p, inplace"
     )
+
+
+def test_values_that_the_user_must_give_are_listed():
+    config = OmegaConf.create({"a": {"b": "???", "c": "${a.b}"}, "d": [1, {"e": "???"}], "f": "??"})
+    assert missing_keys(config) == ["a.b", "d.1.e"]
 
 
 def test_missing_keys_are_all_named():

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from taming.config import get_obj_from_str, instantiate_from_config, load_config
+from taming.config import get_obj_from_str, instantiate_from_config, load_config, missing_keys
 from taming.training.stages import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -140,7 +140,7 @@ def test_a_small_twin_learns(path):
 def test_the_data_sets_accept_their_arguments(path):
     """Without the data they raise; but never because of a class or argument that does not exist."""
     config = load_config(path)
-    for key in OmegaConf.missing_keys(config.data):
+    for key in missing_keys(config.data):
         OmegaConf.update(config.data, key, "nowhere")
     for split in ("train", "validation"):
         section = config.data.params[split]
@@ -211,6 +211,6 @@ def test_real_items_of_another_size_fit_the_model(path, size):
 @each_config
 def test_what_is_missing_is_marked(path):
     """Nothing but folders and class numbers is left to the user, and it is marked as missing, not made up."""
-    missing = OmegaConf.missing_keys(load_config(path))
+    missing = missing_keys(load_config(path))
     assert all(key.endswith(FREE) for key in missing)
     assert bool(missing) == path.name.startswith(CUSTOM)

@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from taming.checkpoint import read_checkpoint
+from taming.config import ConfigError, find_config, instantiate_from_config
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import GumbelVQ, VQModel
 
@@ -173,3 +174,23 @@ def test_a_loss_on_the_star_import_of_ours():
     late.backward()
     assert rec.grad.abs().max() > 0 and loss.logvar.grad.abs() > 0
     assert any(key.startswith("features.slice1") for key in loss.state_dict())
+
+
+@pytest.mark.parametrize("name", ["custom_small_vqgan", "custom_vqgan", "demo/vqgan", "imagenet_vqgan"])
+def test_a_model_is_built_from_its_section_of_a_file(name):
+    """The section says `${size}`, which stands beside it."""
+    config = OmegaConf.load(find_config(name))
+    with torch.device("meta"):
+        models = [
+            instantiate_from_config(config.model), VQModel(**config.model.params),
+            instantiate_from_config({"target": config.model.target, "params": config.model.params}),
+        ]
+        OmegaConf.resolve(config.model)
+        models.append(instantiate_from_config(OmegaConf.create(config.model)))
+    assert {model.resolution for model in models} == {config.size}
+
+
+def test_a_section_without_its_file_says_what_to_do():
+    config = OmegaConf.load(find_config("custom_vqgan"))
+    with pytest.raises(ConfigError, match=r"key 'size' not found.*take it after OmegaConf.resolve\(config\)"):
+        instantiate_from_config(OmegaConf.create(config.model))

@@ -1,7 +1,7 @@
 """Properties that hold for any input: merging, words of a command line, renumbering, filters, orders."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -76,7 +76,11 @@ def test_any_word_is_a_setting_or_one_line(word):
         assert len(str(error).splitlines()) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=500, deadline=None)
+@example(r"${a:\${a:}}")
+@example(r"${a:q,\${a:1}}")
+@example("${a:'\\${a:1}'}")
+@example(r"${\${:${:")
 @given(st.lists(st.sampled_from(["${", "}", "oc.env", ":", "a", ".", "\\", "{"]), max_size=10).map("".join))
 def test_no_resolver_is_left_in_any_text(text):
     calls = []

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint
-from taming.config import config_names, find_config, load_config, storable
+from taming.config import config_names, find_config, load_config, missing_keys, storable
 from taming.training.console import command_line, rank_zero_print
 from taming.training.run_dir import find_run
 
@@ -87,7 +87,7 @@ def training_of(path: str, config: DictConfig) -> str:
     if not found:
         return ""
     own = load_config(found[0])
-    keys = [*OmegaConf.missing_keys(own), *(["size"] if own.get("size") != config.get("size") else [])]
+    keys = [*missing_keys(own), *(["size"] if own.get("size") != config.get("size") else [])]
     values = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in sorted(keys)}
     words = [f"{key}={value}" for key, value in values.items() if value is not None]
     return f" ({command_line('--base', found[0], '-t', *words)})"

@@ -180,7 +180,8 @@ class JointTransform:
         sizes = {name: array.shape[:2] for name, array in arrays.items()}
         if len(set(sizes.values())) > 1:
             raise BadSample(f"all arrays must have one height and width, got {sizes}")
-        params = self.get_params(*first.shape[:2])
+        height, width = first.shape[:2]
+        params = self.get_params(height, width)
         return {
             name: params.image(array) if array.dtype == np.uint8 else params.plane(array)
             for name, array in arrays.items()
