@@ -61,8 +61,9 @@ from taming.eval.statistics import (
 )
 from taming.eval.subject import Judges, Subject, load_subject
 from taming.inference.dataset import data_section
-from taming.inference.distributed import own_device, rank_and_world_size, rank_zero_print
+from taming.inference.distributed import own_device, rank_and_world_size
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.training.console import rank_zero_print
 from taming.util import number
 
 PROTOCOLS = ("reconstruction", "generation", "likelihood")

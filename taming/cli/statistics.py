@@ -19,7 +19,8 @@ from taming.cli.options import TORCHRUN, add_allow, add_device, add_outdir
 from taming.config import find_config, load_config
 from taming.eval.sources import ImageSource, open_source
 from taming.eval.statistics import features_of, make_reference, save_reference
-from taming.inference.distributed import own_device, rank_and_world_size, rank_zero_print
+from taming.inference.distributed import own_device, rank_and_world_size
+from taming.training.console import rank_zero_print
 from taming.util import number
 
 
