@@ -30,10 +30,11 @@ from taming.data.codes import CodeDataset, CodeHeader
 from taming.data.codes.writer import CodeWriter
 from taming.data.datamodule import default_num_workers
 from taming.inference.dataset import build_dataset, data_section
-from taming.inference.distributed import own_device, rank_and_world_size, rank_zero_print
+from taming.inference.distributed import own_device, rank_and_world_size
 from taming.inference.encode import encode_dataset, header_of, tokenizer_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.training.command import DEFAULT_SEED
+from taming.training.console import rank_zero_print
 from taming.training.stages import fill_stages
 from taming.util import number
 
