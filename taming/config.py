@@ -74,6 +74,15 @@ HISTORIC_TARGETS: tuple[tuple[str, str], ...] = (
     # Latent diffusion's first stages are VQGANs; its YAML files name them so, and its copies of our parts.
     ("ldm.models.autoencoder.VQModel", "taming.models.latent_diffusion.VQModel"),
     ("ldm.models.autoencoder.VQModelInterface", "taming.models.latent_diffusion.VQModelInterface"),
+    ("ldm.models.autoencoder.AutoencoderKL", "taming.models.autoencoder_kl.AutoencoderKL"),
+    (
+        "ldm.modules.losses.LPIPSWithDiscriminator",
+        "taming.modules.losses.latent_diffusion.LPIPSWithDiscriminator",
+    ),
+    (
+        "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
+        "taming.modules.losses.latent_diffusion.LPIPSWithDiscriminator",
+    ),
     (
         "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
         "taming.modules.losses.latent_diffusion.VQLPIPSWithDiscriminator",

@@ -61,6 +61,8 @@ def shrink(model: OmegaConf) -> None:
             shrink(owner[key])
     if "num_down" in params.get("ddconfig", {}):  # a VQ-VAE
         params.ddconfig.update(ch=32, res_ch=16, num_res_blocks=1, resolution=params.ddconfig.resolution // 4)
+    elif "latent_dim" in params.get("ddconfig", {}):  # a variational autoencoder
+        params.ddconfig.update(ch=8, latent_dim=4, resolution=params.ddconfig.resolution // 4)
     elif "ddconfig" in params:
         side = params.ddconfig.resolution // 2 ** (len(params.ddconfig.ch_mult) - 1) // 4  # a quarter
         factor = 2 ** (len(params.ddconfig.ch_mult) - 1)

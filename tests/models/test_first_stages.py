@@ -22,6 +22,17 @@ MODELS = {
      lossconfig:
        {target: taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator,
         params: {perceptual_weight: 0.0, disc_start: 2, disc_num_layers: 1, disc_ndf: 8}}}""",
+    "vae.GaussianVAE": """
+    {monitor: val/loss, likelihood: disc_logistic, kl_warmup: 4, free_bits: 0.1,
+     ddconfig: {in_channels: 3, resolution: 32, latent_dim: 4, ch: 4}}""",
+    "autoencoder_kl.AutoencoderKL": """
+    {embed_dim: 4, monitor: val/rec_loss,
+     ddconfig:
+       {double_z: true, z_channels: 4, resolution: 32, in_channels: 3, out_ch: 3, ch: 16, ch_mult: [1, 1],
+        num_res_blocks: 1, attn_resolutions: [], dropout: 0.1, num_groups: 4},
+     lossconfig:
+       {target: ldm.modules.losses.LPIPSWithDiscriminator,
+        params: {perceptual_weight: 0.0, disc_start: 2, disc_num_layers: 1, disc_ndf: 8}}}""",
 }
 
 

@@ -84,6 +84,16 @@ class VQLPIPS(nn.Module):
         self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss (eq. 4 with LPIPS), its part that compares the images, and the terms to log."""
+        rec_loss, p_loss = self._distances(inputs, reconstructions)
+        nll_loss, codebook_loss = rec_loss.mean(), codebook_loss.float().mean()
+        log = {
+            "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
+            "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
+        }
+        return nll_loss + self.codebook_weight * codebook_loss, nll_loss, log
+
+    def _distances(self, inputs: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of both distances, (B, C, H, W), and LPIPS alone, (B, 1, 1, 1) or (1,)."""
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
             rec_loss = self.pixel_weight * self.pixel_loss(rec, inputs, reduction="none")  # (B, C, H, W)
@@ -91,13 +101,7 @@ class VQLPIPS(nn.Module):
             if self.perceptual_weight > 0:
                 p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
                 rec_loss = rec_loss + self.perceptual_weight * p_loss
-            nll_loss = rec_loss.mean()
-            codebook_loss = codebook_loss.float().mean()
-        log = {
-            "quant_loss": codebook_loss.detach(), "nll_loss": nll_loss.detach(),
-            "rec_loss": rec_loss.detach().mean(), "p_loss": p_loss.detach().mean(),
-        }
-        return nll_loss + self.codebook_weight * codebook_loss, nll_loss, log
+        return rec_loss, p_loss
 
 
 class VQLPIPSWithDiscriminator(VQLPIPS):
