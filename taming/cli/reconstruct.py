@@ -1,10 +1,10 @@
-"""Encode and decode images with a tokenizer, and measure what is lost.
+"""Encode and decode images with a tokenizer or another autoencoder, and measure what is lost.
 
     taming reconstruct -r logs/RUN photos/ -o reconstructions/
 
 Writes a PNG for each image, comparison.png (pairs of an image and its reconstruction) and metrics.csv: l1 is
 the mean absolute difference in [-1, 1] (0 to 2), psnr is in dB, codes is how many different ones the image
-uses.
+uses, 0 where there are none (VAE, KL autoencoder).
 """
 
 import argparse
@@ -23,9 +23,10 @@ from taming.data.base import image_batches
 from taming.data.files.lists import find_images
 from taming.images import image_grid
 from taming.inference.provenance import check_replaceable, save_image
-from taming.inference.tokenizer import load_tokenizer
+from taming.inference.tokenizer import load_first_stage
 from taming.metrics import CodebookUsage, psnr, ssim
-from taming.models.tokenizer import Tokenizer
+from taming.models.autoencoder import Autoencoder
+from taming.models.tokenizer import Tokenizer, as_list
 from taming.util import number, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("images", nargs="+", type=path, help="image files, and folders with images at any depth")
-    add_run(parser, "a tokenizer, or a transformer over one", required=True)
+    add_run(parser, "a tokenizer or autoencoder, or a transformer over one", required=True)
     add_outdir(parser, "folder for the results", required=True)
     add("--size", type=number(int, 1), metavar="PIXELS", help="resize the smaller side to this and crop the "
         "centre square; default: the own size, cropped to a multiple of the downsampling factor")
@@ -53,10 +54,12 @@ def run(options: argparse.Namespace) -> None:
     names = output_names(options.images)
     check_outputs(outdir, names)
     device = pick_device(options.device)
-    model = load_tokenizer(options.run, device=options.device)[0]
+    model = load_first_stage(options.run, device=options.device)[0]
     if options.size is not None:
         model.check_size(options.size, options.size)
-    usage, rows, pairs = CodebookUsage(model.codebook_size), [], []
+    usage = CodebookUsage(model.codebook_size * model.levels) if isinstance(model, Tokenizer) else None
+    rows: list[dict] = []
+    pairs: list[Tensor] = []
     bad: list[str] = []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
     with tqdm(total=len(names), unit="image") as bar:
@@ -110,30 +113,45 @@ def check_outputs(outdir: Path, names: dict[str, Path]) -> None:
 
 
 @torch.inference_mode()
-def reconstruct(model: Tokenizer, x: Tensor, usage: CodebookUsage) -> tuple[Tensor, list[dict[str, float]]]:
-    """Return reconstructions of images (B, C, H, W) on the CPU and what was measured; count the codes."""
-    codes = model.encode_codes(x)  # (B, h, w)
-    reconstruction = model.decode_codes(codes).float().clamp(-1.0, 1.0)
-    usage.update(codes)
-    used = [len(row.unique()) for row in codes.flatten(1)]
+def reconstruct(
+    model: Tokenizer | Autoencoder, x: Tensor, usage: CodebookUsage | None
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Return reconstructions of images (B, C, H, W) on the CPU and what was measured; count the codes.
+
+    Each level of a tokenizer has codes of its own. An autoencoder without codes has no `usage`.
+    """
+    if isinstance(model, Tokenizer):
+        codes = model.encode_codes(x)  # (B, h, w), or a list of them
+        reconstruction = model.decode_codes(codes)
+        size = model.codebook_size
+        levels = [grid.flatten(1) + level * size for level, grid in enumerate(as_list(codes))]
+        rows = torch.cat(levels, dim=1)  # (B, N)
+        assert usage is not None
+        usage.update(rows)
+        used = [len(row.unique()) for row in rows]
+    else:
+        reconstruction, used = model.reconstruct(x), [0] * len(x)
+    reconstruction = reconstruction.float().clamp(-1.0, 1.0)
     l1 = (x - reconstruction).abs().flatten(1).mean(1)
     columns = l1.tolist(), psnr(x, reconstruction).tolist(), ssim(x, reconstruction).tolist(), used
     return reconstruction.cpu(), [dict(zip(MEASURED, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def report(rows: list[dict], usage: CodebookUsage, bad: int, file: Path) -> None:
+def report(rows: list[dict], usage: CodebookUsage | None, bad: int, file: Path) -> None:
     """Write all rows and their mean to the CSV file, and print the first of them."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in MEASURED}
     mean |= {"file": f"mean of {len(rows)}"}
-    used = usage.compute()
-    mean |= {"usage_percent": 100.0 * used["usage"].item(), "perplexity": used["perplexity"].item()}
+    if usage is not None:
+        used = usage.compute()
+        mean |= {"usage_percent": 100.0 * used["usage"].item(), "perplexity": used["perplexity"].item()}
     with open(file, "w", newline="", encoding="utf-8") as target:
         writer = csv.DictWriter(target, COLUMNS)
         writer.writeheader()
         writer.writerows([*rows, mean])
     for row in [*rows[:PRINTED], mean]:
         print("{file:40} l1 {l1:.4f}  psnr {psnr:5.2f} dB  ssim {ssim:.4f}  {codes:.0f} codes".format(**row))
-    print("over all: {usage_percent:.1f} % of the codebook, perplexity {perplexity:.1f}".format(**mean))
+    if usage is not None:
+        print("over all: {usage_percent:.1f} % of the codebook, perplexity {perplexity:.1f}".format(**mean))
     print(f"{len(rows)} images reconstructed, {bad} skipped; all rows in {file}")
 
 

@@ -194,3 +194,40 @@ def test_errors_are_one_line(run, photos, tmp_path, capsys):
     Image.new("RGB", (3, 9)).save(photos / "tiny.png")
     assert reconstruct(run, tmp_path / "out", photos / "tiny.png")[0] == 1
     assert "smaller than 4 pixels" in capsys.readouterr().err
+
+
+NO_LOSS = {"target": "taming.modules.losses.DummyLoss"}
+
+
+def exported(folder, target, **params):
+    torch.manual_seed(0)
+    model = {"target": f"taming.models.{target}", "params": params}
+    return str(save_exported(instantiate_from_config(model), {"model": model}, folder))
+
+
+def test_codes_of_two_levels_are_counted_together(photos, tmp_path, capsys):
+    ddconfig = dict(in_channels=3, out_ch=3, resolution=16, ch=8, num_res_blocks=1, res_ch=4)
+    run = exported(
+        tmp_path / "run", "vqvae2.VQVAE2", ddconfig=ddconfig, n_embed=1, embed_dim=4, lossconfig=NO_LOSS
+    )
+    status, rows = reconstruct(run, tmp_path / "out", photos / "b.png")
+    assert status == 0 and rows[0]["codes"] == "2"  # the only one of each level
+    assert rows[-1]["usage_percent"] == "100.0"
+    assert "100.0 % of the codebook" in capsys.readouterr().out
+
+
+def test_autoencoders_without_codes(photos, tmp_path, capsys):
+    kl = exported(
+        tmp_path / "kl", "autoencoder_kl.AutoencoderKL", ddconfig={**DD, "double_z": True}, embed_dim=4,
+        lossconfig=NO_LOSS,
+    )
+    status, rows = reconstruct(kl, tmp_path / "out", photos)
+    assert status == 0 and len(rows) == 4 and {row["codes"] for row in rows} <= {"0", "0.0"}
+    assert rows[-1]["usage_percent"] == "" and "codebook" not in capsys.readouterr().out
+    assert pixels(tmp_path / "out" / "a.png").shape == (1, 3, 16, 20)
+    vae = exported(
+        tmp_path / "vae", "vae.GaussianVAE", ddconfig=dict(in_channels=3, resolution=16, latent_dim=3, ch=4)
+    )
+    assert reconstruct(vae, tmp_path / "out", photos)[0] == 1
+    assert "but the model is made for 16x16" in capsys.readouterr().err
+    assert reconstruct(vae, tmp_path / "out", photos, "--size", 16)[0] == 0
