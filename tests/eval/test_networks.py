@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from taming.eval import networks, weights
 from taming.eval.networks import (
@@ -21,6 +22,8 @@ from taming.eval.networks import (
     load_feature_network,
     load_perceptual_distance,
 )
+from taming.modules.features import DINOv2, FIDInception
+from taming.modules.features.resize import resize_bilinear_tf1
 from taming.modules.losses.lpips import LPIPS
 
 needs_wheel = pytest.mark.skipif(
@@ -291,6 +294,72 @@ def test_other_shapes_under_the_right_hash_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cls, "weights", changed)
     with pytest.raises(ValueError, match=r"part.pth do not fit FIDInception.*missing in the file: \d+"):
         load_feature_network("inception", path)
+
+
+# ---- networks whose files are not here: with random weights
+
+
+def published_as(cls, state, path, monkeypatch):
+    """Write weights in the format of torch before 1.6, and take them for the published ones."""
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    changed = dataclasses.replace(cls.weights, sha256=weights.sha256_of(path)[:8])
+    monkeypatch.setattr(cls, "weights", changed)
+    return path
+
+
+def test_inception_sees_the_resize_and_scale_of_tensorflow(tmp_path, monkeypatch):
+    with torch.device("meta"):
+        network = FIDInception()
+    network.to_empty(device="cpu").eval()
+    for name, value in network.state_dict().items():
+        if value.ndim == 4:
+            value.normal_(std=(2 / value[0].numel()) ** 0.5)
+        else:
+            value.fill_(1 if name.endswith(("running_var", "bn.weight")) else 0)
+    network.fc.weight.data.normal_()
+    network.fc.bias.data.normal_()
+    state = {key: value for key, value in network.state_dict().items() if "num_batches" not in key}
+    path = published_as(FEATURE_NETWORKS["inception"], state, tmp_path / "inception.pth", monkeypatch)
+    loaded = load_feature_network("inception", path)
+    monkeypatch.setattr(networks, "CHUNK", 2)
+    images = pixels(3, 3, 40, 64)
+    with torch.no_grad():
+        want = network((resize_bilinear_tf1(images, 299) - 128) / 128)
+    found = loaded(images)
+    assert found.features.shape == (3, 2048)
+    assert found.spatial.shape == (3, 2023)
+    for got, expected in (
+        (found.features, want.features), (found.spatial, want.spatial),
+        (found.logits, want.logits_without_bias),
+    ):
+        assert got.dtype == torch.float32 and not got.is_inference()
+        assert expected.std(0).mean() > 1e-3 * expected.abs().max()
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_dinov2_sees_what_dgm_eval_gives_it(tmp_path, monkeypatch):
+    """Resized by Pillow without a crop, and with ImageNet's mean and deviation."""
+    network = DINOv2((2, 24, 3)).eval()
+    for value in network.state_dict().values():
+        value.normal_(std=0.3)
+    cls = FEATURE_NETWORKS["dinov2"]
+    path = published_as(cls, network.state_dict(), tmp_path / "dinov2.pth", monkeypatch)
+    monkeypatch.setattr(cls, "build", lambda: DINOv2((2, 24, 3)))
+    seen = []
+    loaded = load_feature_network("dinov2", path)
+    loaded.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = pixels(2, 3, 90, 160)
+    found = loaded(images)
+    transform = transforms.Compose([
+        transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])
+    want = torch.stack([transform(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
+    step = 1 / 255 / 0.224
+    assert (seen[0] - want).abs().max() < 2.1 * step and (seen[0] - want).abs().mean() < 0.02 * step
+    with torch.no_grad():
+        torch.testing.assert_close(found.features, network(seen[0]), rtol=1e-4, atol=1e-4)
+    assert found.spatial is None and found.logits is None and cls.score_name is None
 
 
 # ---- LPIPS, and what is chosen
