@@ -236,9 +236,14 @@ class PerceptualDistance(_FrozenNetwork):
         Raises:
             ValueError: shapes differ or are others, or the images are too small for the network.
         """
+        if a.shape != b.shape:
+            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+            raise ValueError(f"{self.name} compares images in pairs, got {shapes}")
+        count = CHUNK if a.device.type == "cpu" else max(len(a), 1)
+        pairs = zip(a.split(count), b.split(count), strict=True)
         with torch.inference_mode(), torch.autocast(a.device.type, enabled=False):
-            distance = self.network(a.float(), b.float())
-        return distance.flatten().clone()
+            found = [self.network(x.float(), y.float()).flatten() for x, y in pairs]
+        return torch.cat(found)  # outside of inference mode: an ordinary tensor
 
 
 def _st_lpips(net: str, sha256: str) -> PublishedWeights:

@@ -32,7 +32,7 @@ class BlurDownsample(nn.Module):
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, padding: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels_in, channels_out, kernel, padding=padding), nn.ReLU()]
+    return [nn.Conv2d(channels_in, channels_out, kernel, padding=padding), nn.ReLU(inplace=True)]
 
 
 def _vgg() -> list[list[nn.Module]]:
@@ -55,7 +55,7 @@ def _alex() -> list[list[nn.Module]]:
         return [nn.MaxPool2d(3, 1), BlurDownsample(channels)]
 
     return [
-        [nn.Conv2d(3, 64, 11, padding=2), BlurDownsample(64), nn.ReLU()],
+        [nn.Conv2d(3, 64, 11, padding=2), BlurDownsample(64), nn.ReLU(inplace=True)],
         [*pool(64), *_conv(64, 192, 5, 2)],
         [*pool(192), *_conv(192, 384, 3, 1)],
         _conv(384, 256, 3, 1),

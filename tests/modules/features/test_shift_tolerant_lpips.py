@@ -1,5 +1,6 @@
 """ST-LPIPS: equal to its definition, written out with functions; zero for equal images; shifts count less."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def pair(height=48, width=64):
 
 @pytest.fixture(scope="module", params=["vgg", "alex"])
 def distance(request):
-    pytest.importorskip("stlpips_pytorch")
+    if importlib.util.find_spec("stlpips_pytorch") is None:
+        pytest.skip('needs pip install "taming[metrics-offline]"')
     return load_perceptual_distance(f"st-lpips-{request.param}")
 
 
@@ -132,6 +134,19 @@ def test_images_that_are_too_small_are_an_error(net):
 def test_other_shapes_are_an_error(shapes):
     with pytest.raises(ValueError, match="B, 3, H, W"):
         ShiftTolerantLPIPS("alex")(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_pairs_are_compared_in_chunks(distance):
+    """More pairs than a chunk has; the network itself takes them all at once."""
+    factors = torch.linspace(0.1, 1, 10)[:, None, None, None]
+    a, b = (images[:1] * factors for images in pair())
+    found = distance(a, b)
+    with torch.no_grad():
+        want = distance.network(a, b)
+    assert not found.is_inference() and want.std() > 0
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="in pairs, got"):
+        distance(a, b[:8])
 
 
 def test_an_unknown_network_is_an_error():
