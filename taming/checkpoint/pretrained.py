@@ -34,7 +34,7 @@ class Pretrained(nn.Module):
         """The config that builds this model again: `{"model": {"target": ..., "params": ...}}`, plain.
 
         Raises:
-            ValueError: the class cannot be imported by its name, or an argument was no plain value.
+            ValueError: the class cannot be imported by its name, or an argument is not a plain value.
         """
         cls = type(self)
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:

@@ -258,7 +258,7 @@ def _matches(key: str, patterns: Iterable[str]) -> bool:
 def _is_match(pattern: str, key: str) -> bool:
     try:
         return re.fullmatch(pattern, key) is not None
-    except re.error:  # a prefix that is no regular expression
+    except re.error:  # a prefix that is not a regular expression
         return False
 
 

@@ -69,7 +69,7 @@ class ImageModel(Pretrained, pl.LightningModule):
     def get_input(self, batch: dict, key: str) -> Tensor:
         """Entry `key` of a batch: images (B, H, W, C) or (B, H, W) become (B, C, H, W), others pass.
 
-        The result is float32, in channels-last memory: no copy is made. Integers that are no images stay as
+        The result is float32, in channels-last memory: no copy is made. Integers that are not images stay as
         they are: labels (B,), tokens (B, M), label maps (B, H, W). The 2021 transformer took (key, batch);
         both orders work.
         """

@@ -35,7 +35,7 @@ def fill_stages(config: DictConfig) -> None:
 
 
 def complete_stage(key: str, stage: Any, config: DictConfig) -> DictConfig | dict[str, Any] | str:
-    """Return a stage with what its checkpoint adds; one that names no checkpoint stays as it is."""
+    """Return a stage with what its checkpoint adds; a stage without a checkpoint stays as it is."""
     if isinstance(stage, str):
         if stage.startswith("__"):  # __is_unconditional__, __is_first_stage__
             return stage

@@ -24,7 +24,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _REDUCE_FROM = 2  # JPEGs are decoded at a reduced size that is at least this many times the wanted size
 _BAND = 1 << 22  # pixels that are converted at a time
 
-# EPS, which runs another program, and kinds that are no photographs are left out.
+# EPS, which runs another program, and kinds that are not photographs are left out.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE = 1 << 28  # bytes of a file: the pixels of a TIFF of 89 million pixels
 MAX_MEMORY = 3 << 28  # bytes while an image is decoded
