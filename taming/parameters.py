@@ -139,7 +139,7 @@ def accepted_parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.P
 
 
 def mismatch(value: Any, annotation: Any) -> str | None:
-    """Say what a value must be to fit an annotation; None if it fits. Objects that are not data always fit."""
+    """Say what a value must be to fit an annotation; None if it fits. Other objects always fit."""
     return None if _fits(value, annotation) else _describe(annotation)
 
 
