@@ -63,6 +63,9 @@ def shrink(model: OmegaConf) -> None:
         params.ddconfig.update(ch=32, res_ch=16, num_res_blocks=1, resolution=params.ddconfig.resolution // 4)
     elif "latent_dim" in params.get("ddconfig", {}):  # a variational autoencoder
         params.ddconfig.update(ch=8, latent_dim=4, resolution=params.ddconfig.resolution // 4)
+    elif "n_hid" in params.get("ddconfig", {}):  # a dVAE
+        params.ddconfig.update(n_hid=8, n_init=8, resolution=params.ddconfig.resolution // 4)
+        params.n_embed = 16
     elif "ddconfig" in params:
         side = params.ddconfig.resolution // 2 ** (len(params.ddconfig.ch_mult) - 1) // 4  # a quarter
         factor = 2 ** (len(params.ddconfig.ch_mult) - 1)

@@ -63,6 +63,9 @@ TOKENIZERS = {
     "latent diffusion's VQModel": stage("latent_diffusion.VQModel"),
     "VQVAE": vq_vae("vqvae.VQVAE", kmeans_steps=2, revive_after=3),
     "VQVAE, gradients": vq_vae("vqvae.VQVAE", decay=None),
+    "DVAE": {"target": "taming.models.dvae.DVAE", "params": dict(
+        ddconfig=dict(resolution=[HEIGHT, WIDTH], n_hid=8, n_init=4, n_blk_per_group=1, n_groups=3),
+        n_embed=CODES, temperature_scheduler_config=GUMBEL)},
 }
 TWO_LEVELS = {
     "VQVAE2": vq_vae("vqvae2.VQVAE2", kmeans_steps=2),

@@ -159,7 +159,9 @@ class TensorFile:
         program = io.BytesIO(self._file.read(MAX_PICKLE))
         found: dict[str, StoredBytes] = {}
 
-        def storage(identifier: tuple[Any, ...]) -> tuple[StoredBytes, torch.dtype]:
+        def storage(identifier: tuple[Any, ...]) -> Any:
+            if identifier[0] == "module":  # a class, followed by its source code, which is not looked at
+                return identifier[1]
             _, kind, key, _, count, view = identifier
             if view is not None:
                 raise ValueError("its tensors are views of the kind that torch before 0.4 had")

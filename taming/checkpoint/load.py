@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from taming.checkpoint.deferred_init import DeferredInit, memory_limit
 from taming.checkpoint.files import FormatError, TensorFile
 from taming.checkpoint.hub import fetch, is_hub_name
-from taming.checkpoint.pickles import Finisher, ForbiddenNameError, Placeholder, StoredTensor
+from taming.checkpoint.pickles import (
+    Finisher,
+    ForbiddenNameError,
+    Placeholder,
+    StoredTensor,
+    module_tensors,
+)
 from taming.checkpoint.save import (
     CONFIG_NAME,
     LARGE,
@@ -91,8 +97,8 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint file into a dict with at least the key `state_dict`; nothing in it is executed.
 
-    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, and safetensors. Tensors get memory
-    of their own, and are compared with the file's checksums.
+    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, safetensors, and the pickled
+    networks of DALL-E. Tensors get memory of their own, and are compared with the file's checksums.
 
     Args:
         path: the file.
@@ -299,7 +305,9 @@ def other_class(source: str, found: type, cls: type) -> ValueError:
 
 
 def _as_checkpoint(content: Any) -> dict[Any, Any]:
-    """Return what a file holds if it is a checkpoint, a bare state dict as one."""
+    """Return what a file holds if it is a checkpoint; a bare state dict, or a whole module, as one."""
+    if (tensors := module_tensors(content)) is not None:
+        return {"state_dict": tensors}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         return content
     if isinstance(content, dict) and content and {*map(type, content.values())} == {StoredTensor}:

@@ -303,6 +303,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,  # its name since numpy 2
 }
+# ... classes of networks that are published as whole modules, those of DALL-E: their tensors are taken, see
+# `module_tensors`,
+MODULES = (
+    *(f"dall_e.encoder.{name}" for name in ("Encoder", "EncoderBlock")),
+    *(f"dall_e.decoder.{name}" for name in ("Decoder", "DecoderBlock")),
+    "dall_e.utils.Conv2d",
+    *(f"torch.nn.modules.{name}" for name in (
+        "container.Sequential", "activation.ReLU", "pooling.MaxPool2d", "linear.Identity",
+        "upsampling.Upsample",
+    )),
+)
 # ... and classes whose objects are kept as their state.
 CLASSES = frozenset((
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -318,6 +329,7 @@ CLASSES = frozenset((
     "omegaconf.nodes.BooleanNode",
     "argparse.Namespace",
     "numpy.dtype",
+    *MODULES,
     "typing.Any",  # this and the following: OmegaConf records the types of its nodes
     "builtins.dict",
     "builtins.list",
@@ -330,6 +342,38 @@ CLASSES = frozenset((
     "torch._utils._rebuild_meta_tensor_no_storage",
     "torch.serialization._get_layout",
 ))
+
+
+def module_tensors(value: Any) -> dict[str, StoredTensor] | None:
+    """Return the state dict of a pickled module, tensors still in the file; None for anything else.
+
+    Raises:
+        ValueError: modules inside each other without end, or parts that no module has.
+    """
+    return _module_tensors(value, "", 0) if _is_module(value) else None
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Placeholder) and value.path in MODULES
+
+
+def _module_tensors(module: Placeholder, prefix: str, depth: int) -> dict[str, StoredTensor]:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"modules are nested more than {MAX_DEPTH} levels deep")
+    if not isinstance(module.state, dict):
+        raise ValueError(f"the module {prefix or module.path} has no state")
+    found: dict[str, StoredTensor] = {}
+    for kind in ("_parameters", "_buffers", "_modules"):
+        for name, part in (module.state.get(kind) or {}).items():
+            if _is_module(part) and kind == "_modules":
+                found |= _module_tensors(part, f"{prefix}{name}.", depth + 1)
+            elif isinstance(part, StoredTensor):
+                found[f"{prefix}{name}"] = part
+            elif part is not None:
+                raise ValueError(f"{prefix}{name} is neither a tensor nor a module")
+            if len(found) > MAX_VALUES:
+                raise ValueError(f"it stands for more than {MAX_VALUES:,} values")
+    return found
 
 
 class Finisher:

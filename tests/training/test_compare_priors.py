@@ -216,8 +216,8 @@ def test_a_configuration_for_training_is_none():
 
 def test_shipped_tables_have_priors_of_equal_size():
     config, comparison = read_comparison(load_config(find_config("tables/landscapes_priors")), "table")
-    demo = OmegaConf.to_container(load_config(find_config("demo/vqgan")), resolve=True)
-    config.model.params.first_stage_config = demo["model"]
+    stage = OmegaConf.to_container(load_config(find_config("landscapes/landscapes_vqgan")), resolve=True)
+    config.model.params.first_stage_config = stage["model"]
     config.model.params.first_stage_config.params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
     prior = comparison.priors["GPT"]
     model = build_model(config, {**prior, "params": prior["params"] | {"n_layer": 1, "n_embd": 64}}, 0)
