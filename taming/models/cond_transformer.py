@@ -232,8 +232,11 @@ class Net2NetTransformer(ImageModel):
 
     def shared_step(self, batch: dict, batch_idx: int | None = None) -> Tensor:
         """Return the loss of a batch, (): of `GPT` the negative log-likelihood, nats per code (eq. 9, 10)."""
-        codes, parts = self.get_codes(batch)  #                            (B, N), (B, M_i) each
-        condition = torch.cat(self._dropped(parts), dim=1)  #              (B, M)
+        return self.codes_loss(*self.get_codes(batch))
+
+    def codes_loss(self, codes: Tensor, parts: list[Tensor]) -> Tensor:
+        """Return the loss, (), of codes (B, N), in the permuter's order, given tokens (B, M_i) each."""
+        condition = torch.cat(self._dropped(parts), dim=1)  # (B, M)
         return self.transformer.loss(codes, condition, inputs=self._replaced(codes))
 
     def get_codes(self, batch: dict) -> tuple[Tensor, list[Tensor]]:

@@ -150,6 +150,10 @@ class DVAE(Tokenizer, ImageConditioner, Autoencoder):
         """Decode codes (B, h, w) to images (B, C, H, W)."""
         return from_unit(mean_pixels(self.decoder.decode_latents(self.codes_to_latents(codes))))
 
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Decode tokens (B, h, w) of a condition to images (B, C, H, W)."""
+        return self.decode_codes(tokens)
+
     def to_rgb(
         self, x: Tensor, size: Size | None = None, *, names: Sequence[str] = (),
         plot: Callable[..., Tensor] | None = None,

@@ -2,9 +2,10 @@
 
 A configuration names the stages and the data as one for training does, without `transformer_config`; its
 section `comparison` names the priors. Each prior gets the sizes, of those listed, whose number of parameters
-comes closest to the wanted one. Codes are encoded once; every prior sees the same batches in the same order,
-with the same optimizer. The measure is the negative log-likelihood (NLL) of the validation codes in nats per
-code, without dropout; tokens of the condition do not count. Time is that of training steps alone.
+comes closest to the wanted one. Codes are encoded once, or come from a code cache
+(`taming.data.codes.CodeDataset`); every prior sees the same batches in the same order, with the same
+optimizer. The measure is the negative log-likelihood (NLL) of the validation codes in nats per code, without
+dropout; tokens of the condition do not count. Time is that of training steps alone.
 
 B batch, N codes of an image, M condition tokens.
 """
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from taming.checkpoint import read_checkpoint
+from taming.checkpoint.content_hash import content_hash
 from taming.checkpoint.save import write_checkpoint
 from taming.config import ConfigError, instantiate_from_config, models_only
 from taming.data.datamodule import DataModuleFromConfig
@@ -33,6 +35,7 @@ from taming.data.sampler import ResumableBatchSampler, SeededDataset
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import complete_transformer_config
 from taming.parameters import Length, PositiveInt, Range, find_problem
+from taming.training.checks import check_agreement
 from taming.training.console import rank_zero_print
 from taming.training.sections import complete_sections
 from taming.training.stages import fill_stages
@@ -216,20 +219,20 @@ class Codes(NamedTuple):
 
 @torch.no_grad()
 def encode(model: Net2NetTransformer, data: DataModuleFromConfig, split: str, views: int = 1) -> Codes:
-    """Encode a split, view by view: image i of view v is number v * images + i."""
+    """Encode a split, or read it from a code cache: image i of view v is number v * images + i."""
     dataset = SeededDataset(data.datasets[split], data.seed)
     keys = [(view, index) for view in range(views) for index in range(len(dataset))]
     codes, conditions = [], []
     for start in range(0, len(keys), data.batch_size):
         batch = dataset.collate_fn(dataset.__getitems__(keys[start : start + data.batch_size]))
         batch = {key: x.to(model.device) for key, x in batch.items() if isinstance(x, Tensor)}
-        x, c = model.get_xc(batch)
-        codes.append(model.encode_to_z(x)[1].cpu())
-        conditions.append([tokens.flatten(1).cpu() for tokens in model.encode_conditions(c)])
+        found, parts = model.get_codes(batch)
+        codes.append(found.cpu())
+        conditions.append([tokens.cpu() for tokens in parts])
     return Codes(torch.cat(codes), [torch.cat(parts) for parts in zip(*conditions, strict=True)])
 
 
-def content_hash(*sets: Codes) -> str:
+def codes_hash(*sets: Codes) -> str:
     """Identify codes and conditions: SHA-256."""
     digest = hashlib.sha256()
     for part in [part for each in sets for part in (each.codes, *each.conditions)]:
@@ -280,8 +283,7 @@ class PriorRun:
         """Take one step; return the loss, ()."""
         model = self.model.train()
         codes, parts = self.train.batch(self._next_batch(), model.device)  # (B, N), (B, M_i)
-        condition = torch.cat(model._dropped(parts), dim=1)  #                (B, M)
-        loss = model.transformer.loss(codes, condition, inputs=model._replaced(codes))
+        loss = model.codes_loss(codes, parts)
         loss.backward()
         model.set_learning_rate(self.optimizer)
         self.optimizer.step()
@@ -350,6 +352,7 @@ def compare_priors(config: DictConfig, source: str, outdir: Path, device: torch.
     smallest = {key: values[0] for key, values in (first.get("sizes") or {}).items()}
     prior = {"target": first["target"], "params": {**(first.get("params") or {}), **smallest}}
     stages = build_model(config, prior, 0).to(device).eval()
+    check_agreement(config, stages, data)
     priors, numbers = {}, {}
     for name, each in comparison.priors.items():
         priors[name], numbers[name] = choose_sizes(stages, each, comparison.parameters)
@@ -379,7 +382,8 @@ def compare_priors(config: DictConfig, source: str, outdir: Path, device: torch.
     height, width = stages.latent_shape()
     protocol = {
         "codes": f"{height}x{width} of {stages.codebook_size}",
-        "codes_sha256": content_hash(train, validation),
+        "codes_sha256": codes_hash(train, validation),
+        "tokenizer_sha256": content_hash(stages.first_stage_model),
         "train_grids": len(train.codes), "validation_grids": len(validation.codes),
         "batch_size": data.batch_size, "steps": comparison.steps, "seeds": list(comparison.seeds),
         "reference": comparison.reference, "learning_rates": rates, "device": device_name(device),

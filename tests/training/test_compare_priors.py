@@ -10,7 +10,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from taming.cli import main
-from taming.config import find_config, load_config
+from taming.config import find_config, instantiate_from_config, load_config
+from taming.data.codes.writer import CodeWriter
+from taming.data.sampler import SeededDataset
+from taming.inference.encode import encode_dataset, header_of
+from taming.training.checks import check_agreement
 from taming.training.compare_priors import (
     Codes,
     Comparison,
@@ -18,7 +22,8 @@ from taming.training.compare_priors import (
     PriorRun,
     build_model,
     choose_sizes,
-    content_hash,
+    codes_hash,
+    encode,
     mean_and_error,
     nll_at,
     read_comparison,
@@ -191,10 +196,28 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
     assert whole.curve[-1].step > before
 
 
+def test_a_code_cache_gives_the_same_codes(tmp_path):
+    config, comparison = read_comparison(OmegaConf.create(configuration()), "table.yaml")
+    prior = comparison.priors["GPT"]
+    model = build_model(config, {**prior, "params": prior["params"] | {"n_layer": 1, "n_embd": 8}}, 0).eval()
+    data = instantiate_from_config(config.data)
+    data.setup()
+    dataset = SeededDataset(data.datasets["train"], data.seed)
+    header = header_of(model, dataset, config.data, split="train", views=1, batch_size=4)
+    encode_dataset(model, dataset, CodeWriter(tmp_path / "train.tcc", header, 4))
+    config.data.params.train = {
+        "target": "taming.data.codes.CodeDataset", "params": {"path": str(tmp_path / "train.tcc")},
+    }
+    cached = instantiate_from_config(config.data)
+    cached.setup()
+    check_agreement(config, model, cached)
+    assert codes_hash(encode(model, data, "train")) == codes_hash(encode(model, cached, "train"))
+
+
 def test_codes_are_identified():
     one, other = (Codes(torch.full((2, 3), i), [torch.zeros(2, 1, dtype=torch.int64)]) for i in (0, 1))
-    assert content_hash(one) == content_hash(one) != content_hash(other)
-    assert content_hash(one, other) != content_hash(other, one)
+    assert codes_hash(one) == codes_hash(one) != codes_hash(other)
+    assert codes_hash(one, other) != codes_hash(other, one)
 
 
 @pytest.mark.parametrize(("change", "message"), [
