@@ -4,7 +4,6 @@ validation, sampling and logging, from images and from a code cache."""
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -141,8 +140,7 @@ def fit(model, tmp_path, items=None):
 def cache_of(model, tmp_path):
     """A code cache of two items."""
     dataset = SeededDataset([item(i) for i in range(2)])
-    section = OmegaConf.create({"params": {"train": {}}})
-    header = header_of(model, dataset, section, split="train", views=1, batch_size=2)
+    header = header_of(model, dataset, {}, split="train", views=1, batch_size=2)
     encode_dataset(model, dataset, CodeWriter(tmp_path / "codes.tcc", header, 2))
     return CodeDataset(tmp_path / "codes.tcc")
 

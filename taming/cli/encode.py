@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from taming.checkpoint import find_checkpoint, load_model
 from taming.cli.dataset_options import add_data_source
 from taming.cli.options import TORCHRUN, add_allow, add_batch_size, add_device, add_outdir, check_folder, path
-from taming.config import find_config, instantiate_from_config, load_config, models_only
+from taming.config import find_config, instantiate_from_config, load_config, models_only, storable
 from taming.data.codes import CodeDataset, CodeHeader
 from taming.data.codes.writer import CodeWriter
 from taming.data.datamodule import default_num_workers
@@ -76,8 +76,9 @@ def run(options: argparse.Namespace) -> None:
     section = data_section(config, options.base, options.overrides, ignore_base_data=options.ignore_base_data)
     seed = seed_of(config, section) if options.seed is None else options.seed
     dataset = build_dataset(section, options.split, seed)
+    source = storable(section._get_root())["data"]["params"][options.split]  # ${size} is beside the section
     header = header_of(
-        model, dataset, section, split=options.split, views=options.views, batch_size=options.batch_size
+        model, dataset, source, split=options.split, views=options.views, batch_size=options.batch_size
     )
     writer = CodeWriter(file, header, options.batch_size)
     if writer.is_done():

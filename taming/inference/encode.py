@@ -19,7 +19,6 @@ from tqdm import tqdm
 import taming
 from taming.checkpoint.content_hash import content_hash
 from taming.checkpoint.save import relative_paths
-from taming.config import storable
 from taming.data.codes.format import CodeHeader, Field, grid_names, pack
 from taming.data.codes.writer import CodeWriter
 from taming.data.sampler import Pair, SeededDataset
@@ -92,14 +91,14 @@ def fields_of(model: Model, encoded: Mapping[str, Tensor], class_names: list[str
 
 
 def header_of(
-    model: Model, dataset: SeededDataset, section: Any, *, split: str, views: int, batch_size: int
+    model: Model, dataset: SeededDataset, source: Any, *, split: str, views: int, batch_size: int
 ) -> CodeHeader:
     """Describe the code cache of a data set; its first item is encoded.
 
     Args:
         model: what encodes.
         dataset: the split.
-        section: the section `data` of the configuration that the split is of.
+        source: the configuration of the split, plain dicts and lists.
         split: its name.
         views: how often each image is encoded.
         batch_size: images that are encoded together, which may change a rare code by rounding.
@@ -128,7 +127,7 @@ def header_of(
         "conditions": [f"{type(stage).__module__}.{type(stage).__name__}" for stage in stages],
         "pixels": list(tokenizer.image_size),
         "split": split, "seed": dataset.seed, "batch_size": batch_size,
-        "source": relative_paths(storable(section.params[split]), Path(os.devnull)),
+        "source": relative_paths(source, Path(os.devnull)),
         "class_names": names, "versions": {"taming": taming.__version__, "torch": torch.__version__},
     }
     plain = json.loads(json.dumps(about))  # as it will be read

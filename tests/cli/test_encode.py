@@ -284,6 +284,21 @@ def test_info(vqgan, tmp_path, capsys):
     assert "is damaged at record 0" in capsys.readouterr().err
 
 
+def test_values_of_the_configuration_may_be_variables(config, tmp_path, monkeypatch):
+    """`size: ${size}`, as in most configurations; those of the environment are not stored."""
+    own = load_config(config, ["size=32", "data.params.train.params.size=${size}"])
+    OmegaConf.save(own, tmp_path / "own.yaml")
+    run(tmp_path / "own.yaml", "-o", tmp_path / "x.tcc")
+    source = CodeDataset(tmp_path / "x.tcc").code_header.about["source"]
+    assert source["params"] == {"size": 32, "length": 8, "split": "train"}
+    monkeypatch.setenv("PART", "validation")
+    words = ["--allow", "oc.env", "data.params.train.params.split=${oc.env:PART}"]
+    run(tmp_path / "own.yaml", "-o", tmp_path / "y.tcc", *words)
+    other = CodeDataset(tmp_path / "y.tcc")
+    assert other.code_header.about["source"]["params"]["split"] == "${oc.env:PART}"
+    assert not torch.equal(other[0]["codes"], CodeDataset(tmp_path / "x.tcc")[0]["codes"])
+
+
 def test_no_path_of_the_machine_is_in_a_file(vqgan, tmp_path):
     folder = tmp_path / "my photos"
     folder.mkdir()
