@@ -5,24 +5,26 @@
     python benchmarks/code_cache.py step         one part
     python benchmarks/code_cache.py --quick      small sizes, to see that it runs
 
-README.md in this folder says what each number means.
+Times are those of the processor: other work on the machine does not count. README.md in this folder says what
+each number means.
 """
 
 import argparse
+import gc
 import json
 import logging
 import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from sampling import NO_LOSS, ROOT, Row, in_turn, machine, row
+from sampling import NO_LOSS, ROOT, Row, machine, row
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,6 +37,19 @@ from taming.inference.encode import encode_dataset, header_of
 from taming.models.cond_transformer import Net2NetTransformer
 
 BATCH = 256  # records that are read at once
+
+
+def in_turn(repeats: int, functions: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Processor seconds of each function, run in turn `repeats` times, after one run that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            gc.collect()
+            start = time.process_time()
+            function()
+            if repeat:
+                seconds[name].append(time.process_time() - start)
+    return seconds
 
 
 def written(folder: str, codes: int, records: int) -> Path:
@@ -105,15 +120,15 @@ def step(options: argparse.Namespace) -> list[Row]:
     }
     torch.manual_seed(0)
     model, data = instantiate_from_config(config.model).train(), config.data.params
-    data.train.params.length, size = 64 if options.quick else 512, data.batch_size
+    data.train.params.length, size = 64 if options.quick else 256, data.batch_size
     images = instantiate_from_config(data.train)
     with TemporaryDirectory() as folder:
         seeded = SeededDataset(images)
         header = header_of(model, seeded, {}, split="train", views=1, batch_size=size)
         writer = CodeWriter(Path(folder, "train.tcc"), header, size)
-        start = time.perf_counter()
+        start = time.process_time()
         encode_dataset(model.eval(), seeded, writer)
-        rows = [row(f"encode {len(images)} images, once", [time.perf_counter() - start])]
+        rows = [row(f"encode {len(images)} images, once", [time.process_time() - start])]
         codes = CodeDataset(writer.path)
         rows += steps(model.train(), {"images": images, "codes": codes}, size, options.repeats)
     return rows
@@ -138,7 +153,7 @@ def steps(model: Net2NetTransformer, sources: dict, size: int, repeats: int) -> 
                 optimizer.zero_grad(set_to_none=True)
 
             functions[f"{name}, {precision}"] = one
-    found = in_turn(5 * repeats, functions)
+    found = in_turn(4 * repeats, functions)
     rows = []
     for name, seconds in found.items():
         derived = {"images_per_s": size / median(seconds)}

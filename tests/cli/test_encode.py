@@ -252,8 +252,11 @@ def test_parts_that_are_damaged_or_of_other_codes(vqgan, tmp_path, small_parts, 
     capsys.readouterr()
     run(vqgan, "-o", tmp_path / "x.tcc", "--batch-size", 2, "--split", "validation", status=1)
     assert "x.tcc.parts holds parts of other codes" in capsys.readouterr().err
+    for left in (tmp_path / ".x.tcc.99.part", part.with_name(".000001.part.99.part")):  # of a process killed
+        left.write_bytes(whole[:100])
     run(vqgan, "-o", tmp_path / "x.tcc", "--batch-size", 2)
     assert (tmp_path / "x.tcc").read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tcc"]
 
 
 def test_no_other_file_is_replaced(vqgan, tmp_path, capsys):
