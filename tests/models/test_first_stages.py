@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from taming.checkpoint import load_model, read_checkpoint
+from tests.ranks import main_on_ranks
 from tests.tiny import DATA, curves, resume, train
 
 STEPS = 6  # one epoch and a half
@@ -36,12 +37,33 @@ MODELS = {
 }
 
 
+def write(name, folder):
+    """Write the YAML of a model and its data, and return its name."""
+    yaml = folder / "model.yaml"
+    model = f"base_learning_rate: 1.0e-3, target: taming.models.{name}, params: {MODELS[name]}"
+    yaml.write_text(f"model: {{{model}}}\n{DATA}")
+    return yaml
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_keep_the_same_weights(name, tmp_path):
+    """Gradients and codebooks are those of both; the discriminator waits for its third batch."""
+    words = ["-b", write(name, tmp_path), "-t", "-l", tmp_path / "logs", "--max_steps", 3]
+    record = "lightning.callbacks.record"
+    words += [f"{record}.target=tests.tiny.Record", f"{record}.params.folder={tmp_path}"]
+    words += ["data.params.batch_size=2"]
+    main_on_ranks(2, *words)
+    first, second = (torch.load(tmp_path / f"weights_2_{rank}.pt", weights_only=True) for rank in (0, 1))
+    statistics = ("running_mean", "running_var")  # of batch normalization, each process its own
+    keys = [key for key in first if not key.endswith(statistics)]
+    assert len(keys) > 20 and all(torch.equal(first[key], second[key]) for key in keys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_resumed_run_repeats_the_uninterrupted_one(name, tmp_path):
-    yaml = tmp_path / "model.yaml"
-    model = f"base_learning_rate: 1.0e-3, target: taming.models.{name}, params: {MODELS[name]}"
-    yaml.write_text(f"model: {{{model}}}\n{DATA}")
+    yaml = write(name, tmp_path)
     whole = train(yaml, tmp_path, "whole", "--max_steps", STEPS)
     part = train(yaml, tmp_path, "part", "--max_steps", 3)
     resume(part, "--max_steps", STEPS)

@@ -129,3 +129,19 @@ def test_running_means_follow_the_latents_of_all_processes(tmp_path):
     for got in on_two_ranks(learn, tmp_path, latents):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert not torch.equal(want["embedding.weight"], running_means(latents[:1]).embedding.weight)
+
+
+def begin(rank, latents):
+    """One of two processes, with random numbers of its own: where codebooks begin in its half of a batch."""
+    torch.manual_seed(rank)
+    books = [EMAVectorQuantizer(size, 4, beta=0.25, kmeans_steps=3) for size in (1, 6)]
+    for book in books:
+        book(latents.chunk(2)[rank])
+    return {str(book.n_e): book.embedding.weight for book in books}
+
+
+def test_codebooks_begin_on_clusters_of_the_latents_of_all_processes(tmp_path):
+    latents = torch.randn(4, 4, 3, 3)
+    first, second = on_two_ranks(begin, tmp_path, latents)
+    assert torch.equal(first["6"], second["6"]) and len(first["6"].unique(dim=0)) == 6
+    torch.testing.assert_close(first["1"], latents.mean((0, 2, 3))[None])  # a single code is their mean
