@@ -133,7 +133,8 @@ def check_monitors(callbacks: Sequence[Callback], model: pl.LightningModule) -> 
     if known is None or not all(home.startswith(("taming.", "pytorch_lightning.")) for home in homes):
         return
     names = [f"val/{name}" for name in known]
-    names += [name for callback in callbacks for name in getattr(callback, "logs", ())]
+    for callback in callbacks:
+        names += getattr(callback, "logged_metrics", lambda _: ())(model)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor not in names and not monitor.startswith("train/"):

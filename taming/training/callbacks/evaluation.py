@@ -44,8 +44,6 @@ class Evaluation(Callback):
         seed: of the samples.
     """
 
-    logs = ("val/rfd", "val/gfd")
-
     def __init__(
         self, num_images: PositiveInt = 256, network: str | None = None, weights: str | None = None,
         every_n_validations: PositiveInt = 1, seed: NonNegativeInt = 0,
@@ -54,6 +52,11 @@ class Evaluation(Callback):
         self.network = load_feature_network(network or default_networks()[0], weights)
         self._validations = 0
         self._sets: list[FeatureStatistics] = []  # of images and of what is made of them; empty: not now
+
+    @staticmethod
+    def logged_metrics(model: Any) -> tuple[str, ...]:
+        """Return the names of what is logged, for the check of `monitor`."""
+        return ("val/gfd" if isinstance(model, Net2NetTransformer) else "val/rfd",)
 
     def state_dict(self) -> dict[str, int]:
         """Return how many validations there were."""
@@ -101,7 +104,7 @@ class Evaluation(Callback):
         with warnings.catch_warnings():  # that there are few images is said above
             warnings.simplefilter("ignore", UserWarning)
             distance = frechet_distance(real, made)
-        name = "val/gfd" if isinstance(pl_module, Net2NetTransformer) else "val/rfd"
+        (name,) = self.logged_metrics(pl_module)
         pl_module.log(name, torch.tensor(distance, dtype=torch.float32))
         self._sets = []
 
