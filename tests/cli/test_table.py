@@ -73,6 +73,7 @@ def test_a_table_of_two_rows(tmp_path, capsys):
     assert text in capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0] == "**Two rows** (nobody 2021)"
-    assert lines[4].startswith(f"| samples | {generation.metrics['gFD-EffLite0']:.4g} |") and lines[4].endswith("| 7.5 |")
+    assert lines[4].startswith(f"| samples | {generation.metrics['gFD-EffLite0']:.4g} |")
+    assert lines[4].endswith("| 7.5 |")
     assert f"| {likelihood.metrics['nats per code']:.4g} |" in lines[5] and lines[5].endswith("| - |")
     assert lines[-1].startswith("4 images; efflite0 (579344248a93")

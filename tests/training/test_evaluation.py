@@ -38,7 +38,8 @@ def runs(tmp_path_factory):
     words = (*EVALUATION, "lightning.modelcheckpoint.params.monitor=val/rfd")
     vqgan = train(write_vqgan(folder), folder / "logs", "vqgan", "--max_epochs", 2, *words)
     words = (*EVALUATION, f"{CALLBACK}.params.every_n_validations=2", f"{CALLBACK}.params.seed=5")
-    return vqgan, train(write_transformer(folder, vqgan), folder / "logs", "transformer", "--max_epochs", 2, *words)
+    yaml = write_transformer(folder, vqgan)
+    return vqgan, train(yaml, folder / "logs", "transformer", "--max_epochs", 2, *words)
 
 
 def test_reconstructions_are_judged_and_checkpoints_ranked(runs):
@@ -61,7 +62,7 @@ def test_samples_are_judged_with_random_numbers_of_their_own(runs):
     x, c = model.get_xc(DatasetImages(config.data, "validation").batch(range(3)))
     conditions = model.encode_conditions(c)
     parts = [
-        model.generate([each[rows] for each in conditions], generator=image_generators(5, list(range(3))[rows]))
+        model.generate([each[rows] for each in conditions], generator=image_generators(5, range(3)[rows]))
         for rows in (slice(0, 2), slice(2, 3))
     ]
     assert values[0] == pytest.approx(distance(x, torch.cat(parts)), rel=1e-3)
