@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader
 from taming.data.codes import CodeDataset
 from taming.data.codes.writer import CodeWriter
 from taming.data.sampler import SeededDataset
+from taming.eval.likelihood import measure_likelihood
+from taming.eval.reconstruction import reconstruct
+from taming.images import from_uint8, to_uint8
 from taming.inference.encode import encode_dataset, header_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Tokenizer
@@ -150,6 +153,16 @@ def check_images(images, channels=(1, 3)):
         assert x.ndim == 4 and x.shape[1] in channels and x.isfinite().all(), name
 
 
+def check_evaluation(model, x):
+    """The protocol `reconstruction` sees what the model encodes and decodes, as 8-bit pixels."""
+    pixels = to_uint8(x)
+    again, grids = reconstruct(model, pixels)
+    codes = model.encode_codes(from_uint8(pixels))
+    each = [codes] if torch.is_tensor(codes) else codes
+    assert len(grids) == model.levels and all(map(torch.equal, grids, each))
+    assert torch.equal(again, to_uint8(model.decode_codes(codes)))
+
+
 @pytest.mark.parametrize("name", [*TOKENIZERS, *FROZEN_ONLY])
 def test_tokenizers(name, tmp_path):
     model = build({**TOKENIZERS, **FROZEN_ONLY}[name])
@@ -169,6 +182,7 @@ def test_tokenizers(name, tmp_path):
     assert codes.shape == (2, *grid) and codes.dtype == torch.int64
     assert 0 <= codes.min() and codes.max() < model.codebook_size == CODES
     assert model.decode_codes(codes).shape == x.shape
+    check_evaluation(model, x)
     z_q, loss, info = model.quantize(model.encode_to_prequant(x))
     assert isinstance(info, QuantizerInfo) and loss.shape == ()
     assert torch.equal(info.indices.view(codes.shape), codes)
@@ -198,6 +212,7 @@ def test_tokenizers_of_two_levels(name, tmp_path):
     assert [grid.shape[1:] for grid in codes] == grids and all(grid.dtype == torch.int64 for grid in codes)
     assert all(0 <= grid.min() and grid.max() < model.codebook_size == CODES for grid in codes)
     assert model.decode_codes(codes).shape == x.shape
+    check_evaluation(model, x)
 
 
 @pytest.mark.parametrize("name", TWO_LEVELS)
@@ -285,6 +300,8 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     again = model.sample_codes([part[1:] for part in parts], how, generator=image_generators(0, [1]))
     assert ours.shape == (2, 4, 6) and ours.max() < CODES
     assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
+    measured = measure_likelihood(model, batch)
+    torch.testing.assert_close(measured["nll"], model.nll(x, c))
     images = model.generate([part[:1] for part in parts], how, generator=image_generators(0, [0]))
     assert images.shape == (1, 3, HEIGHT, WIDTH) and images.abs().max() <= 1
 

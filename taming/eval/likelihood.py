@@ -63,22 +63,24 @@ def evaluate_likelihood(subject: Subject, source: DatasetImages, *, batch_size: 
     )
 
 
-@torch.inference_mode()
 def _measure(model: Net2NetTransformer, source: DatasetImages, numbers: list[int], size: int) -> Measured:
-    found: list[Measured] = []
-    for batch in batches(numbers, size):
-        x, c = model.get_xc(source.batch(batch))  # (B, C, H, W), each condition
-        x = x.to(model.device)
-        given = [value.to(model.device) for value in ([c] if isinstance(c, Tensor) else c)]
-        codes: Any = model.encode_codes(x)
-        pixels, again = (pixels_of(images) for images in (x, model.decode_codes(codes)))
-        n_codes = codes[0].numel()
-        found.append({
-            "nll": model.nll(x, given), "psnr": psnr(from_uint8(pixels), from_uint8(again)),
-            "hash": content_hash(pixels), "residual": _histogram(pixels, again, x.shape[1]),
-            "shape": torch.tensor([n_codes, x[0].numel()]).expand(len(x), 2),
-        })
-    return joined(found)
+    return joined([measure_likelihood(model, source.batch(batch)) for batch in batches(numbers, size)])
+
+
+@torch.no_grad()
+def measure_likelihood(model: Net2NetTransformer, batch: dict[str, Any]) -> Measured:
+    """Return what is measured for a batch: nats of each image, and how its reconstruction differs from it."""
+    x, c = model.get_xc(batch)  # (B, C, H, W), each condition
+    x = x.to(model.device)
+    nll = model.nll(x, [value.to(model.device) for value in ([c] if isinstance(c, Tensor) else c)])
+    codes = model.encode_codes(x)  # (B, h, w)
+    pixels, again = (pixels_of(images) for images in (x, model.decode_codes(codes)))
+    n_codes = model.first_stage_model.num_codes(x.shape[2], x.shape[3])
+    return {
+        "nll": nll, "psnr": psnr(from_uint8(pixels), from_uint8(again)), "hash": content_hash(pixels),
+        "residual": _histogram(pixels, again, x.shape[1]),
+        "shape": torch.tensor([n_codes, x[0].numel()]).expand(len(x), 2),
+    }
 
 
 def _histogram(pixels: Tensor, again: Tensor, channels: int) -> Tensor:
