@@ -107,8 +107,6 @@ HISTORIC_MODULES: tuple[tuple[str, str], ...] = (
 
 # Optional packages, and the extra of this package that installs each.
 EXTRAS: tuple[tuple[str, str], ...] = (
-    ("torchmetrics", "eval"),
-    ("torch_fidelity", "eval"),
     ("gradio", "demo"),
     ("datasets", "data"),
     ("transformers", "data"),

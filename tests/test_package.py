@@ -43,7 +43,7 @@ def test_the_lowest_versions_are_the_bounds_of_the_metadata():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     bounds = {}
-    for requirement in [*project["dependencies"], *extras["eval"], *extras["demo"], *extras["hub"]]:
+    for requirement in [*project["dependencies"], *extras["demo"], *extras["hub"]]:
         name, bound = re.match(r"([\w-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
         assert bound, f"{requirement} needs a lower bound"
         bounds.setdefault(name, set()).add(numbers(bound))

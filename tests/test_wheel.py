@@ -90,7 +90,7 @@ def test_the_metadata_says_what_is_needed(wheel):
     assert "pytorch-lightning<2.7,>=2.6.6" in core and "torch>=2.10" in core
     assert not [line for line in required if line.startswith("lightning")]
     extras = {line.removeprefix("Provides-Extra: ") for line in lines if line.startswith("Provides-Extra: ")}
-    assert extras == {"eval", "demo", "data", "hub", "metrics-offline", "dev"}
+    assert extras == {"demo", "data", "hub", "metrics-offline", "dev"}
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
 
 

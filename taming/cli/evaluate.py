@@ -97,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples: as many of each, at random, or those of the data; spatial conditions are of the data")
     add("--acceptance-rate", type=number(float, 0, 1, above=True), default=1.0, help="generate more samples, "
         "and keep this share of each class, of which a classifier is most certain")
+    add("--classifier", **one_of(*FEATURE_NETWORKS), help="network whose classes, or features, are that "
+        "classifier's; default: --network")
     add("--save-samples", type=path, metavar="PATH", help="keep the samples: an .npz file as ADM's evaluator "
         "reads them, or a folder")
     add_networks(parser)
@@ -336,6 +338,8 @@ def make_classifier(
     kinds = [stage.kind for stage in subject.model.cond_stages]
     place = kinds.index("class")
     classes = subject.model.cond_stages[place].vocab_size
+    if options.classifier not in (None, network.name):
+        network = load_feature_network(options.classifier, device=subject.device)
     data = None if num_classes(network) == classes else data_images(subject.config, options, key, None)
     return classifier_for(
         network, classes, data, subject.model.cond_keys[place], batch_size=options.batch_size,

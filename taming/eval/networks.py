@@ -7,9 +7,10 @@ what the Inception network of 2015 gives; EfficientNet-Lite0, which an extra ins
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from taming.eval.weights import PublishedWeights, sha256_of
@@ -193,8 +194,36 @@ class DINOv2Features(FeatureNetwork):
         return dinov2.DINOv2("large")
 
 
+class ResNet101Features(FeatureNetwork):
+    """torchvision's ResNet-101: the classifier of rejection sampling in the paper's Table 4."""
+
+    name = "resnet101"
+    distance_name = "FD-ResNet101"
+    score_name = "IS-ResNet101"
+    input_description = "224x224, bicubic as Pillow's, 8 bits; ImageNet's mean and deviation"
+    num_features = 2048
+    weights = PublishedWeights(
+        "torchvision's ResNet-101", ("resnet101-63fe2227.pth",), "63fe2227",
+        "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    )
+
+    def describe(self, images: Tensor) -> Features:
+        network: Any = self.network
+        x = resize_bicubic(images, 224).to(self.device).float() / 255
+        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        x = network.maxpool(network.relu(network.bn1(network.conv1((x - mean) / deviation))))
+        for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = layer(x)
+        features = network.avgpool(x).flatten(1)
+        return Features(features, logits=network.fc(features))
+
+    @classmethod
+    def build(cls) -> nn.Module:
+        return torchvision.models.resnet101()
+
+
 FEATURE_NETWORKS: dict[str, type[FeatureNetwork]] = {
-    cls.name: cls for cls in (EffLite0Features, InceptionFeatures, DINOv2Features)
+    cls.name: cls for cls in (EffLite0Features, InceptionFeatures, DINOv2Features, ResNet101Features)
 }
 
 
@@ -204,7 +233,7 @@ def load_feature_network(
     """Load a network of FEATURE_NETWORKS.
 
     Args:
-        name: "efflite0", "inception" or "dinov2".
+        name: "efflite0", "inception", "dinov2" or "resnet101".
         weights: the file, or a folder with it. None looks in the torch hub cache and in the package of the
             extra `metrics-offline`, and downloads the file otherwise.
         device: where to put the network.

@@ -1,6 +1,5 @@
 """What is evaluated: a model with the identity of its checkpoint, and the networks that judge it."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from taming.checkpoint import find_checkpoint, load_model
 from taming.eval.networks import FeatureNetwork, PerceptualDistance
+from taming.eval.weights import sha256_of
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, run_directory
 
@@ -51,15 +51,9 @@ def load_subject(path: Path, *, device: str | None = None) -> Subject:
     """
     file, found = find_checkpoint(path), own_device(device)
     model, config, step = load_model(file, device=found)
-    about: dict[str, Any] = {"checkpoint": file.name, "sha256": sha256(file), "batches": step}
+    about: dict[str, Any] = {"checkpoint": file.name, "sha256": sha256_of(file), "batches": step}
     about |= {"run": run_directory(file).name, "class": type(model).__name__, **model_metadata(model, config)}
     return Subject(model.eval(), config, about, run_directory(file), found)
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def perceptual_about(distance: PerceptualDistance | None) -> Mapping[str, Any] | None:

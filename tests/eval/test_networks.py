@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision import transforms
 
@@ -169,7 +170,7 @@ def test_only_the_network_of_fid_gives_fid():
     names = {name: (cls.distance_name, cls.score_name) for name, cls in FEATURE_NETWORKS.items()}
     assert [name for name, found in names.items() if "FID" in found] == ["inception"]
     assert [name for name, found in names.items() if "IS" in found] == ["inception"]
-    assert len({distance for distance, _ in names.values()}) == len(names) == 3
+    assert len({distance for distance, _ in names.values()}) == len(names) == 4
     assert [name for name, (label, *_) in PERCEPTUAL_DISTANCES.items() if label == "LPIPS-VGG"] == ["lpips"]
     for cls in FEATURE_NETWORKS.values():
         assert issubclass(cls, FeatureNetwork) and "x" in cls.input_description
@@ -187,6 +188,7 @@ def test_unknown_names_are_an_error_with_the_choices(load):
 @pytest.mark.parametrize(("load", "name", "file"), [
     (load_feature_network, "inception", "pt_inception-2015-12-05-6726825d.pth"),
     (load_feature_network, "dinov2", "dinov2_vitl14_pretrain.pth"),
+    (load_feature_network, "resnet101", "resnet101-63fe2227.pth"),
     (load_perceptual_distance, "lpips", "vgg16-397923af.pth"),
 ])
 def test_offline_the_error_names_file_place_address_and_way_out(no_network, load, name, file):
@@ -338,6 +340,19 @@ def test_inception_sees_the_resize_and_scale_of_tensorflow(tmp_path, monkeypatch
         assert got.dtype == torch.float32 and not got.is_inference()
         assert expected.std(0).mean() > 1e-3 * expected.abs().max()
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_resnet_is_torchvisions(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet101().eval()
+    cls = FEATURE_NETWORKS["resnet101"]
+    path = published_as(cls, network.state_dict(), tmp_path / "resnet.pth", monkeypatch)
+    found = load_feature_network("resnet101", path)(pixels(2, 3, 224, 224))
+    x = pixels(2, 3, 224, 224).float() / 255  # no resize: the size is that of the network
+    x = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(x)
+    with torch.no_grad():
+        for got, expected in ((found.logits, network(x)), (network.fc(found.features), found.logits)):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
 
 def test_dinov2_sees_what_dgm_eval_gives_it(tmp_path, monkeypatch):
