@@ -203,7 +203,7 @@ def test_a_code_cache_gives_the_same_codes(tmp_path):
     data = instantiate_from_config(config.data)
     data.setup()
     dataset = SeededDataset(data.datasets["train"], data.seed)
-    header = header_of(model, dataset, config.data, split="train", views=1, batch_size=4)
+    header = header_of(model, dataset, {}, split="train", views=1, batch_size=4)
     encode_dataset(model, dataset, CodeWriter(tmp_path / "train.tcc", header, 4))
     config.data.params.train = {
         "target": "taming.data.codes.CodeDataset", "params": {"path": str(tmp_path / "train.tcc")},
