@@ -12,6 +12,7 @@ from taming.images import from_uint8
 from taming.metrics import FeatureStatistics, frechet_distance
 from taming.sampling import image_generators
 from taming.training.command import main
+from tests.ranks import main_on_ranks
 from tests.tiny import curves, resume, train, write_transformer, write_vqgan
 
 CALLBACK = "lightning.callbacks.evaluation"
@@ -53,6 +54,18 @@ def test_reconstructions_are_judged_and_checkpoints_ranked(runs):
     with torch.no_grad():
         made = model.decode_codes(model.encode_codes(x))
     assert values[1] == pytest.approx(distance(x, made), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_all_images_together(tmp_path):
+    words = (*EVALUATION, f"{CALLBACK}.params.num_images=4", "data.params.batch_size=1", "--max_epochs", 1)
+    main_on_ranks(2, "-b", write_vqgan(tmp_path), "-t", "-l", tmp_path / "logs", "-n", "two", *words)
+    (run,) = (tmp_path / "logs").glob("*_two")
+    model, config, _ = load_model(run)
+    x = from_uint8(DatasetImages(config.data, "validation").read(range(4))[1])
+    with torch.no_grad():
+        made = model.decode_codes(model.encode_codes(x))
+    assert logged(run, "val/rfd") == [pytest.approx(distance(x, made), rel=1e-3)]
 
 
 def test_samples_are_judged_with_random_numbers_of_their_own(runs):
