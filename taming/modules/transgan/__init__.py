@@ -1,0 +1,1 @@
+"""TransGAN: a generator and a discriminator made of transformers alone."""
