@@ -14,6 +14,7 @@ numbers depend on. An evaluation that was interrupted goes on when it is started
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -35,6 +36,7 @@ from taming.eval.distances import distances
 from taming.eval.generation import (
     Conditions,
     Rejection,
+    changed_options,
     evaluate_generation,
     make_conditions,
 )
@@ -62,7 +64,10 @@ from taming.eval.statistics import (
 from taming.eval.subject import Judges, Subject, load_subject
 from taming.inference.dataset import data_section
 from taming.inference.distributed import own_device, rank_and_world_size
+from taming.models.autoencoder import Autoencoder
+from taming.models.base import LatentGenerator
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.tokenizer import Tokenizer
 from taming.training.console import rank_zero_print
 from taming.util import number
 
@@ -170,16 +175,20 @@ def is_run(target: Path) -> bool:
 def evaluate_run(subject: Subject, options: argparse.Namespace) -> list[Result | None]:
     """Evaluate a model by the protocols that are asked for, or that fit it."""
     model = subject.model
-    is_prior = isinstance(model, Net2NetTransformer)
-    protocols = options.protocol or (["generation", "likelihood"] if is_prior else ["reconstruction"])
-    if not is_prior and set(protocols) != {"reconstruction"}:
-        raise ValueError(f"{options.target} is a {type(model).__name__}: {protocols} need a transformer")
+    possible = possible_protocols(model)
+    protocols = options.protocol or possible[-2:]  # of transformers not the first, which is their tokenizer's
+    if wrong := [name for name in protocols if name not in possible]:
+        raise ValueError(
+            f"{options.target} is a {type(model).__name__}, for which there is "
+            f"{' and '.join(possible) or 'no protocol'}, not {wrong[0]}"
+        )
     results: list[Result | None] = []
-    tokenizer = model.first_stage_model if is_prior else model
+    is_prior = isinstance(model, Net2NetTransformer)
+    first_stage = model.first_stage_model if is_prior else model
     key = model.first_stage_key if is_prior else model.image_key
     if "reconstruction" in protocols:
         judges = load_judges(options, subject.device, perceptual=True)
-        size = options.size or tokenizer.resolution
+        size = options.size or first_stage.resolution
         source = open_source(options.images, size, options.num_images) if options.images else \
             data_images(subject.config, options, key, options.num_images)
         announce("reconstruction", len(source), judges)
@@ -189,7 +198,7 @@ def evaluate_run(subject: Subject, options: argparse.Namespace) -> list[Result |
                 options, judges.network, subject.folder, subject.device, None, size
             )
         results.append(evaluate_reconstruction(
-            subject, tokenizer, source, judges, batch_size=options.batch_size, reference=reference,
+            subject, first_stage, source, judges, batch_size=options.batch_size, reference=reference,
         ))
         remove(parts)
     if "generation" in protocols:
@@ -201,14 +210,27 @@ def evaluate_run(subject: Subject, options: argparse.Namespace) -> list[Result |
     return results
 
 
+def possible_protocols(model: Any) -> list[str]:
+    """Return the protocols that fit a model."""
+    if isinstance(model, Net2NetTransformer):
+        return ["reconstruction", "generation", "likelihood"]
+    is_first_stage = isinstance(model, Tokenizer | Autoencoder)
+    is_generator = isinstance(model, LatentGenerator)
+    return ["reconstruction"] * is_first_stage + ["generation"] * is_generator
+
+
 def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) -> list[Result | None]:
     """Evaluate samples with guidance 1, and, where another is given, with that as well."""
     model, count = subject.model, options.num_images or 2048
     sampling = sampling_options(options)
-    sampling.check(
-        codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
-        has_null=model.null_token is not None,
-    )
+    if isinstance(model, LatentGenerator):
+        if changed := [name for name in changed_options(sampling) if name != "seed"]:
+            raise ValueError(f"{changed[0]} is for transformers, not for {type(model).__name__}")
+    else:
+        sampling.check(
+            codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
+            has_null=model.null_token is not None,
+        )
     judges = load_judges(options, subject.device)
     network = judges.network
     assert network is not None
@@ -216,7 +238,8 @@ def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) ->
     if options.reference is None or options.conditions == "dataset" or needs_data(model):
         data = data_images(subject.config, options, key, None)
     conditions = make_conditions(model, count, options.conditions, data, sampling.seed or 0)
-    size = options.size or model.first_stage_model.resolution
+    of_size: Any = model if isinstance(model, LatentGenerator) else model.first_stage_model
+    size = options.size or of_size.resolution
     reference, parts = make_or_load_reference(options, network, subject.folder, subject.device, data, size)
     rejection = None
     if options.acceptance_rate < 1:
@@ -310,8 +333,10 @@ def data_images(
     return DatasetImages(section, options.split, key, limit=limit)
 
 
-def needs_data(model: Net2NetTransformer) -> bool:
+def needs_data(model: Net2NetTransformer | LatentGenerator) -> bool:
     """Tell whether conditions of the model can come from a data set only."""
+    if isinstance(model, LatentGenerator):
+        return False
     return any(stage.kind not in ("class", "none", "coordinates") for stage in model.cond_stages)
 
 

@@ -27,6 +27,7 @@ from taming.images import from_uint8, save_png
 from taming.inference.distributed import rank_and_world_size
 from taming.inference.loading import decode
 from taming.inference.provenance import digest, options_metadata
+from taming.models.base import LatentGenerator
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import conditions_of, stage_of_kind
 from taming.sampling import SamplingOptions, image_generators
@@ -35,7 +36,24 @@ from taming.util import atomic_write
 NOTE = "taming"  # an array beside the images of an .npz file: how they were made
 
 
-class ClassConditions:
+class CodeSamples:
+    """Samples of a transformer; subclasses say which conditions they have."""
+
+    model: Net2NetTransformer
+
+    def encode(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Return the conditions of images, as `sample_codes` takes them."""
+        raise NotImplementedError
+
+    def sample(self, numbers: Sequence[int], seeds: Sequence[int], options: SamplingOptions) -> Tensor:
+        """Generate images (B, C, H, W), of these numbers; each has random numbers of its own seed."""
+        codes = self.model.sample_codes(
+            self.encode(numbers), options, generator=image_generators(options.seed or 0, seeds)
+        )
+        return decode(self.model, codes)
+
+
+class ClassConditions(CodeSamples):
     """Conditions of N images: class numbers, or none where the model has no condition that must be given.
 
     Args:
@@ -61,7 +79,7 @@ class ClassConditions:
         return {} if self.labels is None else {"class": self.labels[list(numbers)].tolist()}
 
     def encode(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Return the conditions of images, as `sample_codes` takes them."""
+        """Return classes, or what needs not be given."""
         return conditions_of(self.model, len(numbers), given=self._given(numbers))
 
     def describe(self) -> str:
@@ -69,7 +87,7 @@ class ClassConditions:
         return "none" if self.labels is None else self.how
 
 
-class DatasetConditions:
+class DatasetConditions(CodeSamples):
     """Conditions of the items of a data set, in their order, again from the first after the last.
 
     Args:
@@ -84,7 +102,7 @@ class DatasetConditions:
 
     @torch.no_grad()
     def encode(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Return the conditions of images, as `sample_codes` takes them."""
+        """Return the conditions of items of the data set."""
         batch = self.dataset.batch([number % len(self.dataset) for number in numbers])
         _, c = self.model.get_xc(batch)
         each = [c] if isinstance(c, Tensor) else c
@@ -95,7 +113,25 @@ class DatasetConditions:
         return self.dataset.describe()
 
 
-Conditions = ClassConditions | DatasetConditions
+class NoiseSamples:
+    """Samples of a model without conditions and codes, whose images are functions of noise."""
+
+    labels: Tensor | None = None
+
+    def __init__(self, model: LatentGenerator):
+        self.model = model
+
+    def sample(self, numbers: Sequence[int], seeds: Sequence[int], options: SamplingOptions) -> Tensor:
+        """Generate images (B, C, H, W); each has random numbers of its own."""
+        generators = image_generators(options.seed or 0, seeds)
+        return torch.cat([self.model.sample(1, generator) for generator in generators])
+
+    def describe(self) -> str:
+        """Say that there are none."""
+        return "none"
+
+
+Conditions = ClassConditions | DatasetConditions | NoiseSamples
 
 
 @dataclass(frozen=True)
@@ -120,16 +156,21 @@ class Rejection:
 
 
 def make_conditions(
-    model: Net2NetTransformer, count: int, how: str, dataset: DatasetImages | None, seed: int = 0
+    model: Net2NetTransformer | LatentGenerator, count: int, how: str, dataset: DatasetImages | None,
+    seed: int = 0,
 ) -> Conditions:
     """Choose conditions: of classes, if that is all that the model has to be given; else those of a data set.
 
     Args:
+        model: a transformer, or a model that turns noise into images.
+        count: images N.
         how: "balanced" or "uniform" (see ClassConditions), "dataset" for those of the data; None chooses.
 
     Raises:
         ValueError: conditions of a data set are needed, and there is none.
     """
+    if isinstance(model, LatentGenerator):
+        return NoiseSamples(model)
     if how != "dataset" and all(
         stage.kind in ("class", "none", "coordinates") for stage in model.cond_stages
     ):
@@ -175,7 +216,7 @@ def evaluate_generation(
     network = judges.network
     assert network is not None
     options = options.replace(seed=options.seed or 0)
-    sampling = _changed(options) | (
+    sampling = changed_options(options) | (
         {}
         if rejection is None
         else {"acceptance rate": rejection.rate, "classifier": rejection.classifier.name}
@@ -214,7 +255,7 @@ def evaluate_generation(
     )
 
 
-def _changed(options: SamplingOptions) -> dict[str, Any]:
+def changed_options(options: SamplingOptions) -> dict[str, Any]:
     """Return the options that are not the defaults; the seed always."""
     defaults, values = options_metadata(SamplingOptions()), options_metadata(options)
     return {name: value for name, value in values.items() if value != defaults[name] or name == "seed"}
@@ -226,16 +267,12 @@ def _generate(
     batch_size: int, rejection: Rejection | None, keep_images: bool,
 ) -> Measured:
     """Generate the images of a part and measure them."""
-    model: Net2NetTransformer = subject.model
     each = 1 if rejection is None else rejection.candidates
     candidates = [(number, number * each + j) for number in numbers for j in range(each)]
     found: list[Measured] = []
     for start in range(0, len(candidates), batch_size):
         chosen, seeds = zip(*candidates[start : start + batch_size], strict=True)
-        codes = model.sample_codes(
-            conditions.encode(chosen), options, generator=image_generators(options.seed or 0, seeds)
-        )
-        pixels = pixels_of(decode(model, codes))
+        pixels = pixels_of(conditions.sample(chosen, seeds, options).cpu())
         found.append({"pixels": pixels, "number": torch.tensor(chosen)})
         if rejection is not None:
             found[-1]["log_p"] = rejection.classifier(pixels.to(subject.device)).log_softmax(1)

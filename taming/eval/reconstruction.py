@@ -1,4 +1,4 @@
-"""How well a tokenizer gives back images: the protocol `reconstruction`.
+"""How well a tokenizer, or an autoencoder without codes, gives back images: the protocol `reconstruction`.
 
 Images and reconstructions are compared as 8-bit pixels, as they would be saved. The Frechet distance is that
 of the reconstructions from the same images, after the same resizing and crop: what the field calls rFID when
@@ -7,7 +7,6 @@ the network is FID's. B batch, C channels, H W pixels, N images.
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,16 @@ from taming.images import from_uint8, image_grid
 from taming.inference.distributed import rank_and_world_size
 from taming.inference.provenance import save_image
 from taming.metrics import CodebookUsage, FeatureStatistics, psnr, ssim
-from taming.models.tokenizer import Tokenizer
+from taming.models.autoencoder import Autoencoder
+from taming.models.tokenizer import Tokenizer, as_list
 
+FirstStage = Tokenizer | Autoencoder  # the latter without codes
 SHOWN = 4  # images of each kind on the sheet
 MEANS = {"psnr": "PSNR", "ssim": "SSIM", "l1": "L1"}
 
 
 def evaluate_reconstruction(
-    subject: Subject, tokenizer: Tokenizer, source: ImageSource, judges: Judges, *, batch_size: int = 16,
+    subject: Subject, model: FirstStage, source: ImageSource, judges: Judges, *, batch_size: int = 16,
     reference: Reference | None = None,
 ) -> Result | None:
     """Measure reconstructions of all images of a source; return the result, in the first process alone.
@@ -55,7 +56,7 @@ def evaluate_reconstruction(
         },
         len(source),
     )
-    parts.measure(lambda numbers: _measure(subject, tokenizer, source, judges, numbers, batch_size), "images")
+    parts.measure(lambda numbers: _measure(subject, model, source, judges, numbers, batch_size), "images")
     if rank_and_world_size()[0] != 0:
         return None
     measured = parts.collect()
@@ -86,12 +87,12 @@ def evaluate_reconstruction(
             result.protocol["reference"] = reference.about
     for key in measured:
         if key.startswith("codes"):
-            result.metrics |= _usage(measured[key], key, tokenizer)
+            result.metrics |= _usage(measured[key], key, model)
     result.more = environment(started, subject.device) | {
         "notes": notes, "unreadable": [source.why_bad(int(number)) for number in measured["bad"][:100]],
     }
     by = "distance" if "distance" in measured else "psnr"
-    sheet = _write_sheet(subject, tokenizer, source, measured[by] * (1 if by == "distance" else -1), measured)
+    sheet = _write_sheet(subject, model, source, measured[by] * (1 if by == "distance" else -1), measured)
     result.more["sheet"] = sheet.name
     parts.remove()
     return result
@@ -99,7 +100,7 @@ def evaluate_reconstruction(
 
 @torch.inference_mode()
 def _measure(
-    subject: Subject, tokenizer: Tokenizer, source: ImageSource, judges: Judges, numbers: list[int], size: int
+    subject: Subject, model: FirstStage, source: ImageSource, judges: Judges, numbers: list[int], size: int
 ) -> Measured:
     found: list[Measured] = []
     for batch in batches(numbers, size):
@@ -108,7 +109,7 @@ def _measure(
         if not good:
             continue
         pixels = pixels.to(subject.device)
-        again, grids = reconstruct(tokenizer, pixels, source.channels)
+        again, grids = reconstruct(model, pixels, source.channels)
         x, y = from_uint8(pixels), from_uint8(again)
         measured = {
             "number": torch.tensor(good),
@@ -129,16 +130,18 @@ def _measure(
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: Tokenizer, pixels: Tensor, channels: int = 3) -> tuple[Tensor, Sequence[Tensor]]:
-    """Return the reconstructions of images, uint8 (B, 3, H, W) both, and the grids of codes.
+def reconstruct(model: FirstStage, pixels: Tensor, channels: int = 3) -> tuple[Tensor, list[Tensor]]:
+    """Return the reconstructions of images, uint8 (B, 3, H, W) both, and the grids of codes, if any.
 
     Raises:
-        ValueError: images of a size that the tokenizer cannot take.
+        ValueError: images of a size that the model cannot take.
     """
-    tokenizer.check_size(pixels.shape[2], pixels.shape[3])
-    codes: Any = tokenizer.encode_codes(from_uint8(pixels[:, :channels]))
-    again = pixels_of(tokenizer.decode_codes(codes))
-    return again, [codes] if isinstance(codes, Tensor) else list(codes)
+    model.check_size(pixels.shape[2], pixels.shape[3])
+    x = from_uint8(pixels[:, :channels])
+    if not isinstance(model, Tokenizer):
+        return pixels_of(model.reconstruct(x)), []
+    codes = model.encode_codes(x)
+    return pixels_of(model.decode_codes(codes)), as_list(codes)
 
 
 def _networks(judges: Judges) -> dict[str, Any]:
@@ -154,9 +157,9 @@ def _add_means(result: Result, measured: Measured, judges: Judges) -> None:
         result.errors[name] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _usage(codes: Tensor, name: str, tokenizer: Tokenizer) -> dict[str, float]:
+def _usage(codes: Tensor, name: str, model: Any) -> dict[str, float]:
     level = name.removeprefix("codes")
-    usage = CodebookUsage(tokenizer.codebook_size)
+    usage = CodebookUsage(model.codebook_size)
     usage.update(codes)
     suffix = f" of level {level}" if level != "0" else ""
     return {f"{key}{suffix}": float(value) for key, value in usage.compute().items()} | {
@@ -165,7 +168,7 @@ def _usage(codes: Tensor, name: str, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def _write_sheet(
-    subject: Subject, tokenizer: Tokenizer, source: ImageSource, badness: Tensor, measured: Measured
+    subject: Subject, model: FirstStage, source: ImageSource, badness: Tensor, measured: Measured
 ) -> Path:
     """Write pairs of an image and its reconstruction: a row of the worst, of the median and of the best."""
     order, count = badness.argsort(descending=True), len(badness)
@@ -175,6 +178,6 @@ def _write_sheet(
     pairs = []
     for number in measured["number"][chosen].tolist():
         pixels = source.read([number])[1].to(subject.device)
-        pairs += [pixels[0], reconstruct(tokenizer, pixels, source.channels)[0][0]]
+        pairs += [pixels[0], reconstruct(model, pixels, source.channels)[0][0]]
     grid = image_grid(from_uint8(torch.stack(pairs).cpu()), columns=2 * shown)
     return save_image(grid, subject.folder / "reconstruction.png")

@@ -31,6 +31,14 @@ class NonFiniteLoss(RuntimeError):
     on_all_ranks = True  # every process raises it, so that they can save together
 
 
+class LatentGenerator:
+    """The contract of a model that turns noise into images without codes: a VAE's decoder, a GAN."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Generate images (n, C, H, W), about in [-1, 1]; the generator makes the noise."""
+        raise NotImplementedError
+
+
 class ImageModel(Pretrained, pl.LightningModule):
     """A LightningModule that steps its optimizers by hand and counts the batches it has learned from.
 

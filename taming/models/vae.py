@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taming.metrics import psnr, ssim
 from taming.models.autoencoder import Autoencoder, Betas
+from taming.models.base import LatentGenerator
 from taming.models.tokenizer import SizeMismatch
 from taming.modules.vae.gaussian import DiagonalGaussian, gaussian_log_prob
 from taming.modules.vae.likelihoods import make_likelihood
@@ -21,7 +22,7 @@ DDConfig = Annotated[dict, ParametersOf(Encoder)]
 ACTIVE = 0.01  # nats that a latent dimension must hold to count as used
 
 
-class GaussianVAE(Autoencoder):
+class GaussianVAE(Autoencoder, LatentGenerator):
     """A variational autoencoder with p(z) = N(0, I) and a diagonal Gaussian posterior q(z | x).
 
         ELBO(x) = E_q log p(x | z) - KL(q(z | x) || p(z)) <= log p(x)          eq. 3

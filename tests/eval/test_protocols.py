@@ -23,11 +23,12 @@ from taming.eval.networks import load_feature_network
 from taming.eval.npz import NpzFile
 from taming.eval.reconstruction import evaluate_reconstruction
 from taming.eval.results import read_results
-from taming.eval.sources import DatasetImages, FolderImages
+from taming.eval.sources import DatasetImages, FolderImages, pixels_of
 from taming.eval.subject import Judges, Subject
 from taming.images import from_uint8, to_uint8
 from taming.metrics import FeatureStatistics, frechet_distance, psnr
 from taming.models.tokenizer import Tokenizer
+from taming.sampling import image_generators
 from tests.tiny import train, write_transformer, write_vqgan
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_a_run_of_stage_1(runs, photos, capsys, tmp_path):
 
 def test_a_run_of_stage_1_has_no_samples(runs, capsys):
     assert taming(["evaluate", str(runs[0]), "--protocol", "generation"]) == 1
-    assert "need a transformer" in capsys.readouterr().err
+    assert "for which there is reconstruction, not generation" in capsys.readouterr().err
 
 
 # ---- generation and likelihood
@@ -363,3 +364,30 @@ def test_features_that_are_not_finite_name_the_image(photos, network, tmp_path, 
     model = Coarse(1)
     with pytest.raises(ValueError, match=r"features of \d samples are not finite, the first is sample \d"):
         evaluate_reconstruction(subject(model, tmp_path), model, FolderImages(photos), Judges(network))
+
+
+# ---- models without codes
+
+VAE = """
+model:
+  base_learning_rate: 1.0e-3
+  target: taming.models.vae.GaussianVAE
+  params: {ddconfig: {resolution: 32, in_channels: 3, ch: 8, latent_dim: 4}}
+"""
+
+
+def test_a_model_of_noise(tmp_path, capsys):
+    yaml = write_vqgan(tmp_path)
+    yaml.write_text(VAE + yaml.read_text()[yaml.read_text().index("\ndata:"):])
+    run = train(yaml, tmp_path / "logs", "vae", "--max_steps", 1)
+    reconstruction, generation = evaluate(run, tmp_path, "--save-samples", str(tmp_path / "samples.npz"))
+    assert "usage" not in reconstruction.metrics and reconstruction.metrics["PSNR"] > 0
+    assert generation.metrics["gFD-EffLite0"] > 0 and generation.protocol["conditions"] == "none"
+    model = load_model(run)[0]
+    expected = pixels_of(model.sample(1, image_generators(0, [3])[0]))[0].permute(1, 2, 0).numpy()
+    with NpzFile(tmp_path / "samples.npz") as file:
+        np.testing.assert_array_equal(file.array("arr_0")[3], expected)
+    for words, message in ((["--top-k", "3"], "top_k is for transformers"),
+                           (["--protocol", "likelihood"], "reconstruction and generation, not likelihood")):
+        assert taming(["evaluate", str(run), *SETTINGS, *words]) == 1
+        assert message in capsys.readouterr().err

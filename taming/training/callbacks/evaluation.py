@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from taming.eval.networks import default_networks, load_feature_network
+from taming.eval.reconstruction import reconstruct
 from taming.eval.sources import pixels_of
 from taming.images import from_uint8
 from taming.metrics import FeatureStatistics, frechet_distance
@@ -110,8 +111,7 @@ class Evaluation(Callback):
 
     def _reconstructions(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         x = model.get_input(batch, model.image_key)
-        pixels = from_uint8(pixels_of(x))[:, : x.shape[1]]
-        return x, model.decode_codes(model.encode_codes(pixels))
+        return x, from_uint8(reconstruct(model, pixels_of(x), x.shape[1])[0])
 
     def _samples(
         self, trainer: pl.Trainer, model: Net2NetTransformer, batch: dict[str, Any]
