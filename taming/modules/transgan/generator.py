@@ -37,6 +37,7 @@ class TransGANGenerator(nn.Module):
             for sampling alone.
         mask_kind: see `locality_mask`.
         mask_all_blocks: mask all blocks of the last stage, rather than its last block, as published.
+        fused_attention: use torch's fused kernel; a gradient penalty differentiates the generator once.
 
     Raises:
         ValueError: a size that is no multiple of 2 ** (S - 1), channels that stages or heads do not divide,
@@ -48,6 +49,7 @@ class TransGANGenerator(nn.Module):
         depths: Annotated[Sequence[PositiveInt], Length(1)] = (5, 2, 2),
         latent_dim: PositiveInt | None = None, heads: PositiveInt = 4,
         entry_stage: PositiveInt | None = None, *, mask_kind: Kind = "2d", mask_all_blocks: bool = False,
+        fused_attention: bool = True,
     ):
         super().__init__()
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -67,6 +69,7 @@ class TransGANGenerator(nn.Module):
                 f"entry_stage: {entry_stage} must be a stage after the first, 2 to {len(depths)}: images of "
                 "low resolution take the place of its input"
             )
+        self.resolution = resolution
         self.image_size, self.latent_dim, self.entry_stage = (height, width), latent_dim or dim, entry_stage
         self.mask_kind, self.mask_all_blocks = mask_kind, mask_all_blocks
         self.grids = [(height >> finer - k, width >> finer - k) for k in range(len(depths))]
@@ -77,7 +80,7 @@ class TransGANGenerator(nn.Module):
         for k, (n, channels) in enumerate(zip(tokens, self.dims, strict=True), 1):
             self.register_parameter(f"pos_embed_{k}", nn.Parameter(torch.empty(1, n, channels)))
         self.blocks, *stages = [
-            nn.ModuleList(Block(channels, heads) for _ in range(depth))
+            nn.ModuleList(Block(channels, heads, fused_attention) for _ in range(depth))
             for channels, depth in zip(self.dims, depths, strict=True)
         ]
         self.upsample_blocks = nn.ModuleList(stages)

@@ -28,9 +28,12 @@ def close(got, want):
 
 
 @torch.no_grad()
-def test_golden_generator():
+@pytest.mark.parametrize("fused", [False, True])
+def test_golden_generator(fused):
     state, given, want = read("transgan_generator")
-    net = TransGANGenerator(16, 96, (2, 4, 2), latent_dim=24, heads=2, mask_kind="1d").eval()
+    net = TransGANGenerator(
+        16, 96, (2, 4, 2), latent_dim=24, heads=2, mask_kind="1d", fused_attention=fused
+    ).eval()
     net.load_state_dict(state)  # with the normalization that is not used
     for epoch in (0, 25, 35, 50, 60):
         close(net(given["z"], radius_at(CIFAR, epoch)), want[f"image_epoch_{epoch}"])
