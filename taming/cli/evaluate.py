@@ -277,6 +277,7 @@ def evaluate_images(options: argparse.Namespace) -> Result | None:
     )
     if rank_and_world_size()[0] != 0:
         return None
+    assert reference is not None
     metrics, used, notes = distances(reference, measured, network)
     remove([*parts, found])
     return Result(
@@ -343,15 +344,18 @@ def needs_data(model: Net2NetTransformer | LatentGenerator) -> bool:
 def make_or_load_reference(
     options: argparse.Namespace, network: FeatureNetwork, folder: Path, device: torch.device,
     data: ImageSource | None, size: int | None,
-) -> tuple[Reference, list[Parts]]:
-    """Return the reference that is named, or the data; and parts to remove in the end."""
+) -> tuple[Reference | None, list[Parts]]:
+    """Return the reference that is named, or the data; and parts to remove in the end.
+
+    Processes other than the first need none, and may get None.
+    """
     given = options.reference
     if given is not None and holds_statistics(given):
         return load_reference(given, network, folder, batch_size=options.batch_size, device=device)
     source = data if given is None else open_source(given, size if given.is_dir() else None)
     assert source is not None
     measured, parts = features_of(source, network, folder, batch_size=options.batch_size, device=device)
-    return make_reference(measured, source, network), [parts]
+    return make_reference(measured, source, network) if measured else None, [parts]
 
 
 def make_classifier(

@@ -184,7 +184,7 @@ def make_conditions(
 
 def evaluate_generation(
     subject: Subject,
-    reference: Reference,
+    reference: Reference | None,
     conditions: Conditions,
     judges: Judges,
     options: SamplingOptions,
@@ -199,7 +199,7 @@ def evaluate_generation(
 
     Args:
         subject: a transformer.
-        reference: what is compared with.
+        reference: what is compared with; processes other than the first need none.
         conditions: of the images.
         judges: the network whose features are compared.
         options: how to sample; `seed` None stands for 0.
@@ -223,10 +223,10 @@ def evaluate_generation(
     )
     protocol = {
         "name": "generation", "version": VERSION, "rounding": "nearest 8-bit", "count": count,
-        "conditions": conditions.describe(), "network": network_about(network), "reference": reference.about,
+        "conditions": conditions.describe(), "network": network_about(network),
     }
     identity = {
-        "protocol": {k: v for k, v in protocol.items() if k != "reference"}, "sampling": sampling,
+        "protocol": protocol, "sampling": sampling,
         "subject": subject.about, "saved": save_to is not None,
     }
     if save_to is not None:
@@ -242,12 +242,13 @@ def evaluate_generation(
     if rank_and_world_size()[0] != 0:
         return None
     measured = parts.collect("features", "spatial", "logits")
+    assert reference is not None
     metrics, used, notes = distances(reference, measured, network, settings)
     if save_to is not None:
         _save(parts, save_to, identity)
     parts.remove()
     return Result(
-        protocol | {"distances": used},
+        protocol | {"reference": reference.about, "distances": used},
         {f"g{k}" if k.startswith(("F", "sF")) else k: v for k, v in metrics.items()},
         subject=subject.about,
         sampling=sampling,

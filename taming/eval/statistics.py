@@ -19,6 +19,7 @@ from taming.eval.networks import FeatureNetwork
 from taming.eval.npz import NpzFile, write_npz
 from taming.eval.parts import Measured, Parts, batches, joined
 from taming.eval.sources import ImageSource, NpzImages, content_hash, hash_of_set
+from taming.inference.distributed import rank_and_world_size
 from taming.metrics import FeatureStatistics
 from taming.util import atomic_write
 
@@ -62,7 +63,8 @@ def features_of(
 ) -> tuple[Measured, Parts]:
     """Extract the features of a source, part by part; return all of them, and the parts, to be removed.
 
-    Names: features, logits, spatial, hash, and the numbers of those that cannot be read, bad.
+    Processes other than the first get no features: nothing of theirs waits for parts that the first may
+    have removed. Names: features, logits, spatial, hash, and the numbers of those that cannot be read, bad.
 
     Raises:
         ValueError: no image can be read.
@@ -80,6 +82,8 @@ def features_of(
         return joined(found)
 
     parts.measure(compute, what)
+    if rank_and_world_size()[0] != 0:
+        return {}, parts
     measured = parts.collect()
     if "features" not in measured:
         raise ValueError(f"none of {len(source)} images can be read: {source.why_bad(0)}")
@@ -165,7 +169,7 @@ def load_reference(
             device=device,
             what="arr_0 of the reference",
         )
-        features = measured["features"]
+        features = measured.get("features")
         parts.append(found)
     about["sha256"] = _moments_hash(moments)
     return Reference(moments, spatial, features, about), parts
