@@ -14,6 +14,7 @@ from taming.config import ConfigError, instantiate_from_config
 from taming.models.transgan import TransGAN
 from taming.modules.losses.adversarial import DISCRIMINATOR_LOSSES, generator_loss, gradient_penalty
 from taming.modules.transgan.discriminator import ViTDiscriminator
+from tests.ranks import main_on_ranks
 
 GENERATOR = dict(resolution=16, dim=64, depths=[1, 1, 1], latent_dim=16)
 CO_TRAINED = GENERATOR | dict(entry_stage=2)
@@ -216,6 +217,24 @@ def test_log_images():
     }
     shown = gan(generator=CO_TRAINED, sr_weight=1.0).log_images({"image": images(3)})
     assert [*shown] == ["inputs", "super_resolution", "samples"]
+
+
+@pytest.mark.slow
+def test_processes_stay_alike(tmp_path):
+    """Plain ddp: both backward passes of a batch, with accumulation, reach all processes."""
+    networks = ["generator.dim=64", "generator.depths=[1,1,1]", "discriminator.dim=32", "n_critic=1"]
+    main_on_ranks(
+        2, "-b", "configs/transgan/transgan_landscapes.yaml", "-t", "-l", tmp_path / "logs", "--max_steps", 2,
+        "--accumulate_grad_batches", 2, "data.params.batch_size=2",
+        "data.params.train.params.length=32", "data.params.validation.params.length=4",
+        *(f"model.params.{word}" for word in networks),
+        "lightning.callbacks.record.target=tests.tiny.Record",
+        f"lightning.callbacks.record.params.folder={tmp_path}",
+    )
+    one, two = (torch.load(tmp_path / f"weights_2_{rank}.pt", weights_only=True) for rank in range(2))
+    assert any(key.startswith("generator_ema.") for key in one)
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
 
 
 # ---- bad input
