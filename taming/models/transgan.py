@@ -101,7 +101,6 @@ class TransGAN(ImageSizes, ImageModel):
         self.loss_kind, self.gp_weight, self.gp_phi, self.drift_weight = loss, gp_weight, gp_phi, drift_weight
         self.n_critic, self.sr_weight, self.ema_decay = n_critic, sr_weight, ema_decay
         self.locality = locality or []
-        self.generator_steps = 0
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -109,6 +108,11 @@ class TransGAN(ImageSizes, ImageModel):
     def latent_dim(self) -> int:
         """Size d of the noise."""
         return self.generator.latent_dim
+
+    @property
+    def generator_steps(self) -> int:
+        """Number of steps of the generator; `batches_seen` counts those of the discriminator."""
+        return -(-self.batches_seen // self.n_critic)
 
     # ---- images
 
@@ -161,6 +165,8 @@ class TransGAN(ImageSizes, ImageModel):
             if self.batches_seen % self.n_critic == 0:
                 log |= self.generator_step(x, for_generator, batch_idx)
             self.batches_seen += 1
+        if (radius := self.radius()) is not None:
+            log["train/locality_radius"] = torch.tensor(float(radius))
         self.log_dict(log, batch_size=len(x))
         self.log("d_loss", log["train/d_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
@@ -190,7 +196,6 @@ class TransGAN(ImageSizes, ImageModel):
         log["train/grad_norm"] = self.clip_grad_norm(self.generator.parameters())
         optimizer.step()
         self.zero_grad(set_to_none=True)
-        self.generator_steps += 1
         self.update_ema()
         return log
 
@@ -236,14 +241,6 @@ class TransGAN(ImageSizes, ImageModel):
             torch.optim.Adam(network.parameters(), lr=rate, betas=self.betas, fused=fused)
             for network in (self.generator, self.discriminator)
         ], []
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["generator_steps"] = self.generator_steps
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.generator_steps = int(checkpoint.get("generator_steps", 0))
 
     # ---- validation
 
