@@ -328,6 +328,7 @@ class Net2NetTransformer(ImageModel):
 
     def on_train_start(self) -> None:
         """Check the code caches that are read: now the weights of a resumed run are there, too."""
+        super().on_train_start()
         trainer: Any = self.trainer
         of_module = getattr(trainer.datamodule, "datasets", {}).values()
         for dataset in (*of_module, getattr(trainer.train_dataloader, "dataset", None)):
