@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.models.base import ImageModel
+from taming.models.base import ImageModel, LatentGenerator
 from taming.models.tokenizer import ImageSizes
 from taming.modules.discriminator.diffaugment import DiffAugment
 from taming.modules.losses.adversarial import DISCRIMINATOR_LOSSES, Kind, generator_loss, gradient_penalty
@@ -29,7 +29,7 @@ from taming.parameters import (
 Betas = tuple[Probability, Probability]
 
 
-class TransGAN(ImageSizes, ImageModel):
+class TransGAN(ImageSizes, LatentGenerator, ImageModel):
     """Generates images of noise; see docs/models.md for the losses.
 
     A batch is one step of the discriminator; every `n_critic`-th is followed by one of the generator, on
