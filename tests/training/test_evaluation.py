@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from taming.checkpoint import load_model
+from taming.config import find_config, load_config
 from taming.eval.networks import load_feature_network
 from taming.eval.sources import DatasetImages, pixels_of
 from taming.images import from_uint8
@@ -116,3 +118,18 @@ def test_a_distance_needs_two_images(tmp_path, caplog):
     )
     assert logged(run, "val/rfd") == [] and "no distance" in caplog.text
     assert all(math.isfinite(value) for value in logged(run, "val/rec_loss"))
+
+
+def test_a_gan_is_judged_by_samples(tmp_path):
+    config = load_config([find_config("transgan/transgan_landscapes")])
+    config.model.params.generator |= {"dim": 32, "depths": [1, 1, 1], "latent_dim": 4}
+    config.model.params.discriminator |= {"dim": 16, "depth": 1}
+    for split, length in (("train", 32), ("validation", 4)):
+        config.data.params[split].params.length = length
+    OmegaConf.save(config, tmp_path / "gan.yaml")
+    yaml = tmp_path / "gan.yaml"
+    run = train(yaml, tmp_path / "logs", "gan", "--max_epochs", 1, "--max_steps", 2, *EVALUATION)
+    model, config, _ = load_model(run)
+    x = from_uint8(DatasetImages(config.data, "validation").read(range(3))[1])
+    made = torch.cat([model.sample(1, each) for each in image_generators(0, range(3))])
+    assert logged(run, "val/gfd") == [pytest.approx(distance(x, made), rel=1e-2)]

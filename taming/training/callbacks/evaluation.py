@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from taming.eval.networks import default_networks, load_feature_network
-from taming.eval.reconstruction import reconstruct
+from taming.eval.reconstruction import FirstStage, reconstruct
 from taming.eval.sources import pixels_of
 from taming.images import from_uint8
 from taming.metrics import FeatureStatistics, frechet_distance
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Log the Frechet distance between validation images and what the model makes of them.
 
-    Of a tokenizer these are reconstructions, `val/rfd`; of a transformer samples for the conditions of the
-    images, `val/gfd`. Name the metric as `monitor` to keep the checkpoints that are best by it:
+    Of tokenizers and autoencoders these are reconstructions, `val/rfd`; of a transformer samples for the
+    conditions of the images, and of a GAN samples, `val/gfd`. Name the metric as `monitor` to keep the
+    checkpoints that are best by it:
 
         lightning:
           callbacks:
@@ -57,7 +58,7 @@ class Evaluation(Callback):
     @staticmethod
     def logged_metrics(model: Any) -> tuple[str, ...]:
         """Return the names of what is logged, for the check of `monitor`."""
-        return ("val/gfd" if isinstance(model, Net2NetTransformer) else "val/rfd",)
+        return ("val/rfd" if isinstance(model, FirstStage) else "val/gfd",)
 
     def state_dict(self) -> dict[str, int]:
         """Return how many validations there were."""
@@ -89,8 +90,8 @@ class Evaluation(Callback):
             key: v[: wanted - self._sets[0].count] for key, v in batch.items() if hasattr(v, "__getitem__")
         }
         with torch.no_grad():
-            made = self._samples(trainer, pl_module, few) if isinstance(pl_module, Net2NetTransformer) \
-                else self._reconstructions(pl_module, few)
+            made = self._reconstructions(pl_module, few) if isinstance(pl_module, FirstStage) \
+                else self._samples(trainer, pl_module, few)
             for statistics, images in zip(self._sets, made, strict=True):
                 statistics.update(self.network(pixels_of(images)).features.cpu())
 
@@ -114,14 +115,16 @@ class Evaluation(Callback):
         return x, from_uint8(reconstruct(model, pixels_of(x), x.shape[1])[0])
 
     def _samples(
-        self, trainer: pl.Trainer, model: Net2NetTransformer, batch: dict[str, Any]
+        self, trainer: pl.Trainer, model: Any, batch: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
+        first, size = self._sets[0].count, len(next(iter(batch.values())))
+        numbers = [(first + i) * trainer.world_size + trainer.global_rank for i in range(size)]
+        generators = image_generators(self.seed, numbers)
+        if not isinstance(model, Net2NetTransformer):  # a LatentGenerator
+            x = model.get_input(batch, model.image_key)
+            return x, torch.cat([model.sample(1, each) for each in generators])
         x, c = model.get_xc(batch)
-        first = self._sets[0].count
-        numbers = [(first + i) * trainer.world_size + trainer.global_rank for i in range(len(x))]
-        return x, model.generate(
-            model.encode_conditions(c), generator=image_generators(self.seed, numbers)
-        )
+        return x, model.generate(model.encode_conditions(c), generator=generators)
 
     @staticmethod
     def _over_processes(own: FeatureStatistics) -> FeatureStatistics:
