@@ -22,6 +22,7 @@ except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
 MAX_CALLS = 100_000  # of torch, while one model is built: 2 s; a GPT of 48 layers makes 6,000
+READS = ("lt", "gt", "copy", "where")  # functions that depend on the values of their arguments
 BYTES_OF_A_THREAD = 80 << 20  # of addresses: its stack, and what malloc reserves
 _STATM = Path("/proc/self/statm")
 _limit_lock = threading.RLock()
@@ -76,8 +77,19 @@ class DeferredInit(TorchFunctionMode):
         if isinstance(target, Tensor) and _changes_it(func) and _address(target) in self._recorded:
             self._recorded[_address(target)].append(partial(func, *args, **kwargs))
             return target
+        if getattr(func, "__name__", "").strip("_") in READS:
+            self._run([value for value in args if isinstance(value, Tensor)])
         self._count()
         return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def _run(self, tensors: Sequence[Tensor]) -> None:
+        """Run what was put off for tensors whose values are asked for, by `trunc_normal_` for instance."""
+        for tensor in tensors:
+            if operations := self._recorded.get(_address(tensor)):
+                self._recorded[_address(tensor)] = []
+                for operation in operations:
+                    operation()
 
     def _register(self, _module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
         if threading.get_ident() == self._thread and parameter.numel():

@@ -58,6 +58,18 @@ def test_what_is_put_off_is_what_would_have_been_done():
         assert value.isfinite().all() and value.shape == expected[key].shape, key
 
 
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (0.05, 2.0)])
+def test_an_initialisation_that_looks_at_values_sees_its_own(bounds):
+    """Not what the memory held before."""
+    deferred = DeferredInit()
+    with deferred:
+        layer = nn.Linear(40, 40)
+        layer.weight.detach().numpy()[:] = [0.0] * 39 + [7.0]
+        nn.init.trunc_normal_(layer.weight, std=0.02, a=bounds[0], b=bounds[1])
+    deferred.finish(layer)
+    assert 0.001 < layer.weight.std() < 0.03 and layer.weight.abs().max() < 0.5
+
+
 def test_parameters_that_got_values_keep_them():
     deferred = DeferredInit()
     with deferred:
