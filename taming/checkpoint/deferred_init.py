@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -60,12 +60,9 @@ class DeferredInit(TorchFunctionMode):
         for hook in self._hooks:
             hook.remove()
 
-    @torch.no_grad()
     def finish(self, module: nn.Module) -> None:
         """Initialise those parameters of a module that were built in the block and got no other values."""
-        for parameter in module.parameters():
-            for operation in self._recorded.pop(_address(parameter), ()):
-                operation()
+        self._run(module.parameters())
         self._parameters.clear()
 
     def __torch_function__(
@@ -78,13 +75,13 @@ class DeferredInit(TorchFunctionMode):
             self._recorded[_address(target)].append(partial(func, *args, **kwargs))
             return target
         if getattr(func, "__name__", "").strip("_") in READS:
-            self._run([value for value in args if isinstance(value, Tensor)])
+            self._run(value for value in args if isinstance(value, Tensor))
         self._count()
         return func(*args, **kwargs)
 
     @torch.no_grad()
-    def _run(self, tensors: Sequence[Tensor]) -> None:
-        """Run what was put off for tensors whose values are asked for, by `trunc_normal_` for instance."""
+    def _run(self, tensors: Iterable[Tensor]) -> None:
+        """Run what was put off for tensors: in the end, or when `trunc_normal_` asks for their values."""
         for tensor in tensors:
             if operations := self._recorded.get(_address(tensor)):
                 self._recorded[_address(tensor)] = []

@@ -78,13 +78,12 @@ def evaluate_reconstruction(
         name, sets = judges.network.distance_name, ("real.", "fake.")
         real, fake = (FeatureStatistics.of(measured[f"{each}features"]) for each in sets)
         result.metrics[f"r{name}"] = frechet(real, fake, notes)
+        if reference is not None:
+            result.metrics[f"r{name} from the reference"] = frechet(reference.statistics, fake, notes)
+            result.protocol["reference"] = reference.about
         if "real.spatial" in measured:
             real, fake = (FeatureStatistics.of(measured[f"{each}spatial"]) for each in sets)
             result.metrics["rsFID"] = frechet(real, fake, notes)
-        if reference is not None:
-            again = FeatureStatistics.of(measured["fake.features"])
-            result.metrics[f"r{name} from the reference"] = frechet(reference.statistics, again, notes)
-            result.protocol["reference"] = reference.about
     for key in measured:
         if key.startswith("codes"):
             result.metrics |= _usage(measured[key], key, model)
