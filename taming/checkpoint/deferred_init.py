@@ -22,7 +22,12 @@ except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
 MAX_CALLS = 100_000  # of torch, while one model is built: 2 s; a GPT of 48 layers makes 6,000
-READS = ("lt", "gt", "copy", "where")  # functions that depend on the values of their arguments
+# Functions that do not depend on the values of their arguments; building a network calls them all the time.
+WITHOUT_VALUES = frozenset((
+    "__get__", "__getitem__", "__hash__", "data_ptr", "detach", "dim", "element_size", "is_contiguous",
+    "is_floating_point", "new_empty", "new_tensor", "numel", "requires_grad_", "size", "storage_offset",
+    "stride", "untyped_storage", "view", "view_as",
+))
 BYTES_OF_A_THREAD = 80 << 20  # of addresses: its stack, and what malloc reserves
 _STATM = Path("/proc/self/statm")
 _limit_lock = threading.RLock()
@@ -71,17 +76,21 @@ class DeferredInit(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
-        if isinstance(target, Tensor) and _changes_it(func) and _address(target) in self._recorded:
+        parameters = [tensor for tensor in _tensors((args, kwargs)) if _address(tensor) in self._recorded]
+        if _changes_it(func) and len(parameters) == 1 and parameters[0] is target:
             self._recorded[_address(target)].append(partial(func, *args, **kwargs))
             return target
-        if getattr(func, "__name__", "").strip("_") in READS:
-            self._run(value for value in args if isinstance(value, Tensor))
+        if getattr(func, "__name__", "") not in WITHOUT_VALUES:
+            self._run(parameters)
         self._count()
         return func(*args, **kwargs)
 
     @torch.no_grad()
     def _run(self, tensors: Iterable[Tensor]) -> None:
-        """Run what was put off for tensors: in the end, or when `trunc_normal_` asks for their values."""
+        """Run what was put off for tensors: in the end, or when their values are asked for.
+
+        `trunc_normal_` does so, and a copy of a network.
+        """
         for tensor in tensors:
             if operations := self._recorded.get(_address(tensor)):
                 self._recorded[_address(tensor)] = []
@@ -101,6 +110,17 @@ class DeferredInit(TorchFunctionMode):
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, at any depth of lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
 
 
 def _changes_it(func: Any) -> bool:

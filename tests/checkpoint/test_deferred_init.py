@@ -1,5 +1,6 @@
 """Models whose parameters are initialised only where a file has no values for them."""
 
+import copy
 import threading
 
 import pytest
@@ -68,6 +69,37 @@ def test_an_initialisation_that_looks_at_values_sees_its_own(bounds):
         nn.init.trunc_normal_(layer.weight, std=0.02, a=bounds[0], b=bounds[1])
     deferred.finish(layer)
     assert 0.001 < layer.weight.std() < 0.03 and layer.weight.abs().max() < 0.5
+
+
+def test_what_is_made_of_parameters_is_made_of_their_values():
+    """Copies, joined and scaled parameters; a later change of one changes no other."""
+    deferred = DeferredInit()
+    with deferred:
+        one, two, three = (nn.Linear(3, 3, bias=False) for _ in range(3))
+        for layer in (one, two, three):
+            layer.weight.detach().numpy()[:] = 9.0
+        nn.init.constant_(three.weight, 2.0)
+        with torch.no_grad():
+            one.weight.copy_(three.weight)
+            two.weight.copy_(torch.cat([three.weight[:1] * 2, three.weight[:2]]))
+            three.weight.mul_(3.0)
+        again = copy.deepcopy(three)
+    for layer in (one, two, three, again):
+        deferred.finish(layer)
+    expected = torch.full((3, 3), 2.0)
+    assert torch.equal(one.weight, expected) and torch.equal(three.weight, 3 * expected)
+    assert torch.equal(two.weight, expected * torch.tensor([[2.0], [1.0], [1.0]]))
+    assert torch.equal(again.weight, three.weight)
+
+
+def test_usual_layers_are_put_off_altogether():
+    deferred = DeferredInit()
+    with deferred:
+        layers = nn.ModuleList([
+            nn.Linear(4, 4), nn.Conv2d(3, 3, 3), nn.GroupNorm(1, 4), nn.Embedding(4, 4), nn.LayerNorm(4)
+        ])
+        waiting = [deferred._recorded[p.untyped_storage().data_ptr()] for p in layers.parameters()]
+    assert all(waiting)
 
 
 def test_parameters_that_got_values_keep_them():
