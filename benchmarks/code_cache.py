@@ -11,10 +11,8 @@ each number means.
 
 import argparse
 import gc
-import json
 import logging
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from sampling import NO_LOSS, ROOT, Row, machine, row
+from sampling import NO_LOSS, ROOT, Row, derived, row, run_parts
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -176,6 +174,11 @@ def batches(source: object, size: int) -> Iterator[dict]:
 PARTS = {"reading": reading, "opening": opening, "step": step}
 
 
+def show(found: Row) -> str:
+    """Phrase a row of the table."""
+    return f"{found['what']:40} {found['median_s'] * 1e3:9.2f} ms  {derived(found, 6)}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, and write results/<date>_code_cache.json."""
     argv = sys.argv[1:] if argv is None else argv
@@ -193,19 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.INFO)
     if options.threads:
         torch.set_num_threads(options.threads)
-    command = f"python benchmarks/code_cache.py {shlex.join(argv)}".rstrip()
-    results = {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "parts": {}}
-    print(command, *(f"{key}: {value}" for key, value in results["machine"].items()), sep="\n", flush=True)
-    for name in options.parts or PARTS:
-        print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
-        results["parts"][name] = rows = PARTS[name](options)
-        for found in rows:
-            derived = [f"{key} {found[key]:.6g}" for key in found if key not in ("what", "median_s", "all_s")]
-            print(f"  {found['what']:40} {found['median_s'] * 1e3:9.2f} ms  {'  '.join(derived)}", flush=True)
-    file = options.out or Path(__file__).parent / "results" / time.strftime("%Y-%m-%d_%H-%M_code_cache.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {file}")
+    run_parts("code_cache", PARTS, options, argv, show)
     return 0
 
 

@@ -9,7 +9,6 @@ README.md in this folder says what each number means.
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from sampling import F16, NO_LOSS, Row, in_turn, machine, row
+from sampling import F16, NO_LOSS, Row, derived, in_turn, row, run_parts
 from torch import nn
 
 from taming.checkpoint import load_model, save_exported, write_checkpoint
@@ -151,6 +150,11 @@ def status(key: str) -> int:
 PARTS = {"seconds": seconds, "memory": memory}
 
 
+def show(found: Row) -> str:
+    """Phrase a row of the table."""
+    return f"{found['what']:50} {found['median_s']:7.3f} s  {derived(found)}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, and write results/<date>_loading.json."""
     argv = sys.argv[1:] if argv is None else argv
@@ -169,20 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.measure:
         measure(options.measure)
         return 0
-    command = f"python benchmarks/loading.py {shlex.join(argv)}".rstrip()
-    results = {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "parts": {}}
-    print(command, *(f"{key}: {value}" for key, value in results["machine"].items()), sep="\n", flush=True)
-    for name in options.parts or PARTS:
-        print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
-        results["parts"][name] = rows = PARTS[name](options)
-        for found in rows:
-            derived = [f"{key} {found[key]:.3g}" for key in found if key not in ("what", "median_s", "all_s")]
-            print(f"  {found['what']:50} {found['median_s']:7.3f} s  {'  '.join(derived)}", flush=True)
-    name = time.strftime("%Y-%m-%d_%H-%M_loading.json")
-    file = options.out or Path(__file__).parent / "results" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {file}")
+    run_parts("loading", PARTS, options, argv, show)
     return 0
 
 

@@ -305,6 +305,47 @@ def machine() -> Row:
     }
 
 
+def show(found: Row) -> str:
+    """Phrase a row of the table."""
+    spread = f"({min(found['all_s']):.3f} .. {max(found['all_s']):.3f})"
+    return f"{found['what']:62} {found['median_s']:8.3f} s {spread:20} {derived(found)}"
+
+
+def derived(found: Row, digits: int = 3) -> str:
+    """Phrase what follows from the times of a row."""
+    plain = ("what", "median_s", "all_s")
+    return "  ".join(f"{key} {value:.{digits}g}" for key, value in found.items() if key not in plain)
+
+
+def run_parts(
+    script: str, parts: dict[str, Callable[[argparse.Namespace], list[Row]]], options: argparse.Namespace,
+    argv: list[str], show: Callable[[Row], str],
+) -> None:
+    """Run the parts that `options.parts` names, or all; print a table, and write it to a JSON file.
+
+    Args:
+        script: name of the file here, without its ending; the JSON file is named after it and the time, if
+            `options.out` gives no name.
+        parts: what there is, by name; the first line of a docstring is the heading.
+        options, argv: of the command line.
+        show: phrases a row.
+    """
+    command = f"python benchmarks/{script}.py {shlex.join(argv)}".rstrip()
+    results = {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "parts": {}}
+    print(command, *(f"{key}: {value}" for key, value in results["machine"].items()), sep="\n", flush=True)
+    for name in options.parts or parts:
+        print(f"\n{name}: {parts[name].__doc__}", flush=True)
+        results["parts"][name] = rows = parts[name](options)
+        for found in rows:
+            print(f"  {show(found)}", flush=True)
+    suffix = "" if script == "sampling" else f"_{script}"
+    name = f"{time.strftime('%Y-%m-%d_%H-%M')}{suffix}.json"
+    file = options.out or Path(__file__).parent / "results" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {file}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, and write results/<date>.json."""
     argv = sys.argv[1:] if argv is None else argv
@@ -320,21 +361,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    command = f"python benchmarks/sampling.py {shlex.join(argv)}".rstrip()
-    results = {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "parts": {}}
-    print(command, *(f"{key}: {value}" for key, value in results["machine"].items()), sep="\n", flush=True)
-    for name in options.parts or PARTS:
-        print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
-        results["parts"][name] = rows = PARTS[name](options)
-        for found in rows:
-            plain = ("what", "median_s", "all_s")
-            derived = "  ".join(f"{key} {value:.3g}" for key, value in found.items() if key not in plain)
-            spread = f"({min(found['all_s']):.3f} .. {max(found['all_s']):.3f})"
-            print(f"  {found['what']:62} {found['median_s']:8.3f} s {spread:20} {derived}", flush=True)
-    file = options.out or Path(__file__).parent / "results" / f"{time.strftime('%Y-%m-%d_%H-%M')}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {file}")
+    run_parts("sampling", PARTS, options, argv, show)
     return 0
 
 
