@@ -52,7 +52,7 @@ from taming.eval.networks import (
 from taming.eval.parts import Parts
 from taming.eval.reconstruction import evaluate_reconstruction
 from taming.eval.results import VERSION, Result, append_result, environment, table
-from taming.eval.sources import DatasetImages, ImageSource, open_source
+from taming.eval.sources import DatasetImages, ImageSource, hash_of_set, open_source
 from taming.eval.statistics import (
     Reference,
     features_of,
@@ -291,12 +291,9 @@ def evaluate_images(options: argparse.Namespace) -> Result | None:
             "count": len(measured["features"]),
         },
         metrics=metrics,
-        subject={
-            "images": options.target.name,
-            "sha256": make_reference(measured, source, network).about["images"],
-        },
+        subject={"images": options.target.name, "sha256": hash_of_set(measured["hash"])},
         more=environment(started, device)
-        | {"notes": notes, "unreadable": [source.why_bad(int(number)) for number in measured["bad"][:100]]},
+        | {"notes": notes, "unreadable": source.why_left_out(measured["bad"])},
     )
 
 

@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> None:
     reference = make_reference(measured, source, network)
     save_reference(reference, options.outdir)
     parts.remove()
-    for bad in measured["bad"][:100].tolist():
-        print(f"left out: {source.why_bad(bad)}")
+    for reason in source.why_left_out(measured["bad"]):
+        print(f"left out: {reason}")
     print(
         f"{options.outdir}: {reference.statistics.count} images, {network.num_features} features of "
         f"{network.name}"

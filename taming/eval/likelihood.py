@@ -72,8 +72,9 @@ def measure_likelihood(model: Net2NetTransformer, batch: dict[str, Any]) -> Meas
     """Return what is measured for a batch: nats of each image, and how its reconstruction differs from it."""
     x, c = model.get_xc(batch)  # (B, C, H, W), each condition
     x = x.to(model.device)
-    nll = model.nll(x, [value.to(model.device) for value in ([c] if isinstance(c, Tensor) else c)])
+    given = [value.to(model.device) for value in ([c] if isinstance(c, Tensor) else c)]
     codes = model.encode_codes(x)  # (B, h, w)
+    nll = model.codes_nll(codes, model.encode_conditions(given))
     pixels, again = (pixels_of(images) for images in (x, model.decode_codes(codes)))
     n_codes = model.first_stage_model.num_codes(x.shape[2], x.shape[3])
     return {

@@ -172,6 +172,13 @@ class InceptionFeatures(FeatureNetwork):
         return inception.FIDInception()
 
 
+def imagenet_input(images: Tensor, device: torch.device) -> Tensor:
+    """Resize images (B, 3, H, W), uint8, to 224x224 and scale them by ImageNet's mean and deviation."""
+    x = resize_bicubic(images, dinov2.SIDE).to(device).float() / 255
+    mean, deviation = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    return (x - mean) / deviation
+
+
 class DINOv2Features(FeatureNetwork):
     """DINOv2 ViT-L/14: the output of the class token."""
 
@@ -185,9 +192,7 @@ class DINOv2Features(FeatureNetwork):
     )
 
     def describe(self, images: Tensor) -> Features:
-        x = resize_bicubic(images, dinov2.SIDE).to(self.device).float() / 255
-        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-        return Features(self.network((x - mean) / deviation))
+        return Features(self.network(imagenet_input(images, self.device)))
 
     @classmethod
     def build(cls) -> nn.Module:
@@ -209,9 +214,8 @@ class ResNet101Features(FeatureNetwork):
 
     def describe(self, images: Tensor) -> Features:
         network: Any = self.network
-        x = resize_bicubic(images, 224).to(self.device).float() / 255
-        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-        x = network.maxpool(network.relu(network.bn1(network.conv1((x - mean) / deviation))))
+        x = imagenet_input(images, self.device)
+        x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
         for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = layer(x)
         features = network.avgpool(x).flatten(1)

@@ -88,7 +88,7 @@ def evaluate_reconstruction(
         if key.startswith("codes"):
             result.metrics |= _usage(measured[key], key, model)
     result.more = environment(started, subject.device) | {
-        "notes": notes, "unreadable": [source.why_bad(int(number)) for number in measured["bad"][:100]],
+        "notes": notes, "unreadable": source.why_left_out(measured["bad"]),
     }
     by = "distance" if "distance" in measured else "psnr"
     sheet = _write_sheet(subject, model, source, measured[by] * (1 if by == "distance" else -1), measured)

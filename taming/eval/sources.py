@@ -25,6 +25,8 @@ from taming.inference.provenance import data_metadata, digest
 Description = dict[str, Any]
 Size = int | Sequence[int]
 
+SAID = 100  # reasons in a result
+
 
 class ImageSource:
     """N images by number.
@@ -49,6 +51,10 @@ class ImageSource:
     def why_bad(self, number: int) -> str:
         """Say why an image cannot be read."""
         raise NotImplementedError
+
+    def why_left_out(self, bad: Tensor) -> list[str]:
+        """Say of the first hundred numbers (n,) of images that cannot be read, why."""
+        return [self.why_bad(number) for number in bad[:SAID].tolist()]
 
     def describe(self) -> Description:
         """Say what the images are, for the protocol of a result: no paths, which differ by machine."""

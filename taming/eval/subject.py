@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from taming.checkpoint import find_checkpoint, load_model
 from taming.eval.networks import FeatureNetwork, PerceptualDistance
@@ -71,6 +70,6 @@ class Judges:
     def to(self, device: torch.device) -> "Judges":
         """Move the networks to a device."""
         for each in (self.network, self.perceptual):
-            if isinstance(each, nn.Module):
+            if each is not None:
                 each.to(device)
         return self

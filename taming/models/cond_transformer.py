@@ -225,8 +225,13 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def nll(self, x: Tensor, c: Condition) -> Tensor:
         """Return the negative log-likelihood (B,) of images given their conditions, in nats per image."""
-        condition = torch.cat([tokens.flatten(1) for tokens in self.encode_conditions(c)], dim=1)
-        return -self.transformer.log_prob(self.encode_to_z(x)[1], condition).sum(1)
+        return self.codes_nll(self.encode_codes(x), self.encode_conditions(c))
+
+    @torch.no_grad()
+    def codes_nll(self, codes: Tensor, parts: list[Tensor]) -> Tensor:
+        """Return what `nll` does of codes (B, h, w), in raster order, given `encode_conditions`'s tokens."""
+        condition = torch.cat([tokens.flatten(1) for tokens in parts], dim=1)
+        return -self.transformer.log_prob(self.permuter(codes.flatten(1)), condition).sum(1)
 
     # ---- training
 
