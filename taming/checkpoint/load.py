@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint.deferred_init import DeferredInit, memory_limit
+from taming.checkpoint.families import Published, identify
 from taming.checkpoint.files import FormatError, TensorFile
 from taming.checkpoint.hub import fetch, is_hub_name
 from taming.checkpoint.pickles import (
@@ -197,8 +198,10 @@ def load_model(
         path = fetch(str(path), revision=revision, token=token, cache_dir=cache_dir)
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file, mmap=mmap, tensors=("state_dict",))
-    found = config_of(checkpoint, file, config)
-    model: Any = build_model(found, checkpoint["state_dict"], str(file), cls)
+    published = identify(checkpoint["state_dict"])
+    found = config_of(checkpoint, file, config, published)
+    state = published.state if published else checkpoint["state_dict"]
+    model: Any = build_model(found, state, str(file), cls)
     counts = checkpoint.get("batches_seen"), checkpoint.get("global_step")
     step = next((count for count in counts if isinstance(count, int) and count > 0), 0)
     if hasattr(model, "batches_seen"):
@@ -207,13 +210,15 @@ def load_model(
 
 
 def config_of(
-    checkpoint: Mapping[str, Any], path: str | Path, config: str | Path | Config | None = None
+    checkpoint: Mapping[str, Any], path: str | Path, config: str | Path | Config | None = None,
+    published: Published | None = None,
 ) -> DictConfig:
     """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
 
     In this order: `config`; the checkpoint's key `config`, with the section `data` of the run directory,
     whose paths are those of this machine; in a run directory its `configs/*.yaml`, merged in the order of
-    their names; beside the file `config.yaml`, or the file's own name with `.yaml`.
+    their names; beside the file `config.yaml`, or the file's own name with `.yaml`; that of the family whose
+    names and shapes the file's tensors have.
 
     Raises:
         NoConfigError: there is none of these.
@@ -234,6 +239,8 @@ def config_of(
             found.data = load_config(files).get("data", found.data)
     elif files := files or [file for file in beside if file.is_file()][:1]:
         found, origin = load_config(files), ", ".join(map(str, files))
+    elif published is not None:
+        found, origin = OmegaConf.create({"model": published.model}), published.family.name
     else:
         looked = ", ".join(map(str, (run / "configs" / "*.yaml", *beside)))
         raise NoConfigError(

@@ -132,7 +132,7 @@ class AutoencoderKL(Autoencoder):
     def channel_settings(self) -> dict[str, int]:
         """Return the settings that are the number of channels of an image."""
         return {
-            "ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.decoder.conv_out.out_channels,
+            "ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.decoder.out_ch,
         }
 
     @property
@@ -152,7 +152,7 @@ class AutoencoderKL(Autoencoder):
 
     def get_last_layer(self) -> Tensor:
         """Return the weight at which the adaptive weight compares gradients."""
-        return self.decoder.conv_out.weight
+        return self.decoder.last_layer
 
     @torch.no_grad()
     def log_images(self, batch: dict, **kwargs) -> dict[str, Tensor]:

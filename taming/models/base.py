@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from taming.checkpoint.families import identify
 from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
 
@@ -256,11 +257,16 @@ class ImageModel(Pretrained, pl.LightningModule):
     # ---- checkpoints
 
     def init_from_ckpt(self, path: str, ignore_keys: str | Sequence[str] = ()) -> None:
-        """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`."""
-        checkpoint = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))
+        """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`.
+
+        Those of a published checkpoint get the names that they have here.
+        """
+        state = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))["state_dict"]
+        published = identify(state)
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
-            self, checkpoint["state_dict"], source=str(path), ignore=ignore_keys, optional=("loss.",)
+            self, published.state if published else state, source=str(path), ignore=ignore_keys,
+            optional=("loss.",),
         )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -73,7 +73,8 @@ class Tokenizer(ImageSizes):
     Attributes:
         levels: number of grids.
         factor: pixels per code along each side, on the coarsest grid.
-        pixel_range: lowest and highest value of a pixel.
+        pixel_range: lowest and highest value of a pixel inside the network. Images are in [-1, 1] in any
+            case; a network that was trained on another range converts them.
     """
 
     levels: int = 1
@@ -85,7 +86,7 @@ class Tokenizer(ImageSizes):
         raise NotImplementedError
 
     def encode_codes(self, x: Tensor) -> Codes:
-        """Turn images (B, C, H, W) in `pixel_range` into codes (B, h, w), int64, or a list of them.
+        """Turn images (B, C, H, W) in [-1, 1] into codes (B, h, w), int64, or a list of them.
 
         Raises:
             ValueError: a side that is not a multiple of `factor`, or another number of channels.
@@ -93,7 +94,7 @@ class Tokenizer(ImageSizes):
         raise NotImplementedError
 
     def decode_codes(self, codes: Codes) -> Tensor:
-        """Turn codes (B, h, w), or a list of them, into images (B, C, H, W), about in `pixel_range`."""
+        """Turn codes (B, h, w), or a list of them, into images (B, C, H, W), about in [-1, 1]."""
         raise NotImplementedError
 
     def codes_to_latents(self, codes: Codes) -> Codes:

@@ -136,7 +136,7 @@ class TwoLevelModel(Tokenizer, Autoencoder):
 
     def channel_settings(self) -> dict[str, int]:
         """Return the settings that are the number of channels of an image."""
-        return {"ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.dec.conv_out.out_channels}
+        return {"ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.dec.out_ch}
 
     @property
     def validation_metrics(self) -> tuple[str, ...] | None:
@@ -267,7 +267,7 @@ class TwoLevelVQModel(TwoLevelModel):
 
     def get_last_layer(self) -> Tensor:
         """Return the weight at which the adaptive weight compares gradients."""
-        return self.dec.conv_out.weight
+        return self.dec.last_layer
 
 
 def _sides(resolution: int | Sequence[int]) -> Sequence[int]:

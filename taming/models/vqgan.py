@@ -46,6 +46,8 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
         quantizer_config: `{target, params}` of another `Quantizer`, with K = n_embed codes of embed_dim
             channels; `remap`, `sane_index_shape`, `legacy`, `beta` and `revive_after` are not for it.
+        encoder_config, decoder_config: `{target, params}` of other networks, either key optional; they take
+            the arguments of ddconfig, and those of `params` on top; see `build_networks`.
 
     As a condition stage it encodes images (depth, edges, ...): see `ImageConditioner`.
 
@@ -60,14 +62,15 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         sane_index_shape: bool = False, *,
         legacy: bool = True, beta: NonNegativeFloat = 0.25, revive_after: PositiveInt | None = None,
         betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
-        quantizer_config: dict | None = None,
+        quantizer_config: dict | None = None, encoder_config: dict | None = None,
+        decoder_config: dict | None = None,
     ):
         super().__init__(image_key, betas, monitor, scheduler_config)
         # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
         self.decode_memory: int | None = None
-        self.encoder, self.decoder = self.build_networks(ddconfig)
+        self.encoder, self.decoder = self.build_networks(ddconfig, encoder_config or {}, decoder_config or {})
         self.resolution, self.factor = self.encoder.resolution, self.encoder.factor
-        self.channels = self.encoder.in_channels
+        self.channels, self.pixel_range = self.encoder.in_channels, self.encoder.pixel_range
         self.use_loss(lossconfig)
         quantizer = VectorQuantizer2(
             n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
@@ -87,11 +90,21 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def build_networks(self, ddconfig: dict) -> tuple[Any, Any]:
-        """Build encoder and decoder."""
+    def build_networks(self, ddconfig: dict, encoder: dict, decoder: dict) -> tuple[Any, Any]:
+        """Build encoder and decoder of `{target, params}`, each with the arguments of ddconfig as well.
+
+        The encoder has `resolution`, `factor`, `in_channels`, `z_channels` and `pixel_range`, the decoder
+        `out_ch` and `last_layer`, the weight at which the adaptive weight compares gradients. Both take and
+        give images in [-1, 1].
+        """
         if ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
-        return Encoder(**ddconfig), Decoder(**ddconfig)
+        networks = []
+        for config, default in ((encoder, Encoder), (decoder, Decoder)):
+            target = config.get("target", f"{default.__module__}.{default.__name__}")
+            params = {**ddconfig, **(config.get("params") or {})}
+            networks.append(instantiate_from_config({"target": target, "params": params}))
+        return networks[0], networks[1]
 
     def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
@@ -201,7 +214,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     def channel_settings(self) -> dict[str, int]:
         """Return the settings that are the number of channels of an image."""
         return {
-            "ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.decoder.conv_out.out_channels,
+            "ddconfig.in_channels": self.channels, "ddconfig.out_ch": self.decoder.out_ch,
         }
 
     @property
@@ -238,7 +251,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
 
     def get_last_layer(self) -> Tensor:
         """Return the weight at which the adaptive weight compares gradients."""
-        return self.decoder.conv_out.weight
+        return self.decoder.last_layer
 
     def to_rgb(
         self, x: Tensor, size: tuple[int, int] | None = None, *, names: Sequence[str] = (),
@@ -374,7 +387,7 @@ class VQSegmentationModel(LabelMapConditioner, VQNoDiscModel):
 
     def __init__(self, n_labels: PositiveInt, *args, **kwargs):
         super().__init__(*args, **{"colorize_nlabels": n_labels, **kwargs})
-        found = self.encoder.conv_in.in_channels, self.decoder.conv_out.out_channels
+        found = self.encoder.in_channels, self.decoder.out_ch
         if found != (n_labels, n_labels):
             raise ValueError(
                 f"n_labels: {n_labels}, but ddconfig has in_channels: {found[0]} and out_ch: {found[1]}: "

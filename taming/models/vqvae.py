@@ -56,7 +56,7 @@ class VQVAE(VQNoDiscModel):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def build_networks(self, ddconfig: dict) -> tuple[Encoder, Decoder]:
+    def build_networks(self, ddconfig: dict, encoder: dict, decoder: dict) -> tuple[Encoder, Decoder]:
         """Build encoder and decoder."""
         return Encoder(**ddconfig), Decoder(**ddconfig)
 

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_the_peer_loads_whole(tmp_path, prefix):
     save_file({prefix + name: value for name, value in state.items()}, tmp_path / "vqvae.safetensors")
     model, _, _ = load_model(tmp_path / "vqvae.safetensors", VQVAE2, config=FULL_SIZE)
     assert sum(p.numel() for p in model.parameters()) == 1_388_867
-    assert torch.equal(model.dec.conv_out.weight, state["dec.blocks.6.weight"])
+    assert torch.equal(model.dec.last_layer, state["dec.blocks.6.weight"])
     assert torch.equal(model.quantize_b.embedding.weight, state["quantize_b.embed"].t())
     assert torch.equal(model.quantize_t.embedding.embed_avg, state["quantize_t.embed_avg"].t())
     other = VQVAE2(**FULL_SIZE["model"]["params"])

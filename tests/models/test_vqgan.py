@@ -13,6 +13,7 @@ from taming.metrics import psnr, ssim
 from taming.models.vqgan import VQModel
 
 LOSS = "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+DUMMY = "taming.modules.losses.DummyLoss"
 DDCONFIG = dict(
     double_z=False, z_channels=8, resolution=16, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 1],
     num_res_blocks=1, attn_resolutions=[], dropout=0.0,
@@ -302,3 +303,26 @@ def test_pictures():
     colored = model.to_rgb(torch.nn.functional.one_hot(labels).permute(0, 3, 1, 2))
     assert colored.shape == (1, 3, 2, 3) and (colored.min(), colored.max()) == (-1.0, 1.0)
     assert len({tuple(color) for color in colored[0].flatten(1).t().tolist()}) == 6  # one for each label
+
+
+def test_networks_of_another_pixel_range_take_and_give_images_in_ours():
+    """The same weights see [0, 1] inside; outside, images are in [-1, 1] for both, tiled as well."""
+    unit = make().eval()
+    ddconfig = {**DDCONFIG, "pixel_range": [0.0, 1.0]}
+    ranged = VQModel(ddconfig, {"target": DUMMY}, n_embed=32, embed_dim=4).eval()
+    ranged.load_state_dict(unit.state_dict(), strict=False)
+    assert ranged.pixel_range == (0.0, 1.0)
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(ranged.encode_to_prequant(x), unit.encode_to_prequant((x + 1) / 2))
+    codes = ranged.encode_codes(x)
+    want = unit.decode_codes(codes) * 2 - 1
+    close(ranged.decode_codes(codes), want)
+    ranged.decode_memory = 0
+    close(ranged.decode_codes(codes), want)
+
+
+def test_other_networks_take_the_arguments_of_ddconfig_and_their_own():
+    larger = make(decoder_config={"params": {"num_res_blocks": 3}})
+    assert (larger.encoder.num_res_blocks, larger.decoder.num_res_blocks) == (1, 3)
+    named = make(encoder_config={"target": "taming.modules.diffusionmodules.model.Encoder"})
+    assert named.state_dict().keys() == make().state_dict().keys()

@@ -27,7 +27,7 @@ def test_networks_map_between_images_and_grids_of_any_shape(num_down):
     assert encoder.factor == 2**num_down
     assert encoder(images(size=(16, 24))).shape == (2, 8, 16 >> num_down, 24 >> num_down)
     assert decoder(torch.randn(2, 5, 3, 4)).shape == (2, 3, 3 << num_down, 4 << num_down)
-    assert decoder.conv_out.out_channels == 3
+    assert decoder.out_ch == 3
     with pytest.raises(ValueError, match="ch: 9 is odd"):
         Encoder(**{**arguments, "ch": 9})
 

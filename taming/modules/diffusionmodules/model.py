@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from taming.modules.pixel_range import UNIT, PixelRange, from_images, to_images
 from taming.parameters import Length, NonNegativeInt, PositiveInt, Probability
 
 logger = logging.getLogger(__name__)
@@ -318,6 +319,7 @@ class Encoder(nn.Module):
             in it, a channel loses its mean, and with it the image's color. Small networks want 8.
         attn_type: "vanilla", or "none" to leave out all attention, that of the lowest resolution too, as
             latent diffusion's vq-f4-noattn does.
+        pixel_range: lowest and highest value of a pixel inside the network; images are in [-1, 1] outside.
         ignored: further arguments have no effect, as in 2021; a warning names them.
     """
 
@@ -326,13 +328,14 @@ class Encoder(nn.Module):
         num_res_blocks: NonNegativeInt, attn_resolutions: Iterable[int], dropout: Probability = 0.0,
         resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
         z_channels: PositiveInt, double_z: bool = True, num_groups: PositiveInt = 32,
-        attn_type: str = "vanilla", **ignored: Any,
+        attn_type: str = "vanilla", pixel_range: PixelRange = UNIT, **ignored: Any,
     ):
         super().__init__()
         if ignored:
             _warn_of_ignored(tuple(ignored))
         self.ch, self.temb_ch, self.num_resolutions, self.num_res_blocks = ch, 0, len(ch_mult), num_res_blocks
         self.resolution, self.in_channels, self.z_channels = resolution, in_channels, z_channels
+        self.pixel_range, self.from_images = (pixel_range[0], pixel_range[1]), from_images(pixel_range)
         blocks = _Blocks(dropout, num_groups, attn_type)
         shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
         width = shape.widths[-1]
@@ -344,7 +347,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)  # (B, ch, H, W)
+        h = self.conv_in(self.from_images(x))  # (B, ch, H, W)
         for level in self.down:
             h = level(h)  # (B, ch * ch_mult[i], H / 2**(i+1), W / 2**(i+1))
         h = self.mid(h)  # (B, ch * ch_mult[-1], h, w)
@@ -368,13 +371,15 @@ class Decoder(nn.Module):
         num_res_blocks: NonNegativeInt, attn_resolutions: Iterable[int], dropout: Probability = 0.0,
         resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
         z_channels: PositiveInt, give_pre_end: bool = False, double_z: bool = True,
-        num_groups: PositiveInt = 32, attn_type: str = "vanilla", **ignored: Any,
+        num_groups: PositiveInt = 32, attn_type: str = "vanilla", pixel_range: PixelRange = UNIT,
+        **ignored: Any,
     ):
         super().__init__()
         if ignored:
             _warn_of_ignored(tuple(ignored))
         self.ch, self.temb_ch, self.num_resolutions, self.num_res_blocks = ch, 0, len(ch_mult), num_res_blocks
         self.resolution, self.in_channels, self.give_pre_end = resolution, in_channels, give_pre_end
+        self.to_images = to_images(pixel_range)
         blocks = _Blocks(dropout, num_groups, attn_type)
         shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
         width, sides = shape.widths[-1], [resolution] * 2 if isinstance(resolution, int) else resolution
@@ -392,7 +397,17 @@ class Decoder(nn.Module):
             h = level(h)  # (B, ch * ch_mult[i], H / 2**(i-1), W / 2**(i-1))
         if self.give_pre_end:
             return h  # (B, ch * ch_mult[0], H, W)
-        return self.conv_out(nonlinearity(self.norm_out(h)))  # (B, out_ch, H, W)
+        return self.to_images(self.conv_out(nonlinearity(self.norm_out(h))))  # (B, out_ch, H, W)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which the adaptive weight compares gradients."""
+        return self.conv_out.weight
+
+    @property
+    def out_ch(self) -> int:
+        """Channels of the images."""
+        return self.conv_out.out_channels
 
 
 # ---- U-Nets and small decoders: no model here uses them, code that builds on 2021's does

@@ -103,7 +103,7 @@ def _steps(decoder: Decoder) -> list[_Step]:
         else:  # attention, or the identity in its place
             steps.append(_Step(part, width))
     if not decoder.give_pre_end:
-        end = nn.Sequential(decoder.norm_out, nn.SiLU(), decoder.conv_out)
+        end = nn.Sequential(decoder.norm_out, nn.SiLU(), decoder.conv_out, decoder.to_images)
         steps.append(_Step(end, decoder.conv_out.out_channels, reach=1))
     return steps
 

@@ -6,9 +6,12 @@ Attribute names are the keys of rosinality/vq-vae-2-pytorch's checkpoints.
 B batch, C channels, H W pixels, h w latent grid, f = 2 ** num_down = H / h.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from taming.modules.diffusionmodules.model import Resolution
+from taming.modules.pixel_range import UNIT
 from taming.parameters import NonNegativeInt, PositiveInt
 
 
@@ -51,6 +54,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.in_channels, self.resolution, self.z_channels = in_channels, resolution, ch
+        self.pixel_range = UNIT
         self.factor = 2**num_down
         widths = [in_channels, _half(ch)] + [ch] * (num_down - 1)
         blocks: list[nn.Module] = []
@@ -84,12 +88,13 @@ class Decoder(nn.Module):
         blocks += [ResidualBlock(ch, res_ch) for _ in range(num_res_blocks)]
         for before, width in zip(widths, widths[1:], strict=False):
             blocks += [nn.ReLU(), nn.ConvTranspose2d(before, width, 4, stride=2, padding=1)]
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, self.out_ch = nn.Sequential(*blocks), out_ch
 
     @property
-    def conv_out(self) -> nn.Module:
-        """The last layer."""
-        return self.blocks[-1]
+    def last_layer(self) -> Tensor:
+        """The weight at which the adaptive weight compares gradients."""
+        weight: Any = self.blocks[-1].weight
+        return weight
 
     def forward(self, z: Tensor) -> Tensor:
         return self.blocks(z)  # (B, z_channels, h, w) -> (B, out_ch, H, W)

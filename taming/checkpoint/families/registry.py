@@ -1,0 +1,17 @@
+"""All families, in the order in which they are tried."""
+
+from taming.checkpoint.families.base import Family, Published, State
+
+FAMILIES: tuple[Family, ...] = ()
+
+
+def identify(state: State) -> Published | None:
+    """Return what a state dict is, by the names and shapes of its tensors; None if it is of no known family.
+
+    Raises:
+        ValueError: it is of a known family, but no model of this package can be of its sizes.
+    """
+    for family in FAMILIES:
+        if family.matches(state):
+            return Published(family, family.config(state), family.translate(state))
+    return None
