@@ -456,7 +456,13 @@ class Net2NetTransformer(ImageModel):
         )
 
     def check_window(self) -> None:
-        """Raise ValueError unless codes are in raster order, over which a window can slide."""
+        """Raise ValueError unless codes are a grid of the image in raster order: a window can slide over it."""
+        if not (first := self.first_stage_model).spatial:
+            raise ValueError(
+                f"the codes of {type(first).__name__} have no place in the image: no window can slide over "
+                f"them, and no part be kept; generate whole images of {first.image_size[0]}x"
+                f"{first.image_size[1]} pixels"
+            )
         if not self.permuter.is_raster:
             h, w = self.latent_shape()
             raise ValueError(

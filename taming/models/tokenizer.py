@@ -75,9 +75,12 @@ class Tokenizer(ImageSizes):
         factor: pixels per code along each side, on the coarsest grid.
         pixel_range: lowest and highest value of a pixel inside the network. Images are in [-1, 1] in any
             case; a network that was trained on another range converts them.
+        spatial: whether a code describes the place of the image that it has in its grid. If not, no window
+            slides over codes, and no part of an image can be kept.
     """
 
     levels: int = 1
+    spatial: bool = True
     pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     @property

@@ -21,7 +21,7 @@ from taming.modules.diffusionmodules import tiled
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.quantizers.base import Quantizer, QuantizerInfo
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
-from taming.parameters import NonNegativeFloat, ParametersOf, PositiveInt, Probability
+from taming.parameters import NonNegativeFloat, NonNegativeInt, ParametersOf, PositiveInt, Probability
 
 DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
 
@@ -48,6 +48,8 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
             channels; `remap`, `sane_index_shape`, `legacy`, `beta` and `revive_after` are not for it.
         encoder_config, decoder_config: `{target, params}` of other networks, either key optional; they take
             the arguments of ddconfig, and those of `params` on top; see `build_networks`.
+        quant_conv_kernel: side of the convolutions between networks and codes, odd; 0 for none, where
+            z_channels and embed_dim are the same.
 
     As a condition stage it encodes images (depth, edges, ...): see `ImageConditioner`.
 
@@ -63,7 +65,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         legacy: bool = True, beta: NonNegativeFloat = 0.25, revive_after: PositiveInt | None = None,
         betas: Betas = (0.5, 0.9), scheduler_config: dict | None = None,
         quantizer_config: dict | None = None, encoder_config: dict | None = None,
-        decoder_config: dict | None = None,
+        decoder_config: dict | None = None, quant_conv_kernel: NonNegativeInt = 1,
     ):
         super().__init__(image_key, betas, monitor, scheduler_config)
         # bytes that decoding may take before it goes in tiles, which is slower; None: see tiled.decode
@@ -83,8 +85,9 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
                 f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes of "
                 f"{found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
             )
-        self.quant_conv = nn.Conv2d(self.encoder.z_channels, embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, self.encoder.z_channels, 1)
+        features = self.encoder.z_channels
+        self.quant_conv = _convolution(features, embed_dim, quant_conv_kernel)
+        self.post_quant_conv = _convolution(embed_dim, features, quant_conv_kernel)
         if colorize_nlabels is not None:
             self.register_buffer("colorize", random_colors(colorize_nlabels))
         if ckpt_path is not None:
@@ -259,6 +262,20 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     ) -> Tensor:
         """Show images as they are, and maps of more channels, one a label, in fixed colours."""
         return x if x.shape[1] in (1, 3) else colorize(x)
+
+
+def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Module:
+    """Return a convolution that keeps H and W, or nothing in its place where `kernel` is 0."""
+    if kernel:
+        if kernel % 2 == 0:
+            raise ValueError(f"quant_conv_kernel: {kernel} is even: give 0 or an odd side, for instance 1")
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    if in_channels != out_channels:
+        raise ValueError(
+            f"quant_conv_kernel: 0, but z_channels and embed_dim differ ({in_channels} and {out_channels}): "
+            "make them the same, or set quant_conv_kernel=1"
+        )
+    return nn.Identity()
 
 
 class EMAVQ(VQModel):

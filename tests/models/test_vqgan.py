@@ -326,3 +326,17 @@ def test_other_networks_take_the_arguments_of_ddconfig_and_their_own():
     assert (larger.encoder.num_res_blocks, larger.decoder.num_res_blocks) == (1, 3)
     named = make(encoder_config={"target": "taming.modules.diffusionmodules.model.Encoder"})
     assert named.state_dict().keys() == make().state_dict().keys()
+
+
+def test_convolutions_between_networks_and_codes():
+    plain, wide = make(quant_conv_kernel=0, embed_dim=8), make(quant_conv_kernel=3)
+    names = make().state_dict().keys()
+    assert plain.state_dict().keys() == {name for name in names if "quant_conv" not in name}
+    assert wide.quant_conv.weight.shape == (4, 8, 3, 3) and wide.post_quant_conv.weight.shape == (8, 4, 3, 3)
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    for model in (plain, wide):
+        assert model.eval().decode_codes(model.encode_codes(x)).shape == x.shape
+    with pytest.raises(ValueError, match="z_channels and embed_dim differ \\(8 and 4\\)"):
+        make(quant_conv_kernel=0)
+    with pytest.raises(ValueError, match="quant_conv_kernel: 2 is even"):
+        make(quant_conv_kernel=2)
