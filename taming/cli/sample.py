@@ -82,10 +82,13 @@ def run(options: argparse.Namespace) -> None:
 def default_folder(file: Path, metadata: dict[str, str], classes: str | None) -> Path:
     """Return RUN/samples/<settings>/<step> of the run of a checkpoint, as in 2021."""
     named = {name: metadata[name] for name in ("seed", "top_k", "top_p", "temperature")}
-    defaults = {"min_p": "None", "guidance": "1.0", "precision": "32"}
+    defaults = {
+        "min_p": "None", "guidance": "1.0", "guidance_schedule": "constant", "guidance_power": "4.0",
+        "guidance_interval": "None", "precision": "32",
+    }
     named |= {name: metadata[name] for name, default in defaults.items() if metadata[name] != default}
     named |= {"classes": classes.replace(",", "-")[:80]} if classes else {}
-    settings = "_".join(f"{key}_{value}" for key, value in named.items())
+    settings = "_".join(f"{key}_{value.strip('()').replace(', ', '-')}" for key, value in named.items())
     return run_directory(file) / "samples" / settings / metadata["step"]
 
 

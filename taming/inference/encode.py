@@ -26,6 +26,7 @@ from taming.inference.dataset import batch_of, unwrapped
 from taming.inference.distributed import POLL_INTERVAL, rank_and_world_size
 from taming.models.code_cache import TOKENS, stage_hash
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.conditioning import condition_vocabulary
 from taming.models.tokenizer import Tokenizer, as_list
 
 ANY_LABEL = 1 << 32  # values of labels whose number is not known
@@ -82,7 +83,8 @@ def fields_of(model: Model, encoded: Mapping[str, Tensor], class_names: list[str
     hashes = {}
     if isinstance(model, Net2NetTransformer):
         for key, stage in zip(model.cond_keys, model.cond_stages, strict=True):
-            values[key] = values[TOKENS + key] = stage.vocab_size or model.transformer.vocab_size
+            tokens = stage.vocab_size or condition_vocabulary(model.transformer)[1]
+            values[key] = values[TOKENS + key] = tokens
             hashes[TOKENS + key] = stage_hash(stage)
     return tuple(
         Field.of(name, array.shape[1:], values.get(name, ANY_LABEL), hashes.get(name, ""))

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from taming.checkpoint.content_hash import content_hash
+from taming.models.conditioning import condition_vocabulary
 from taming.models.tokenizer import Codes, as_list
 from taming.modules.conditioners.base import Conditioner
+from taming.modules.priors.base import Prior
 
 CODES, TOKENS = "codes", "tokens/"  # keys of such batches; the second stands before the key of a condition
 SHOWN = 16  # digits of a hash
@@ -94,11 +96,11 @@ def check_cache(model: Any, header: Any) -> None:
     for key, stage, size in zip(model.cond_keys, model.cond_stages, model.cond_sizes, strict=True):
         if stage.kind != "none":
             shape = stage.token_shape(*size)
-            _check_condition(header, key, stage, shape, model.transformer.vocab_size, again)
+            _check_condition(header, key, stage, shape, model.transformer, again)
 
 
 def _check_condition(
-    header: Any, key: str, stage: Conditioner, shape: tuple[int, ...] | None, vocab_size: int, again: str
+    header: Any, key: str, stage: Conditioner, shape: tuple[int, ...] | None, prior: Prior, again: str
 ) -> None:
     """Raise ValueError where the tokens of a condition are missing, or not those of its stage."""
     field = header.field(TOKENS + key)
@@ -118,9 +120,10 @@ def _check_condition(
             f"the code cache has tokens of {key} of the shape {field.shape}, but the transformer was laid "
             f"out for {shape}: {again}"
         )
-    if field.values > vocab_size:
+    name, vocabulary = condition_vocabulary(prior)
+    if field.values > vocabulary:
         raise ValueError(
-            f"the code cache has up to {field.values} different tokens of {key}, but vocab_size: "
-            f"{vocab_size} of the transformer is smaller: set "
-            f"model.params.transformer_config.params.vocab_size={field.values}"
+            f"the code cache has up to {field.values} different tokens of {key}, but {name}: "
+            f"{vocabulary} of the transformer is smaller: set "
+            f"model.params.transformer_config.params.{name}={field.values}"
         )

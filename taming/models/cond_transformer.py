@@ -28,6 +28,7 @@ from taming.models.conditioning import (
     check_null_token,
     check_sizes,
     check_tokens,
+    codebook_of,
     complete_transformer_config,
     condition_sizes,
     is_list,
@@ -74,7 +75,8 @@ class Net2NetTransformer(ImageModel):
             is usual. Guidance (Ho and Salimans 2022) needs it. A list drops each condition on its own;
             guidance then is that of those which are dropped at times, and leaves the others in both halves.
         null_token: the token that stands for no condition, which no condition uses: one more than there are
-            classes or codes, for instance; `vocab_size` must count it.
+            classes or codes, for instance; the `vocab_size` of the prior must count it, or its
+            `condition_vocab_size`, where it has one.
         cond_size: side, or [height, width], in pixels of a condition that has another size than the image,
             beside an image of the training size; floats are shares of the image's sides, 0.5 the half. A list
             where there are several conditions.
@@ -113,7 +115,9 @@ class Net2NetTransformer(ImageModel):
         )
         self.transformer = instantiate_from_config(transformer_config)
         check_sizes(self.transformer, self.first_stage_model, stages, self.cond_sizes)
-        check_null_token(null_token, cond_dropout, self.transformer.vocab_size, stages)
+        check_null_token(null_token, cond_dropout, self.transformer, stages)
+        if getattr(self.transformer, "embedding_from_codebook", False):
+            self.transformer.init_from_codebook(codebook_of(self.first_stage_model))
         if getattr(self.transformer, "on_grid", False) and not self.permuter.is_raster:
             raise ValueError(
                 f"permuter_config: {type(self.transformer).__name__} reads the codes in raster order, not in "
@@ -258,6 +262,7 @@ class Net2NetTransformer(ImageModel):
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         """Take one step of the transformer: encode, predict each code from those before it, step, count."""
+        self.transformer.set_batches_seen(self.batches_seen)
         loss = self.shared_step(batch, batch_idx)
         self.check_finite({"train/loss": loss}, batch_idx)
         self.manual_backward(loss / self.accumulate_grad_batches)

@@ -112,7 +112,8 @@ def complete_transformer_config(
     """Return `{target, params}` of a prior with `block_size` where it is missing, and `layout` for "auto".
 
     A prior on the grid of the codes (`Prior.on_grid`) gets the layout in any case: of the conditions without
-    the start token, and of the codes.
+    the start token, and of the codes. Where the data decide how many tokens a condition has, the layout is
+    given.
 
     Args:
         config: the configuration.
@@ -120,8 +121,8 @@ def complete_transformer_config(
         sizes: see `condition_sizes`.
 
     Raises:
-        ValueError: the data decide how many tokens a condition has; the layout of a prior on the grid is
-            another than that of the stages.
+        ValueError: the data decide how many tokens a condition has, and no layout or block size is given;
+            the layout of a prior on the grid is another than that of the stages.
     """
     params = {key: value for key, value in (config.get("params") or {}).items() if value is not None}
     on_grid = getattr(get_obj_from_str(config.get("target", "")), "on_grid", False)
@@ -129,27 +130,33 @@ def complete_transformer_config(
         return config
     read = [(s, size) for s, size in zip(stages, sizes, strict=True) if not (on_grid and s.kind == "none")]
     shapes = [stage.token_shape(*size) for stage, size in read]
-    if on_grid and None in shapes:
+    grid = first.code_shape(*first.image_size)
+    given: Any = params.get("layout", "auto" if on_grid else None)
+    if on_grid and None in shapes and given == "auto":
         raise ValueError(
-            f"{config['target']} reads classes and grids of codes, but the data decide how many tokens a "
-            "condition has: take taming.modules.transformer.mingpt.GPT"
+            f"{config['target']} has a fixed layout, but the data decide how many tokens a condition has: "
+            f"give transformer_config.params.layout, [tokens, {list(grid)}], if it takes sequences of tokens; "
+            "taming.modules.transformer.mingpt.GPT takes any"
         )
-    if None in shapes:
+    if not on_grid and None in shapes:
         raise ValueError(
             "transformer_config.params.block_size is missing, and the data decide how many tokens a "
             "condition has: give tokens + codes - 1"
         )
-    parts = [*(shape for shape in shapes if shape is not None), first.code_shape(*first.image_size)]
-    layout = [list(part) if len(part) > 1 else part[0] for part in parts]
-    if params.get("layout", "auto" if on_grid else None) == "auto":
-        params["layout"] = layout
-    if on_grid and list(params["layout"]) != layout:
+    parts = [*shapes, grid]
+    layout = [None if part is None else list(part) if len(part) > 1 else part[0] for part in parts]
+    if given == "auto":
+        params["layout"] = given = layout
+    if on_grid and (len(given) != len(layout) or any(
+        own not in (None, part if isinstance(part, int) else list(part))
+        for own, part in zip(layout, given, strict=True)
+    )):
         raise ValueError(
             f"transformer_config.params.layout: {params['layout']}, but the stages have {layout}: leave it "
             "out"
         )
     if not on_grid:
-        params.setdefault("block_size", sum(map(math.prod, parts)) - 1)
+        params.setdefault("block_size", sum(math.prod(part) for part in parts if part is not None) - 1)
     return {**config, "params": params}
 
 
@@ -163,12 +170,21 @@ def check_sizes(
         first, stages: the first stage and the condition stages.
         sizes: see `condition_sizes`.
     """
-    vocabularies = [("first stage", first.codebook_size), *(("condition", s.vocab_size) for s in stages)]
-    for what, tokens in vocabularies:
-        if tokens is not None and tokens > prior.vocab_size:
+    own = getattr(prior, "condition_vocab_size", None)
+    if own is not None and prior.vocab_size > first.codebook_size:
+        raise ValueError(
+            f"vocab_size: {prior.vocab_size} of the transformer, but the first stage has "
+            f"{first.codebook_size} codes, and conditions have condition_vocab_size: {own} tokens of their "
+            f"own: set transformer_config.params.vocab_size to {first.codebook_size}, or name another first stage"
+        )
+    name, size = condition_vocabulary(prior)
+    vocabularies = [("first stage", first.codebook_size, "vocab_size", prior.vocab_size)]
+    vocabularies += [("condition", s.vocab_size, name, size) for s in stages if s.vocab_size is not None]
+    for what, tokens, name, size in vocabularies:
+        if tokens > size:
             raise ValueError(
-                f"vocab_size: {prior.vocab_size} of the transformer is smaller than the {what}'s {tokens} "
-                f"tokens: set transformer_config.params.vocab_size to at least {tokens}"
+                f"{name}: {size} of the transformer is smaller than the {what}'s {tokens} tokens: set "
+                f"transformer_config.params.{name} to at least {tokens}"
             )
     grid = first.num_codes(*first.image_size)
     counts = [n for s, size in zip(stages, sizes, strict=True) if (n := s.num_tokens(*size)) is not None]
@@ -181,6 +197,18 @@ def check_sizes(
             f"tokens and {grid} image codes at {pixels} pixels: set "
             f"transformer_config.params.block_size to at least {needed} (condition + codes - 1)"
         )
+
+
+def condition_vocabulary(prior: Prior) -> tuple[str, int]:
+    """Return which parameter of a prior counts the condition tokens, and how many it has."""
+    own = getattr(prior, "condition_vocab_size", None)
+    return ("vocab_size", prior.vocab_size) if own is None else ("condition_vocab_size", own)
+
+
+def codebook_of(first: Any) -> Tensor:
+    """Return the code vectors (K, C) of a tokenizer with one level."""
+    device = next(first.parameters()).device
+    return first.quantize.indices_to_codes(torch.arange(first.codebook_size, device=device)[:, None])[..., 0]
 
 
 def condition_shapes(model: Any, size: Sequence[int] | None) -> list[Size]:
@@ -214,15 +242,15 @@ def check_conditions(model: Any, x: Tensor, c: Sequence[Tensor]) -> None:
 
 def check_tokens(model: Any, c: Sequence[Tensor]) -> None:
     """Raise ValueError for tokens that the data make, on the CPU, and the transformer does not have."""
-    vocabulary = model.transformer.vocab_size
+    name, vocabulary = condition_vocabulary(model.transformer)
     for key, value, stage in zip(model.cond_keys, c, model.cond_stages, strict=True):
         if value.ndim == 2 and stage.vocab_size is None and value.device.type == "cpu":
             lowest, highest = (int(bound) for bound in value.aminmax())
             if lowest < 0 or highest >= vocabulary:
                 raise ValueError(
                     f"the condition {key} has tokens from {lowest} to {highest}, but the transformer's "
-                    f"vocab_size: {vocabulary} allows 0 to {vocabulary - 1}: change what makes "
-                    "the tokens, or vocab_size"
+                    f"{name}: {vocabulary} allows 0 to {vocabulary - 1}: change what makes "
+                    f"the tokens, or {name}"
                 )
 
 
@@ -237,7 +265,7 @@ def _laid_out(model: Any) -> bool:
 
 
 def check_null_token(
-    token: int | None, dropout: float | Sequence[float], vocabulary: int, stages: Sequence[Conditioner]
+    token: int | None, dropout: float | Sequence[float], prior: Prior, stages: Sequence[Conditioner]
 ) -> None:
     """Raise ValueError for a null token or dropout that cannot be, warn where a condition holds the token."""
     rates = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(stages)
@@ -252,10 +280,11 @@ def check_null_token(
         if any(rates):
             raise ValueError(f"cond_dropout: {dropout} needs null_token, a token not in use")
         return
+    name, vocabulary = condition_vocabulary(prior)
     if not 0 <= token < vocabulary:
         raise ValueError(
-            f"null_token: {token} is outside the transformer's vocab_size: {vocabulary}: set "
-            f"transformer_config.params.vocab_size to at least {token + 1}, or take another token"
+            f"null_token: {token} is outside the transformer's {name}: {vocabulary}: set "
+            f"transformer_config.params.{name} to at least {token + 1}, or take another token"
         )
     for stage in stages:
         if stage.vocab_size is not None and token < stage.vocab_size:

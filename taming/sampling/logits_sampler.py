@@ -64,7 +64,7 @@ class LogitsSampler:
                 raise ValueError(f"temperature must be above 0, not {self.temperature.min().item():g}")
         else:
             self.temperature = temperature
-        self.scales = per_step("guidance", options.guidance, steps, batch_size)  # (S, B)
+        self.scales = per_step("guidance", options.guidance_at(steps), steps, batch_size)  # (S, B)
         self.guided = (self.scales != 1).any(1).tolist()  # by step
         if any(self.guided) and not has_null:
             raise ValueError(

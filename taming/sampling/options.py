@@ -1,5 +1,6 @@
 """How codes are sampled: one set of options for commands, page, models and samplers."""
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from taming.sampling.filters import Number
-from taming.sampling.schedules import Schedule
+from taming.sampling.schedules import GUIDANCE_SCHEDULES, Schedule, guidance_schedule
 from taming.util import number
 
 PRECISIONS = ("32", "bf16", "16")
@@ -16,6 +17,14 @@ PRECISIONS = ("32", "bf16", "16")
 def _option(default: Any, help: str, read: Callable[[str], Any] | None = None, **more: Any) -> Any:
     """A field with what a command line needs: help, how a word becomes a value, and more (short, choices)."""
     return dataclasses.field(default=default, metadata={"help": help, "type": read, **more})
+
+
+def step_interval(text: str) -> tuple[int, int | None]:
+    """Read FIRST,LAST, the numbers of two steps; LAST may be left out."""
+    first, _, last = text.partition(",")
+    if not first.strip().isdecimal() or not (last.strip().isdecimal() or not last.strip()):
+        raise argparse.ArgumentTypeError(f"{text}: give FIRST,LAST, numbers of steps from 0, or FIRST alone")
+    return int(first), int(last) if last.strip() else None
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,12 @@ class SamplingOptions:
         greedy: take the most likely code each time; nothing is random then.
         guidance: scale s of classifier-free guidance (Ho and Salimans 2022), given as `temperature` is: the
             logits are null + s * (given - null). 1 costs nothing; other values need null tokens.
+        guidance_schedule: how the scale rises from 1 to `guidance` over the steps: "constant", "linear",
+            "cosine" or "power-cosine"; see `taming.sampling.schedules.guidance_schedule`.
+        guidance_power: p of "power-cosine", above 0; the larger, the later the scale rises.
+        guidance_interval: first and last step with guidance, from 0, both included; None for no end. The
+            scale is 1 in all other steps (Kynkaanniemi et al. 2024). Steps are the codes of the image, in
+            the order in which they are sampled.
         stride: codes that are sampled before the window moves, on images larger than in training.
         wavefront: compute all positions that do not depend on each other in one batch; for stride 1.
         seed: image number i of a seed is the same in any batch; None uses torch's global random numbers.
@@ -57,6 +72,15 @@ class SamplingOptions:
     guidance: Schedule = _option(
         1.0, "scale of classifier-free guidance: above 1, images follow their condition more; needs a model "
         "trained with a null_token", number(float, 0),
+    )
+    guidance_schedule: str = _option(
+        "constant", "how guidance rises from 1 to its scale over the steps", choices=GUIDANCE_SCHEDULES
+    )
+    guidance_power: float = _option(
+        4.0, "of the power-cosine schedule: the larger, the later it rises", number(float, 0, above=True)
+    )
+    guidance_interval: tuple[int, int | None] | None = _option(
+        None, "FIRST,LAST: guide these steps alone, from 0, both included; default: all", step_interval
     )
     stride: int = _option(
         1, "codes sampled before the window moves, on images larger than in training; more is faster",
@@ -87,6 +111,16 @@ class SamplingOptions:
                 )
         return dataclasses.replace(self, **changes)
 
+    def guidance_at(self, steps: int) -> Schedule:
+        """Return the guidance scale of each of so many steps.
+
+        Raises:
+            ValueError: see `taming.sampling.schedules.guidance_schedule`.
+        """
+        return guidance_schedule(
+            self.guidance, self.guidance_schedule, steps, self.guidance_power, self.guidance_interval
+        )
+
     def check(
         self, *, codebook_size: int | None = None, window_width: int | None = None, has_null: bool = True
     ) -> None:
@@ -114,6 +148,7 @@ class SamplingOptions:
                 continue
             if not low <= value or (above and value == low) or (high is not None and value > high):
                 raise ValueError(f"{name} is {value:g}: give {remedy}")
+        self.guidance_at(1 + max((n for n in self.guidance_interval or () if n is not None), default=0))
         if not has_null and (callable(self.guidance) or self.guidance != 1.0):
             raise ValueError(
                 f"guidance is {self.guidance}, but the model has no null token to be guided away from: train "

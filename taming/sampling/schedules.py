@@ -8,13 +8,14 @@ S steps, B batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Schedule = float | Tensor | Callable[[int], float | Tensor]
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine", "power-cosine")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Linear:
     """
 
     start: float
-    end: float
+    end: float | Tensor
     steps: int
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> float | Tensor:
         return self.start + (self.end - self.start) * _progress(step, self.steps)
 
 
@@ -38,15 +39,16 @@ class PowerCosine:
     """Half a cosine from `start` to `end` over progress ** `power`; a power above 1 rises late.
 
     Used for guidance, with `start` 1, by Gao et al. 2023 ("MDT", power 4) and Yu et al. 2024 ("RAR"). Their
-    progress is step / steps, which does not reach `end`; here the last step does.
+    progress is step / steps, which does not reach `end`; here the last step does. `guidance_schedule` counts
+    one step more, and so has theirs.
     """
 
     start: float
-    end: float
+    end: float | Tensor
     steps: int
     power: float = 4.0
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> float | Tensor:
         wave = (1 - math.cos(math.pi * _progress(step, self.steps) ** self.power)) / 2
         return self.start + (self.end - self.start) * wave
 
@@ -67,6 +69,51 @@ class Interval:
         if not self.first <= step <= self.last:
             return self.outside
         return self.inside(step) if callable(self.inside) else self.inside
+
+
+def guidance_schedule(
+    scale: Schedule, name: str, steps: int, power: float = 4.0,
+    interval: Sequence[int | None] | None = None,
+) -> Schedule:
+    """Return the guidance scale w_t at step t of N, by the name of a schedule.
+
+    constant: w_t = g. linear: from 1 at the first step to g at the last. power-cosine: w_t = 1 + (g - 1)
+    (1 - cos(pi (t / N)^p)) / 2, as of RAR; cosine: the same with p = 1.
+
+    Args:
+        scale: g, a number or one per image (B,); or a schedule of its own, with the name "constant" only.
+        name: one of `GUIDANCE_SCHEDULES`.
+        steps: N.
+        power: p.
+        interval: first and last step with guidance, both included, or None for no end; the scale is 1 in all
+            others.
+
+    Raises:
+        ValueError: an unknown name, a schedule of a schedule, a power that is not above 0, an interval
+            without steps.
+    """
+    if name not in GUIDANCE_SCHEDULES:
+        raise ValueError(f"guidance_schedule is {name!r}: give one of {', '.join(GUIDANCE_SCHEDULES)}")
+    if not power > 0:
+        raise ValueError(f"guidance_power is {power:g}: give a number above 0; above 1, guidance rises late")
+    if name == "constant":
+        schedule = scale
+    elif callable(scale):
+        raise ValueError(
+            f"guidance_schedule is {name!r}, but guidance is a schedule already: give a number, or leave out "
+            "one of them"
+        )
+    elif name == "linear":
+        schedule = Linear(1.0, scale, steps)
+    else:
+        schedule = PowerCosine(1.0, scale, steps + 1, 1.0 if name == "cosine" else power)
+    if interval is None:
+        return schedule
+    first, last = (*interval, None)[:2]
+    first, last = first or 0, steps - 1 if last is None else last
+    if not 0 <= first <= last:
+        raise ValueError(f"guidance_interval is {first},{last}: give the first and the last step, from 0")
+    return Interval(schedule, first, last)
 
 
 def _progress(step: int, steps: int) -> float:

@@ -18,17 +18,34 @@ class Prior(nn.Module):
     """A second-stage network p(codes | condition).
 
     Attributes:
-        vocab_size: V; codes and condition tokens share it.
+        vocab_size: V; codes and condition tokens share it, unless `condition_vocab_size` is set: then the
+            number of codes.
+        condition_vocab_size: number of condition tokens, null token included, of a prior that has embeddings
+            of their own for them; None if they share the vocabulary of the codes.
         block_size: longest sequence that it reads, condition + codes - 1.
         on_grid: it reads the codes as a grid, in raster order, and needs no start token: its `layout` names
             the grids, and its `block_size` follows.
         levels: number of grids of codes that it models at once, those of a tokenizer's `levels`.
+        embedding_from_codebook: the embeddings of the codes start from the vectors of the codes; see
+            `init_from_codebook`.
     """
 
     vocab_size: int
+    condition_vocab_size: int | None = None
     block_size: int
     on_grid: bool = False
     levels: int = 1
+    embedding_from_codebook: bool = False
+
+    def init_from_codebook(self, codebook: Tensor) -> None:
+        """Start the embeddings of the codes from the vectors of the codes (K, C).
+
+        Called after building, of priors with `embedding_from_codebook`; see `project_codebook`.
+        """
+        raise NotImplementedError
+
+    def set_batches_seen(self, batches: int) -> None:
+        """Take the number of batches that were learned from, before each training step, for schedules."""
 
     def log_prob(self, codes: Tensor, condition: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Return log p of each code (B, N), in nats, 0 or less.
@@ -70,6 +87,19 @@ class Prior(nn.Module):
         raise ValueError(
             f"{type(self).__name__} generates the training size only: no window can slide over a larger grid"
         )
+
+
+@torch.no_grad()
+def project_codebook(weight: Tensor, codebook: Tensor) -> None:
+    """Fill embeddings (K, D) with a random projection of code vectors (K, C), at their mean and deviation.
+
+    Vectors are centred and scaled first. A Gaussian projection keeps their angles up to a small error
+    (Johnson and Lindenstrauss 1984), so that similar codes begin with similar embeddings.
+    """
+    vectors = codebook.to(weight) - codebook.to(weight).mean(0)
+    projected = vectors @ torch.randn(vectors.shape[1], weight.shape[1], device=weight.device)
+    mean, deviation = weight.mean(), weight.std()
+    weight.copy_(mean + deviation * projected / projected.std().clamp_min(1e-12))
 
 
 class AutoregressivePrior(Prior):
