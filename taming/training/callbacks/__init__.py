@@ -1,10 +1,11 @@
-"""Callbacks of the training command: run directory, checkpoints, images, progress, health, evaluation.
+"""Callbacks of the training command: run directory, checkpoints, images, progress, health, budgets.
 
 All of them count batches, and write below the trainer's `default_root_dir` only, the run directory, since a
 YAML file may name any of them. A model here is a `taming.models.base.ImageModel`: it has `batches_seen` and
 `log_images`.
 """
 
+from taming.training.callbacks.budget import Budget
 from taming.training.callbacks.evaluation import Evaluation
 from taming.training.callbacks.health import Health, Unhealthy
 from taming.training.callbacks.images import ImageLogger
@@ -20,6 +21,7 @@ from taming.training.callbacks.saving import (
 
 __all__ = [
     "AtomicCheckpointIO",
+    "Budget",
     "Evaluation",
     "ExactResume",
     "Health",

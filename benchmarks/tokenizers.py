@@ -1,0 +1,268 @@
+#!/usr/bin/env python
+"""Tokenizers and autoencoders at equal time, on the built-in landscapes of 64 pixels (Table 5 at toy scale).
+
+    python benchmarks/tokenizers.py --minutes 10                 all rows, 10 minutes of the processor each
+    python benchmarks/tokenizers.py --steps 1000                 the same at equal batches
+    python benchmarks/tokenizers.py vqgan_f8 --minutes 0.3       one row, to see that it runs
+
+All rows have about a million parameters, 512 codes where they have codes, batches of 8, and the same images
+in the same order. Time is that of training steps on the processor, of all threads: other work on the machine
+does not count. Schedules of a configuration are stretched over the budget. Then the unseen images are
+reconstructed and judged as `taming evaluate` does. A second start goes on where the first was stopped, also
+within a row.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from sampling import machine
+from torch import Tensor
+
+from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
+from taming.cli import evaluate
+from taming.cli.parser import Parser, build_parser
+from taming.config import find_config, load_config
+from taming.eval.reconstruction import reconstruct
+from taming.eval.results import Result, is_lower_better
+from taming.models.tokenizer import Tokenizer, as_list
+from taming.training.command import main as train
+from taming.util import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+SHOWN = 8  # images on the sheet
+SCALE = 2  # enlargement of the sheet
+LABEL = 150  # pixels for the names of its rows
+VALIDATE_EVERY = 100  # batches; not part of the time
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration, and what is changed so that all have about a million parameters and 512 codes."""
+
+    title: str
+    config: str
+    changes: tuple[str, ...] = ()  # in model.params
+
+
+ROWS = {
+    "vae": Row("VAE", "vae/vae_landscapes", ("ddconfig.ch=16",)),
+    "vqvae": Row("VQ-VAE", "vqvae/vqvae_landscapes", ("ddconfig.ch=152", "n_embed=512")),
+    "vqvae2": Row("VQ-VAE-2", "vqvae2/vqvae2_landscapes", ("ddconfig.ch=120", "n_embed=512")),
+    "dvae": Row("dVAE", "dvae/dvae_landscapes", ("ddconfig.n_hid=76", "n_embed=512")),
+    "vqgan_f16": Row("VQGAN, f = 16", "landscapes/landscapes_vqgan", ("ddconfig.ch_mult=[1,2,2,4,4]",)),
+    "vqgan_f8": Row("VQGAN, f = 8", "landscapes/landscapes_vqgan"),
+    "two_level": Row(
+        "two-level VQGAN", "two_level/two_level_landscapes",
+        ("ddconfig.ch=12", "ddconfig.num_groups=4", "n_embed=512"),
+    ),
+}
+METRICS = ("PSNR", "SSIM", "ST-LPIPS", "LPIPS", "rFD", "rFID")  # in the table: what their names begin with
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and evaluate the rows; print a table, and write it, the numbers and a sheet of images."""
+    argv = sys.argv[1:] if argv is None else argv
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    add = parser.add_argument
+    add("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}; default: all")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="of the processor, for the training steps of each row")
+    budget.add_argument("--steps", type=int, help="batches of each row, in place of --minutes")
+    add("--threads", type=int, default=1, help="of torch; default: 1")
+    add("-n", "--num-images", type=int, default=2048, help="unseen images to reconstruct; default: 2048")
+    add("--seed", type=int, default=0, help="of weights and order of the images")
+    add("--folder", type=Path, help="of the runs; default: logs/tokenizers_<budget>")
+    add("--out", type=Path, help="the JSON file; the table and the sheet are put beside it; default: "
+        "benchmarks/results/<date>_tokenizers.json")
+    options = parser.parse_args(argv)
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
+    torch.set_num_threads(options.threads)
+    amount = f"{options.minutes:g}min" if options.minutes else f"{options.steps}steps"
+    folder = options.folder or Path("logs") / f"tokenizers_{amount}"
+    check_folder(folder, {
+        "minutes": options.minutes, "steps": options.steps, "threads": options.threads,
+        "num_images": options.num_images, "seed": options.seed,
+    })
+    names = options.rows or list(ROWS)
+    found = {}
+    for name in names:
+        print(f"\n## {ROWS[name].title}", flush=True)
+        if (measured := measure(name, folder, options)) is None:
+            return 130  # stopped by Ctrl-C: the run is saved
+        found[name] = measured
+    out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_tokenizers.json"
+    command = f"python benchmarks/tokenizers.py {shlex.join(argv)}"
+    write(out, command, found, sheet({name: Path(found[name]["run"]) for name in names}))
+    return 0
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Keep the settings beside the runs; end the command where those of another table are there."""
+    file = folder / "settings.json"
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
+        sys.exit(f"{folder} holds runs with other settings ({file}): name another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
+    kept = folder / f"{name}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    run = next(iter(sorted(folder.glob(f"*_{name}"))), None)
+    if run is None or not (run / "checkpoints" / "last.ckpt").exists():
+        words = start_words(ROWS[name], name, folder, options)
+    else:
+        words = ["-t", "-r", str(run), "--gpus", "0"]
+    if status := train(words):
+        if status == 130:
+            return None
+        sys.exit(f"the row {name} failed: see above")
+    run = next(iter(sorted(folder.glob(f"*_{name}"))))
+    checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
+    seconds = next(state["seconds"] for key, state in checkpoint["callbacks"].items() if "Budget" in key)
+    model, _, _ = load_model(find_checkpoint(run))
+    grids = as_list(model.code_shape(*model.image_size)) if isinstance(model, Tokenizer) else []
+    measured = {
+        "name": name, "title": ROWS[name].title, "run": str(run), "batches": checkpoint["batches_seen"],
+        "cpu_minutes": round(seconds / 60, 3), "grids": grids,
+        "parameters": sum(p.numel() for key, p in model.named_parameters() if not key.startswith("loss.")),
+        "curve": curve(run), "evaluation": json.loads(evaluated(run, options).to_json()),
+    }
+    with atomic_write(kept) as partial:
+        partial.write_text(json.dumps(measured), encoding="utf-8")
+    return measured
+
+
+def start_words(row: Row, name: str, folder: Path, options: argparse.Namespace) -> list[str]:
+    """Return the words of the training command for a new run."""
+    planned = load_config([find_config(row.config)]).lightning.trainer.max_steps
+    amount = f"cpu_minutes={options.minutes}" if options.minutes else f"batches={options.steps}"
+    budget = "lightning.callbacks.budget"
+    return [
+        "--base", row.config, "-t", "-n", name, "--logdir", str(folder), "--seed", str(options.seed),
+        "--gpus", "0", "--max_steps", "-1", "--val_check_interval", str(VALIDATE_EVERY),
+        "--enable_progress_bar", "False", "--enable_model_summary", "False",
+        "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
+        f"{budget}.params.planned_batches={planned}", f"{budget}.params.{amount}",
+        *(f"model.params.{change}" for change in row.changes),
+    ]
+
+
+def evaluated(run: Path, options: argparse.Namespace) -> Result:
+    """Reconstruct the unseen images and measure, as `taming evaluate` does."""
+    parser = build_parser(evaluate, "tokenizers.py")
+    assert isinstance(parser, Parser)
+    words = [str(run), "--protocol", "reconstruction", "--device", "cpu"]
+    wanted = parser.read([*words, f"data.params.validation.params.length={options.num_images}"])
+    (result,) = evaluate.evaluate_run(evaluate.load_subject(run, device="cpu"), wanted)
+    assert result is not None  # there is one process
+    return result
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """Return (batches, dB) of the validations in training, from the curves of the run."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line.get("val/psnr")]
+    return sorted({int(line["step"]) + 1: float(line["val/psnr"]) for line in lines}.items())
+
+
+# ---- what is written
+
+
+def write(out: Path, command: str, found: dict[str, dict[str, Any]], image: Image.Image) -> None:
+    """Print the table; write it, all numbers and the sheet."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = markdown(command, found)
+    print(f"\n{text}")
+    date = time.strftime("%Y-%m-%d %H:%M")
+    content = {"command": command, "date": date, "machine": machine(), "rows": list(found.values())}
+    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    image.save(out.with_suffix(".png"), optimize=True)
+    print(f"written to {out}, .md and .png")
+
+
+def markdown(command: str, found: dict[str, dict[str, Any]]) -> str:
+    """Return the table, the best of each column in bold, and what its numbers depend on."""
+    steps = min((row["curve"][-1][0] for row in found.values() if row["curve"]), default=0)
+    results = {name: Result.from_json(json.dumps(row["evaluation"])) for name, row in found.items()}
+    metrics = list(dict.fromkeys(
+        metric for result in results.values() for metric in result.metrics if metric.startswith(METRICS)
+    ))
+    heads = ["", "codes", "parameters", "batches", "minutes", *metrics, "usage"]
+    heads += [f"PSNR at {steps} batches"] * bool(steps)
+    best = {metric: (min if is_lower_better(metric) else max)(
+        result.metrics[metric] for result in results.values() if metric in result.metrics
+    ) for metric in metrics}
+    lines = [f"    {command}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in found.items():
+        values = results[name].metrics
+        grids = " + ".join(f"{h}x{w}" for h, w in row["grids"])
+        count = sum(h * w for h, w in row["grids"])
+        usage = [f"{100 * value:.0f} %" for key, value in values.items() if key.startswith("usage")]
+        cells = [
+            row["title"], f"{count} ({grids})" if grids else "-", f"{row['parameters'] / 1e6:.2f}M",
+            f"{row['batches']:,}", f"{row['cpu_minutes']:.1f}",
+            *(number(values.get(metric), best[metric]) for metric in metrics), ", ".join(usage) or "-",
+        ]
+        if steps:
+            points = np.array(row["curve"]) if row["curve"] else np.full((1, 2), np.nan)
+            cells.append(f"{np.interp(steps, points[:, 0], points[:, 1]):.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    protocol = next(iter(results.values())).protocol
+    networks = [protocol.get(key) or {} for key in ("network", "perceptual")]
+    judges = ", ".join(f"{each['name']} ({str(each['sha256'])[:12]})" for each in networks if each)
+    lines += ["", f"{protocol['images']['count']} unseen images; {judges}."]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None, best: float) -> str:
+    """Phrase a metric, in bold where it is the best."""
+    if value is None:
+        return "-"
+    text = f"{value:.4g}"
+    return f"**{text}**" if value == best else text
+
+
+def sheet(runs: dict[str, Path]) -> Image.Image:
+    """Show unseen images, and below them the reconstructions of each row, with its name."""
+    pictures: dict[str, Tensor] = {}
+    for name, run in runs.items():
+        subject = evaluate.load_subject(run, device="cpu")
+        source = evaluate.DatasetImages(subject.config.data, "validation", limit=SHOWN)
+        pixels = source.read(range(SHOWN))[1]
+        pictures.setdefault("images", pixels)
+        pictures[ROWS[name].title] = reconstruct(subject.model, pixels)[0]
+    height, width = next(iter(pictures.values())).shape[2:]
+    side, font = (width + 2) * SCALE, ImageFont.load_default(16)
+    image = Image.new("RGB", (LABEL + SHOWN * side, len(pictures) * (height + 2) * SCALE), "white")
+    pen = ImageDraw.Draw(image)
+    for line, (title, pixels) in enumerate(pictures.items()):
+        top = line * (height + 2) * SCALE
+        pen.text((4, top + height * SCALE // 2), title, "black", font, anchor="lm")
+        for column, each in enumerate(pixels):
+            picture = Image.fromarray(each.permute(1, 2, 0).cpu().numpy())
+            picture = picture.resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+            image.paste(picture, (LABEL + column * side, top))
+    return image
+
+
+if __name__ == "__main__":
+    logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
+    sys.exit(main())
