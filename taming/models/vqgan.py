@@ -14,7 +14,7 @@ from taming.colormap import colorize, random_colors
 from taming.config import instantiate_from_config
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.autoencoder import Autoencoder, Betas
-from taming.models.tokenizer import Tokenizer
+from taming.models.tokenizer import Codes, Grid, Tokenizer
 from taming.modules.conditioners.image import ImageConditioner
 from taming.modules.conditioners.label_map import LabelMapConditioner
 from taming.modules.diffusionmodules import tiled
@@ -112,6 +112,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     def use_quantizer(self, quantizer: Quantizer) -> None:
         """Put a quantizer in place, and count its codes in validation."""
         self.quantize: Any = quantizer
+        self.levels = quantizer.num_levels
         self.val_codes = CodebookUsage(quantizer.codebook_size)
 
     # ---- images <-> codes
@@ -134,12 +135,12 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         """Decode quantized latents (B, embed_dim, h, w) to images (B, C, H, W)."""
         return self.decoder(self.post_quant_conv(quant))
 
-    def decode_code(self, code_b: Tensor) -> Tensor:
-        """Decode codebook indices (B, h, w), or (B, N) of a square grid, to images (B, C, H, W).
+    def decode_code(self, code_b: Codes) -> Tensor:
+        """Decode codebook indices (B, h, w), (B, N) of a square grid or a list to images (B, C, H, W).
 
         Without gradients, in eval mode, large ones are decoded in tiles: see `decode_memory`.
         """
-        if code_b.ndim == 2:
+        if isinstance(code_b, Tensor) and code_b.ndim == 2:
             side = math.isqrt(code_b.shape[1])
             if side * side != code_b.shape[1]:
                 raise ValueError(f"{code_b.shape[1]} indices form no square grid: give them as (B, h, w)")
@@ -164,19 +165,24 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         """Number of different tokens, as a condition stage."""
         return self.codebook_size
 
-    @torch.no_grad()
-    def encode_codes(self, x: Tensor) -> Tensor:
-        """Encode images (B, C, H, W) to codes (B, h, w), int64; see `Tokenizer.encode_codes`."""
-        h, w = self.code_shape(*x.shape[2:])
-        return self.encode(x)[2].indices.view(len(x), h, w)
+    def code_shape(self, height: int, width: int) -> Grid:
+        """Return the grid (h, w) of an image, or a list of grids; see `Tokenizer.code_shape`."""
+        grids = self.quantize.grids(*super().code_shape(height, width))
+        return grids if self.levels > 1 else grids[0]
 
-    def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """Look up codes (B, h, w): (B, embed_dim, h, w)."""
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor) -> Codes:
+        """Encode images (B, C, H, W) to codes (B, h, w), int64, or a list; see `Tokenizer.encode_codes`."""
+        h, w = super().code_shape(*x.shape[2:])
+        return self.quantize.to_grids(self.encode(x)[2].indices, h, w)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        """Look up codes (B, h, w), or a list of grids: (B, embed_dim, h, w)."""
         return self.quantize.indices_to_codes(codes)
 
     @torch.no_grad()
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Decode codes (B, h, w) to images (B, C, H, W)."""
+    def decode_codes(self, codes: Codes) -> Tensor:
+        """Decode codes (B, h, w), or a list of grids, to images (B, C, H, W)."""
         return self.decode_code(codes)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 B batch, C channels of a code, h w latent grid, K codes, N vectors.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from taming.modules.distributed import all_reduce_sum, is_distributed
+from taming.modules.quantizers.search import nearest_code
 
 
 class QuantizerInfo(NamedTuple):
@@ -20,7 +22,8 @@ class QuantizerInfo(NamedTuple):
     Attributes:
         perplexity: of the batch, (), or None where it is not computed.
         encodings: one-hot codes (B*h*w, K), or None.
-        indices: of the codes, int64, (B, h, w) or flat (B*h*w,).
+        indices: of the codes, int64, (B, h, w) or flat (B*h*w,). Of several levels, (B, N): one grid after
+            the other, the coarsest first, each row by row.
     """
 
     perplexity: Tensor | None
@@ -33,7 +36,13 @@ class Quantizer(nn.Module):
 
     `forward` takes latents (B, C', h, w) and returns quantized latents (B, C, h, w) with a gradient
     estimator, a loss () and a `QuantizerInfo`. A new quantizer is a subclass in one file.
+
+    Attributes:
+        num_levels: number of grids of codes for one grid of latents. Where there are several, all of them
+            have `codebook_size` codes, and `indices_to_codes` takes a list of grids, the coarsest first.
     """
+
+    num_levels: int = 1
 
     @property
     def codebook_size(self) -> int:
@@ -45,20 +54,26 @@ class Quantizer(nn.Module):
         """Channels C of a code."""
         raise NotImplementedError
 
-    def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Return the codes (B, C, ...) of indices (B, ...)."""
+    def indices_to_codes(self, indices: Any) -> Tensor:
+        """Return the codes (B, C, ...) of indices (B, ...), or (B, C, h, w) of a list of grids."""
         raise NotImplementedError
 
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return the grid of codes of each level, for latents of `height` x `width`."""
+        return [(height, width)] * self.num_levels
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index (N,) of the code (K, C) with the smallest Euclidean distance to each vector (N, C).
+    def to_grids(self, indices: Tensor, height: int, width: int) -> Any:
+        """Return indices of a `QuantizerInfo` as a grid (B, h, w), or a list of them of several levels."""
+        grids = self.grids(height, width)
+        if self.num_levels == 1:
+            return indices.view(-1, *grids[0])
+        levels = indices.split([math.prod(grid) for grid in grids], dim=1)
+        return [level.reshape(-1, *grid) for level, grid in zip(levels, grids, strict=True)]
 
-    Computed in float32: under bfloat16 1 to 7 % of the indices would change, so autocast is off here.
-    """
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        z, codebook = z.float(), codebook.float()
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2; the first term is the same for every code and left out
-        return torch.addmm(codebook.square().sum(1), z, codebook.t(), alpha=-2.0).argmin(1)
+
+def projection(in_channels: int, out_channels: int) -> nn.Module:
+    """Return a linear map of the last dimension, or nothing in its place if it need not change."""
+    return nn.Linear(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
 
 def is_finite(z: Tensor) -> Tensor:

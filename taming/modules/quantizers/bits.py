@@ -10,7 +10,7 @@ Open-MAGVIT2 and MaskBit) or the highest one ("highest_first", as in vector-quan
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -77,8 +77,8 @@ def bits_to_indices(bits: Tensor, order: BitOrder = "lowest_first") -> Tensor:
     return digits_to_indices(bits, [2] * bits.shape[-1])
 
 
-def check_order(order: str) -> str:
+def check_order(order: str) -> BitOrder:
     """Return the order of bits, or raise ValueError for one that does not exist."""
     if order not in BIT_ORDERS:
         raise ValueError(f"bit order {order!r}: give one of {', '.join(BIT_ORDERS)}")
-    return order
+    return cast(BitOrder, order)

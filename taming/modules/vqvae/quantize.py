@@ -192,16 +192,24 @@ class VectorQuantizer2(Codebook):
 
         Latents with the index K are not finite, and count for no code.
         """
-        if self.revive_after is not None:
-            self._revive(z, all_reduce_sum(count_codes(indices, self.n_e)), self.revive_after)
+        self._learn(z, indices)
+        self._revive(z, indices)
 
-    def _revive(self, z: Tensor, counts: Tensor, after: int) -> None:
-        """Count the batches in which no process used a code (K,), and move codes that were idle too long."""
+    def _learn(self, z: Tensor, indices: Tensor) -> None:
+        """Move the running means, where there are any, by latents (N, C) and their codes (N,)."""
+        if isinstance(self.embedding, EmbeddingEMA):
+            self.embedding.update(*sum_by_code(z, indices, self.n_e))
+
+    def _revive(self, z: Tensor, indices: Tensor) -> None:
+        """Count the batches in which no process used a code, and move codes that were idle too long."""
+        if self.revive_after is None:
+            return
+        counts = all_reduce_sum(count_codes(indices, self.n_e))  # (K,)
         self.idle_batches.copy_(torch.where(counts > 0, 0, self.idle_batches + 1))
         latents = z[torch.randint(len(z), (self.n_e,), device=z.device)]  # (K, C)
         if is_distributed():
             dist.broadcast(latents, src=0)
-        dead = self.idle_batches.ge(after) & is_finite(latents)
+        dead = self.idle_batches.ge(self.revive_after) & is_finite(latents)
         self.move_codes(dead, latents)
         self.idle_batches.masked_fill_(dead, 0)
 
@@ -209,6 +217,10 @@ class VectorQuantizer2(Codebook):
         """Replace the codes that are marked (K,) by the latents (K, C)."""
         weight = self.embedding.weight
         weight.copy_(torch.where(codes[:, None], latents.to(weight.dtype), weight))
+        if isinstance(self.embedding, EmbeddingEMA):  # the means begin anew
+            book = self.embedding
+            book.cluster_size.masked_fill_(codes, 1.0)
+            book.embed_avg.copy_(torch.where(codes[:, None], book.weight, book.embed_avg))
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """See `Codebook`."""
@@ -305,19 +317,6 @@ class EMAVectorQuantizer(VectorQuantizer2):
 
     def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
         return self.beta * F.mse_loss(z, z_q.detach())
-
-    @torch.no_grad()
-    def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        counts, sums = sum_by_code(z, indices, self.n_e)
-        self.embedding.update(counts, sums)
-        if self.revive_after is not None:
-            self._revive(z, counts, self.revive_after)
-
-    def move_codes(self, codes: Tensor, latents: Tensor) -> None:
-        super().move_codes(codes, latents)
-        book = self.embedding
-        book.cluster_size.masked_fill_(codes, 1.0)
-        book.embed_avg.copy_(torch.where(codes[:, None], book.weight, book.embed_avg))
 
 
 def codebook(
