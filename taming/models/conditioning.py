@@ -135,7 +135,7 @@ def complete_transformer_config(
     if on_grid and None in shapes and given == "auto":
         raise ValueError(
             f"{config['target']} has a fixed layout, but the data decide how many tokens a condition has: "
-            f"give transformer_config.params.layout, [tokens, {list(grid)}], if it takes sequences of tokens; "
+            f"give transformer_config.params.layout, [tokens, {list(grid)}], if it takes sequences; "
             "taming.modules.transformer.mingpt.GPT takes any"
         )
     if not on_grid and None in shapes:
@@ -175,7 +175,8 @@ def check_sizes(
         raise ValueError(
             f"vocab_size: {prior.vocab_size} of the transformer, but the first stage has "
             f"{first.codebook_size} codes, and conditions have condition_vocab_size: {own} tokens of their "
-            f"own: set transformer_config.params.vocab_size to {first.codebook_size}, or name another first stage"
+            f"own: set transformer_config.params.vocab_size to {first.codebook_size}, or take another first "
+            "stage"
         )
     name, size = condition_vocabulary(prior)
     vocabularies = [("first stage", first.codebook_size, "vocab_size", prior.vocab_size)]
