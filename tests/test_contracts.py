@@ -85,8 +85,23 @@ PRIORS = {
         vocab_size=20, channel=8, res_channel=8, n_head=2, n_block=1, n_res_block=1, n_cond_res_block=1,
         kernel_size=3,
     )},
+    "Llama": {"target": "taming.modules.priors.llama.Llama", "params": dict(
+        vocab_size=CODES, condition_vocab_size=20, n_layer=1, n_head=2, n_kv_head=1, n_embd=8, qk_norm=True,
+        adaln=True, resid_pdrop=0.1, embedding_from_codebook=True)},
+    "RAR": {"target": "taming.modules.priors.rar.RAR", "params": dict(
+        vocab_size=CODES, condition_vocab_size=20, n_layer=1, n_head=2, n_embd=8, random_until=5,
+        raster_from=10)},
 }
 IMPOSSIBLE = {("PixelSNAIL", "tokens")}  # neither a class nor a grid
+LAYOUT = {"layout": [6, [HEIGHT // 4, WIDTH // 4]]}  # of tokens that the data make
+
+
+def prior_config(name, condition):
+    config = PRIORS[name]
+    fixed = condition == "tokens" and name not in ("GPT", "PixelSNAIL")
+    return {**config, "params": {**config["params"], **(LAYOUT if fixed else {})}}
+
+
 CONDITIONS = {
     "none": ("__is_unconditional__", "image"),
     "class": ({"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}}, "class_label"),
@@ -268,7 +283,8 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     null = {} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}
     torch.manual_seed(0)
     model = Net2NetTransformer(
-        PRIORS[prior], {**TOKENIZERS, **FROZEN_ONLY}[tokenizer], stage, cond_stage_key=key, pkeep=0.9, **null
+        prior_config(prior, condition), {**TOKENIZERS, **FROZEN_ONLY}[tokenizer], stage, cond_stage_key=key,
+        pkeep=0.9, **null,
     )
     assert isinstance(model.transformer, Prior)
     metrics = fit(model, tmp_path)
@@ -316,7 +332,7 @@ def test_a_step_from_a_code_cache_is_one_from_images(prior, condition, tmp_path)
     for cached in (False, True):
         torch.manual_seed(0)
         model = Net2NetTransformer(
-            PRIORS[prior], TOKENIZERS["VQModel"], stage, cond_stage_key=key, pkeep=0.9,
+            prior_config(prior, condition), TOKENIZERS["VQModel"], stage, cond_stage_key=key, pkeep=0.9,
             **({} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}),
         )
         items = cache_of(model.eval(), tmp_path) if cached else None

@@ -1,8 +1,10 @@
 """All families, in the order in which they are tried."""
 
 from taming.checkpoint.families.base import Family, Published, State
+from taming.checkpoint.families.llamagen_gpt import LLAMAGEN_GPT
+from taming.checkpoint.families.rar import RAR
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (LLAMAGEN_GPT, RAR)
 
 
 def identify(state: State) -> Published | None:

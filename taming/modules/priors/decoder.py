@@ -1,4 +1,4 @@
-"""What decoder-only transformers over a grid of codes share: the layout of the sequence, attention, the cache.
+"""What decoder-only transformers over a grid of codes share: layout of the sequence, attention, cache.
 
 B batch, T tokens that are read, S positions so far, M condition tokens, H W grid of codes, N = H*W,
 D channels, V vocabulary, n heads, m heads of keys and values, d channels of a head.
@@ -70,7 +70,7 @@ class GridDecoder(AutoregressivePrior):
             )
         if any((part < 1) if isinstance(part, int) else len(part) != 2 or min(part) < 1 for part in parts):
             raise ValueError(
-                f"layout: {layout} has a part that is neither a number of tokens nor [height, width] of a grid"
+                f"layout: {layout} has a part that is neither a number of tokens nor [height, width]"
             )
         self.height, self.width = grid
         self.parts: list[int | tuple[int, ...]] = parts or [1]  # a start token
@@ -90,8 +90,8 @@ class GridDecoder(AutoregressivePrior):
         raise NotImplementedError
 
     @property
-    def decoder_blocks(self) -> Sequence[nn.Module]:
-        """Blocks that are called with x (B, T, D), what `embed` gave, keys and values or None, and `start`."""
+    def decoder_blocks(self) -> Sequence[Any]:
+        """Blocks: of x (B, T, D), what `embed` gave, keys and values or None, and the place of the first."""
         raise NotImplementedError
 
     @property
@@ -123,7 +123,7 @@ class GridDecoder(AutoregressivePrior):
         like = next(self.parameters())
         kind = like.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-        parts: list[nn.Module] = [*self.decoder_blocks, self.decoder_head]
+        parts: list[Any] = [*self.decoder_blocks, self.decoder_head]
         rooms = [
             (like.new_empty(shape, dtype=dtype), like.new_empty(shape, dtype=dtype))
             for shape in (block.room(batch_size, self.first + length) for block in parts[:-1])
@@ -188,10 +188,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def zero_modulation(channels: int, count: int) -> nn.Sequential:
     """Return a network from (..., D) to (..., count * D) that starts as zero ("adaLN-Zero" of DiT)."""
-    network = nn.Sequential(nn.SiLU(), nn.Linear(channels, count * channels))
-    nn.init.zeros_(network[1].weight)
-    nn.init.zeros_(network[1].bias)
-    return network
+    linear = nn.Linear(channels, count * channels)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.SiLU(), linear)
 
 
 def check_heads(channels: int, n_head: int) -> None:

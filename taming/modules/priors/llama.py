@@ -167,8 +167,9 @@ class Llama(GridDecoder):
 
     def __init__(
         self, vocab_size: PositiveInt, layout: Sequence[Part],
-        condition_vocab_size: PositiveInt | None = None, n_layer: PositiveInt = 12, n_head: PositiveInt | None = None, n_embd: PositiveInt = 768,
-        *, n_kv_head: PositiveInt | None = None, ffn_dim: PositiveInt | None = None, qk_norm: bool = False,
+        condition_vocab_size: PositiveInt | None = None, n_layer: PositiveInt = 12,
+        n_head: PositiveInt | None = None, n_embd: PositiveInt = 768, *,
+        n_kv_head: PositiveInt | None = None, ffn_dim: PositiveInt | None = None, qk_norm: bool = False,
         adaln: bool = False, rotate_condition: bool = True, rotary_base: PositiveFloat = 10000.0,
         embedding_from_codebook: bool = False, embd_pdrop: Probability = 0.0, attn_pdrop: Probability = 0.0,
         resid_pdrop: Probability = 0.0, ffn_pdrop: Probability = 0.0,
@@ -195,7 +196,7 @@ class Llama(GridDecoder):
         self.tok_embeddings = nn.Embedding(vocab_size, n_embd)
         self.cls_embedding = ConditionEmbedding(condition_vocab_size, sizes, n_embd)
         self.tok_dropout = nn.Dropout(embd_pdrop)
-        self.layers = nn.ModuleList([
+        self.layers: Any = nn.ModuleList([
             Block(
                 Attention(n_embd, n_head, n_kv_head, qk_norm, attn_pdrop, resid_pdrop),
                 FeedForward(n_embd, hidden, ffn_pdrop), n_embd, adaln,
@@ -221,7 +222,7 @@ class Llama(GridDecoder):
         project_codebook(self.tok_embeddings.weight[: len(codebook)], codebook)
 
     @property
-    def decoder_blocks(self) -> Sequence[nn.Module]:
+    def decoder_blocks(self) -> Sequence[Any]:
         """The blocks."""
         return list(self.layers)
 

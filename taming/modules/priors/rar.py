@@ -207,7 +207,7 @@ class RAR(GridDecoder):
         return torch.where(is_random, shuffled, torch.arange(count, device=device))
 
     def code_logits(self, codes: Tensor, condition: Tensor, orders: Tensor | None = None) -> Tensor:
-        """Return logits (B, N, K) of codes, given the condition (B, M) and the codes that are read before each.
+        """Return logits (B, N, K) of codes, given the condition (B, M) and the codes read before each.
 
         Codes and logits are in raster order. They are read in the order (B, N), by default raster in
         evaluation and that of `sample_orders` in training.
@@ -224,7 +224,7 @@ class RAR(GridDecoder):
     # ---- the network
 
     @property
-    def decoder_blocks(self) -> Sequence[nn.Module]:
+    def decoder_blocks(self) -> Sequence[Any]:
         """The blocks."""
         return list(self.blocks)
 
@@ -247,7 +247,7 @@ class RAR(GridDecoder):
             kept["condition"] = x[:, :count].mean(1, keepdim=True)  # (B, 1, D)
             kept["places"] = self._places(orders)
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        begin = self.first + start if start else 0  # positions begin..end of the sequence with its first token
+        begin = self.first + start if start else 0  # positions, the first token included
         end = self.first + start + idx.shape[1]
         x = x + kept["places"][:, begin:end]
         condition = kept["condition"] + self.timesteps_embeddings[:, begin:end]  # (B, T, D)
