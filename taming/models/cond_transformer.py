@@ -23,6 +23,7 @@ from taming.models.conditioning import (
     UNCONDITIONAL,
     build_cond_stage,
     build_first_stage,
+    build_prior,
     check_conditions,
     check_levels,
     check_null_token,
@@ -56,7 +57,8 @@ class Net2NetTransformer(ImageModel):
 
     Args:
         transformer_config: `{target, params}` of the prior, `GPT` for instance; see `Prior`. A missing
-            `block_size`, and a `layout` "auto", are those of the stages' tokens.
+            `block_size`, and a `layout` "auto", are those of the stages' tokens. A `ckpt_path` in `params`
+            says where its weights are: a published prior, or a run like this one.
         first_stage_config: of the VQGAN whose codes are modelled; its `ckpt_path` says where its weights are.
         cond_stage_config: of what turns the condition into tokens; "__is_unconditional__" for a start token
             alone, "__is_first_stage__" for the first stage itself; a list of these for several conditions at
@@ -113,10 +115,11 @@ class Net2NetTransformer(ImageModel):
         transformer_config = complete_transformer_config(
             transformer_config, self.first_stage_model, stages, self.cond_sizes
         )
-        self.transformer = instantiate_from_config(transformer_config)
+        self.transformer = build_prior(transformer_config)
         check_sizes(self.transformer, self.first_stage_model, stages, self.cond_sizes)
         check_null_token(null_token, cond_dropout, self.transformer, stages)
-        if getattr(self.transformer, "embedding_from_codebook", False):
+        trained = "ckpt_path" in (transformer_config.get("params") or {})
+        if getattr(self.transformer, "embedding_from_codebook", False) and not trained:
             self.transformer.init_from_codebook(codebook_of(self.first_stage_model))
         if getattr(self.transformer, "on_grid", False) and not self.permuter.is_raster:
             raise ValueError(

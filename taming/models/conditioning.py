@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from taming.checkpoint.families import identify
 from taming.config import get_obj_from_str, instantiate_from_config
 from taming.models.tokenizer import Tokenizer, as_list
 from taming.modules.conditioners.base import Conditioner, Size
@@ -21,6 +23,7 @@ from taming.modules.util import SOSProvider
 logger = logging.getLogger(__name__)
 
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+TRANSFORMER = "transformer."  # begins the names of a prior in the checkpoint of a whole model
 
 
 def build_first_stage(config: dict) -> Any:
@@ -65,6 +68,30 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
         # written before there was a contract: the defaults describe tokens of an unknown kind
         stage.__class__ = type(kind.__name__, (kind, contract), {"__module__": kind.__module__})
     return stage.eval().requires_grad_(False)
+
+
+def build_prior(config: dict) -> Any:
+    """Build the prior of `{target, params}`, and load its weights where `params` name a `ckpt_path`.
+
+    That is a published checkpoint of a prior alone, or a run of a model like this one, of which the prior is
+    taken.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: weights that do not fit the prior; the message names them.
+    """
+    params = dict(config.get("params") or {})
+    path = params.pop("ckpt_path", None)
+    prior = instantiate_from_config({**config, "params": params})
+    if path is not None:
+        state = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))["state_dict"]
+        published = identify(state)
+        if published is not None:
+            state = published.state
+        elif own := {key: value for key, value in state.items() if key.startswith(TRANSFORMER)}:
+            state = {key.removeprefix(TRANSFORMER): value for key, value in own.items()}
+        load_weights(prior, state, source=str(path))
+    return prior
 
 
 # ---- what must agree

@@ -85,6 +85,21 @@ def test_tokens_follow_the_formula(gpt, guidance):
     assert not torch.equal(want, plain)
 
 
+def test_schedules_are_named(gpt):
+    """A name gives the schedule of as many steps as are sampled; a window counts all its positions."""
+    prefix, null = torch.tensor([[1, 2, 3]]), torch.full((1, 3), NULL)
+    named = dict(guidance=4.0, guidance_schedule="power-cosine", guidance_power=1.5, guidance_interval=(2, 9))
+    for sample, first, steps in ((sample_tokens, (prefix, 12), 12), (sample_window, (prefix,), 42)):
+        more = {} if sample is sample_tokens else dict(shape=(6, 7), window=WINDOW)
+        more |= {"null_prefix" if sample is sample_tokens else "null_condition": null}
+        want = Interval(PowerCosine(1.0, 4.0, steps + 1, 1.5), 2, 9)
+        ours, theirs, constant = (
+            sample(gpt, *first, generator=image_generators(0, range(1)), **more, **guidance)
+            for guidance in (named, dict(guidance=want), dict(guidance=4.0))
+        )
+        assert torch.equal(ours, theirs) and not torch.equal(ours, constant)
+
+
 def test_both_halves_run_in_one_batch_and_none_at_scale_1(gpt):
     prefix, null = torch.randint(V - 1, (2, 3)), torch.full((1, 3), NULL)
     sampling = dict(null_prefix=null, greedy=True)

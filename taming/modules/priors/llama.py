@@ -31,6 +31,14 @@ HEAD = 64  # channels of a head where no number of heads is given
 MULTIPLE = 256  # the feed-forward network has so many channels, or a multiple
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its input; under autocast torch would leave its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., D)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal attention with rotary positions; heads of keys and values may be fewer than heads of queries."""
 
@@ -42,8 +50,8 @@ class Attention(nn.Module):
         self.attn_pdrop = attn_pdrop
         self.wqkv = nn.Linear(channels, (n_head + 2 * n_kv_head) * self.head_dim, bias=False)
         self.wo = nn.Linear(channels, channels, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, EPS) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, EPS) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, EPS) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, EPS) if qk_norm else nn.Identity()
         self.resid_dropout = nn.Dropout(resid_pdrop)
 
     def forward(self, x: Tensor, rotary: Tensor, room: KeysAndValues | None, start: int) -> Tensor:
@@ -77,8 +85,8 @@ class Block(nn.Module):
     def __init__(self, attention: Attention, feed_forward: FeedForward, channels: int, adaln: bool):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm = nn.RMSNorm(channels, EPS)
-        self.ffn_norm = nn.RMSNorm(channels, EPS)
+        self.attention_norm = RMSNorm(channels, EPS)
+        self.ffn_norm = RMSNorm(channels, EPS)
         self.adaLN_modulation = zero_modulation(channels, 6) if adaln else None
 
     def room(self, batch_size: int, length: int) -> tuple[int, ...]:
@@ -203,7 +211,7 @@ class Llama(GridDecoder):
             )
             for _ in range(n_layer)
         ])
-        self.norm = nn.RMSNorm(n_embd, EPS)
+        self.norm = RMSNorm(n_embd, EPS)
         self.output = nn.Linear(n_embd, vocab_size, bias=False)
         self.apply(self._init_weights)
         if self.cls_embedding.part_embedding is not None:

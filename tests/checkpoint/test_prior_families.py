@@ -1,0 +1,150 @@
+"""Published priors: known by names and shapes alone, loaded alone, and as the prior of a model."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from taming.checkpoint import load_model
+from taming.checkpoint.families import identify
+from taming.config import instantiate_from_config
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.priors.llama import Llama
+from taming.modules.priors.rar import RAR
+from taming.sampling import SamplingOptions
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LAYOUTS = json.loads(gzip.decompress((GOLDEN / "published_priors.json.gz").read_bytes()))
+SIZES = {  # blocks, heads, channels, side of the grid, values: from the publications
+    "llamagen_c2i_B_256": (12, 12, 768, 16, 110_888_448),
+    "llamagen_c2i_XL_384": (36, 20, 1280, 24, 774_699_520),
+    "llamagen_c2i_3B_384": (24, 32, 3200, 24, 3_096_659_200),
+    "rar_b": (24, 16, 768, 16, 260_923_648),
+    "rar_xl": (32, 16, 1280, 16, 955_425_024),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_layouts_of_published_files(name):
+    state = {key: torch.empty(shape, device="meta") for key, shape in LAYOUTS[name].items()}
+    assert sum(value.numel() for value in state.values()) == SIZES[name][-1]
+    published = identify(state)
+    params = published.model["params"]
+    side = SIZES[name][3]
+    assert (params["n_layer"], params["n_head"], params["n_embd"]) == SIZES[name][:3]
+    assert params["layout"] == [1, [side, side]] and params["condition_vocab_size"] == 1001
+    assert params["vocab_size"] == (1024 if "rar" in name else 16384)
+    with torch.device("meta"):
+        model = instantiate_from_config(published.model)
+    ours = {key: value.shape for key, value in model.state_dict().items()}
+    assert ours == {key: value.shape for key, value in published.state.items()}
+    assert isinstance(model, RAR if "rar" in name else Llama)
+
+
+def llamagen(channels=64, n_kv_head=None):
+    """Weights by LlamaGen's names, of a width from which the heads follow."""
+    torch.manual_seed(0)
+    model = Llama(
+        12, [1, [16, 16]], 8, n_layer=2, n_embd=channels, n_kv_head=n_kv_head, rotate_condition=False
+    )
+    return model.eval(), {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def rar(codes=64, spare=True):
+    """Weights by RAR's names, with the position embeddings that it does not use."""
+    torch.manual_seed(0)
+    side = int(codes**0.5)
+    model = RAR(12, [1, [side, side]], 8, n_layer=2, n_head=2, n_embd=16, ffn_dim=24)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    more = {"pos_embed": 1024, "target_aware_pos_embed": 1024, "timesteps_embeddings": 100} if spare else {}
+    for name, count in more.items():
+        state[name] = torch.cat((state[name][:, :codes], torch.randn(1, count, 16)), 1)
+        state[name][:, : codes + 2] = model.get_parameter(name)
+    return model.eval(), state
+
+
+@pytest.mark.parametrize("make", [
+    llamagen, lambda: llamagen(128, n_kv_head=1), rar, lambda: rar(36), lambda: rar(spare=False),
+])
+@torch.no_grad()
+def test_a_file_alone_is_the_network(make, tmp_path):
+    model, state = make()
+    torch.save(state, tmp_path / "prior.bin")
+    loaded, config, _ = load_model(tmp_path / "prior.bin")
+    assert type(loaded) is type(model) and not loaded.training
+    codes = torch.randint(12, (2, model.height * model.width))
+    condition = torch.tensor([[3], [7]])
+    torch.testing.assert_close(loaded.log_prob(codes, condition), model.log_prob(codes, condition))
+    assert config.model.params.n_layer == 2
+
+
+def test_heads_that_are_not_in_the_file_are_given(tmp_path):
+    state = load_file(GOLDEN / "llamagen_gpt.safetensors")
+    state = {key.removeprefix("state/"): value for key, value in state.items() if key.startswith("state/")}
+    save_file(state, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match="n_head is missing, and n_embd: 48 is no multiple of 64: give n_"):
+        load_model(tmp_path / "prior.safetensors")
+    config = identify(state).model
+    config["params"] |= {"n_head": 4, "layout": [1, [4, 4]]}
+    model, _, _ = load_model(tmp_path / "prior.safetensors", Llama, config={"model": config})
+    assert model.head_dim == 12 and model.block_size == 16
+
+
+DDCONFIG = dict(
+    double_z=False, z_channels=4, resolution=16, in_channels=3, out_ch=3, ch=8, ch_mult=[1, 1],
+    num_res_blocks=1, attn_resolutions=[], dropout=0.0, num_groups=4,
+)
+FIRST = {"target": "taming.models.vqgan.VQModel", "params": dict(
+    ddconfig=DDCONFIG, n_embed=12, embed_dim=4, lossconfig={"target": "taming.modules.losses.DummyLoss"})}
+
+CLASSES = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}}
+
+
+def whole(path, state, **more):
+    """A model over codes whose prior begins with the weights of a file."""
+    config = identify(state).model
+    del config["params"]["layout"]  # that of the first stage
+    config["params"] |= {"ckpt_path": str(path)} | more
+    return Net2NetTransformer(config, FIRST, CLASSES, cond_stage_key="class_label", null_token=7)
+
+
+@pytest.mark.parametrize("make", [llamagen, rar])
+@torch.no_grad()
+def test_a_file_is_the_prior_of_a_model(make, tmp_path):
+    alone, state = make()
+    torch.save(state, tmp_path / "prior.bin")
+    model = whole(tmp_path / "prior.bin", state).eval()
+    prior = model.transformer
+    assert (prior.height, prior.width) == (8, 8)
+    c = model.encode_conditions(torch.tensor([1, 5]))
+    options = SamplingOptions(greedy=True, guidance=2.0)
+    codes = model.sample_codes(c, options)
+    assert codes.shape == (2, 8, 8)
+    if make is rar:
+        null = torch.full((2, 1), 7)
+        same = alone.sample(torch.tensor([[1], [5]]), (8, 8), options, null_condition=null)
+        assert torch.equal(codes.flatten(1), same)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")  # so is a model's own checkpoint
+    again = whole(tmp_path / "last.ckpt", state)
+    for key, value in prior.state_dict().items():
+        assert torch.equal(value, again.transformer.state_dict()[key])
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    _, state = rar()
+    torch.save(state, tmp_path / "prior.bin")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.bin"):
+        whole(tmp_path / "gone.bin", state)
+    with pytest.raises(ValueError, match=r"prior\.bin(.|\n)*blocks\.2\.|blocks\.2\.(.|\n)*prior\.bin"):
+        whole(tmp_path / "prior.bin", state, n_layer=3)
+    for codes, message in ((16, "vocab_size: 12 of .* is smaller than the first stage's 16 tokens"),
+                           (8, "vocab_size: 12 of the transformer, but the first stage has 8 codes")):
+        first = {**FIRST, "params": FIRST["params"] | {"n_embed": codes}}
+        with pytest.raises(ValueError, match=message):
+            Net2NetTransformer(identify(state).model, first, CLASSES, cond_stage_key="class_label")
