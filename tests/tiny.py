@@ -99,9 +99,12 @@ def resume(run: Path, *words: str | int) -> None:
 
 
 def curves(run: Path) -> list[dict[str, str]]:
-    """Read the rows of metrics.csv."""
+    """Read the rows of metrics.csv, without times, which no two runs share."""
     with open(run / "metrics.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if value and not key.startswith("perf/")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def trouble(**params: object) -> list[str]:

@@ -93,6 +93,10 @@ class ImageModel(Pretrained, pl.LightningModule):
             x = x[..., None]
         return x.permute(0, 3, 1, 2).float() if x.ndim == 4 else x
 
+    def batch_size_of(self, batch: dict) -> int:
+        """Return the number of items of a batch."""
+        return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
     def check_batch(self, batch: dict) -> None:
         """Raise ValueError if a batch, on the CPU, does not fit the model: called before training."""
 
@@ -112,6 +116,29 @@ class ImageModel(Pretrained, pl.LightningModule):
                 if isinstance(batch.get(key), Tensor):
                     part.validate(batch[key])
         return batch
+
+    # ---- what a step consists of
+
+    tokens_per_image: int | None = None  # that a prior learns from
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Return the parts in which a training step spends its time, by name.
+
+        They are compiled, or computed again in the backward pass, each by itself: see
+        `taming.training.acceleration`. By default these are the composite parts of all networks that are
+        trained, and the discriminator of the loss.
+        """
+        found: dict[str, nn.Module] = {}
+        for name, network in self.named_children():
+            if name == "loss" or not any(p.requires_grad for p in network.parameters()):
+                continue
+            for part, child in network.named_children():
+                several = isinstance(child, nn.ModuleList | nn.Sequential)
+                for key, block in child.named_children() if several else [("", child)]:
+                    if any(True for _ in block.children()):
+                        found[".".join(filter(None, (name, part, key)))] = block
+        discriminator = getattr(getattr(self, "loss", None), "discriminator", None)
+        return found if discriminator is None else {**found, "loss.discriminator": discriminator}
 
     # ---- optimization, by hand: the pieces of `training_step`
 

@@ -277,7 +277,7 @@ class Net2NetTransformer(ImageModel):
             optimizer.zero_grad(set_to_none=True)
             self.batches_seen += 1
             self.log_dict({"train/lr": rate, "train/grad_norm": norm})
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=self._batch_size(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=self.batch_size_of(batch))
 
     def forward(self, x: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
         """Return logits (B, N, V) of images, given conditions, and the codes (B, N) they should predict."""
@@ -286,7 +286,8 @@ class Net2NetTransformer(ImageModel):
         condition = torch.cat(self._dropped(parts), dim=1)
         return self.transformer.code_logits(self._replaced(codes), condition), codes
 
-    def _batch_size(self, batch: dict) -> int:
+    def batch_size_of(self, batch: dict) -> int:
+        """Return the number of images of a batch."""
         return len(cached_codes(batch) if is_cached(batch) else batch[self.first_stage_key])
 
     def _replaced(self, codes: Tensor) -> Tensor:
@@ -349,13 +350,18 @@ class Net2NetTransformer(ImageModel):
                 self.check_cache(header)
 
     @property
+    def tokens_per_image(self) -> int:  # type: ignore[override]
+        """Number of codes of an image."""
+        return self.first_stage_model.num_codes(*self.first_stage_model.image_size)
+
+    @property
     def validation_metrics(self) -> tuple[str, ...]:
         """Names that validation logs, without "val/"."""
         return "loss", "perplexity"
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Log the loss, averaged over the set."""
-        loss, size = self.shared_step(batch, batch_idx), self._batch_size(batch)
+        loss, size = self.shared_step(batch, batch_idx), self.batch_size_of(batch)
         self.log("val/loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
 
     def on_validation_epoch_end(self) -> None:

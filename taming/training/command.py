@@ -33,6 +33,7 @@ from taming.config import (
     storable,
 )
 from taming.parameters import NonNegativeFloat, Range, mismatch
+from taming.training.acceleration import accelerate
 from taming.training.arguments import parse
 from taming.training.callbacks import (
     AtomicCheckpointIO,
@@ -52,6 +53,7 @@ from taming.training.console import (
     rank_zero_print,
     report,
 )
+from taming.training.cost import measure_cost
 from taming.training.distributed import (
     FailTogether,
     OtherProcessFailed,
@@ -239,6 +241,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     if wrong := mismatch(base, NonNegativeFloat):
         found = "is missing: it" if base is None else f"is {base!r}, but"
         raise ValueError(f"model.base_learning_rate {found} must be {wrong}; the paper's is 4.5e-6")
+    accelerate(model, run.config.lightning)
     model.learning_rate = float(base)
     if run.options.scale_lr:
         devices, nodes = device_count(run.trainer_arguments)
@@ -254,7 +257,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
 
 
 def describe(run: Run, model: Any, data: Any) -> None:
-    """Print what a run would be: configuration, parameters, steps."""
+    """Print what a run would be: configuration, parameters, steps, and what they cost on this machine."""
     rank_zero_print(OmegaConf.to_yaml(OmegaConf.create(storable(run.config))))
     for name, part in model.named_children():
         trainable, total = count_params(part)
@@ -267,6 +270,9 @@ def describe(run: Run, model: Any, data: Any) -> None:
         rank_zero_print(
             f"{len(items):,} training images, {batches:,} batches per device and epoch, {steps:,} steps"
         )
+    if items is not None:
+        for line in measure_cost(model, data, run.trainer_arguments, run.batch_arguments.get("max_steps")):
+            rank_zero_print(line)
     rank_zero_print(f"run directory (not made): {run.logdir}")
 
 

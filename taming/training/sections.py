@@ -2,7 +2,7 @@
 
     model:      target, params, base_learning_rate
     data:       target, params
-    lightning:  trainer, callbacks, modelcheckpoint, logger, seed
+    lightning:  trainer, callbacks, modelcheckpoint, logger, seed, compile, activation_checkpointing
 
 A section that is absent, empty or null means the same everywhere: it says nothing. Other keys at the top are
 variables, such as `size`, that values refer to as `${size}`.
@@ -19,11 +19,14 @@ from taming.config import ConfigError, get_obj_from_str
 from taming.parameters import accepted_parameters, did_you_mean, nested_targets
 
 SECTIONS = ("model", "data", "lightning")
-OF_LIGHTNING = ("trainer", "callbacks", "modelcheckpoint", "logger", "seed")
+OF_LIGHTNING = (
+    "trainer", "callbacks", "modelcheckpoint", "logger", "seed", "compile", "activation_checkpointing",
+)
 BESIDE_TARGET = ("target", "params", "base_learning_rate")  # the last of a model, also where it is a stage
 USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
     "image_logger": "taming.training.callbacks.ImageLogger",
     "health": "taming.training.callbacks.Health",
+    "throughput": "taming.training.callbacks.Throughput",
     "progress": "taming.training.callbacks.Progress",
     "last_checkpoint": "taming.training.callbacks.LastCheckpoint",
 }

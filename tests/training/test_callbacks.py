@@ -13,9 +13,11 @@ from pytorch_lightning.callbacks import Timer
 
 from taming.images import from_uint8
 from taming.training.callbacks import ImageLogger, Progress, StopAfterBatches, plain
+from taming.training.callbacks import clock as clock_module
 from taming.training.callbacks import progress as progress_module
+from taming.training.callbacks.clock import batches_of_run
 from taming.training.callbacks.images import sheet
-from taming.training.callbacks.progress import batches_of_run, duration
+from taming.training.callbacks.progress import duration
 
 
 class Noise:
@@ -126,7 +128,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(progress_module, "time", clock)
+    for module in (progress_module, clock_module):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

@@ -1,6 +1,7 @@
 """The training command on tiny models: run directories, exact resumption, interruptions, first stages."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -197,6 +198,8 @@ def test_without_train_nothing_is_written(vqgan, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "built; add -t to train" in printed
     assert "8 training images, 4 batches per device and epoch" in printed
+    assert re.search(r"a step: [\d.,]+ GFLOP, \S+ s \(median of \d batches on one device\), MFU ", printed)
+    assert re.search(r"the whole run: [\d,]+ steps, \d+:\d\d:\d\d at this rate", printed)
     assert not (tmp_path / "logs").exists()
 
 

@@ -1,4 +1,5 @@
-"""Callbacks of the training command: run directory, checkpoints, images, progress, health, budgets.
+"""Callbacks of the training command: run directory, checkpoints, images, progress, throughput, health,
+budgets, evaluation.
 
 All of them count batches, and write below the trainer's `default_root_dir` only, the run directory, since a
 YAML file may name any of them. A model here is a `taming.models.base.ImageModel`: it has `batches_seen` and
@@ -18,6 +19,7 @@ from taming.training.callbacks.saving import (
     LastCheckpoint,
     NotSaved,
 )
+from taming.training.callbacks.throughput import Throughput
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -33,6 +35,7 @@ __all__ = [
     "SeededBatches",
     "SetupCallback",
     "StopAfterBatches",
+    "Throughput",
     "Unhealthy",
     "plain",
 ]

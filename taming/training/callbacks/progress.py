@@ -4,23 +4,22 @@ import sys
 import time
 from typing import Any, TextIO
 
-from pytorch_lightning.callbacks import ProgressBar, Timer
+from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
-from taming.training.callbacks.run import StopAfterBatches
-
-DECAY = 0.99  # of the sums for rate and data, per batch
+from taming.training.callbacks.clock import StepClock
+from taming.training.callbacks.throughput import Throughput
 
 
 class Progress(ProgressBar):
     """Show how far the whole run is: a bar on a terminal, one line every N batches in a log file.
 
-        12%|###       | 1,200/10,000 [3.4 batches/s, 0:43:08 left, epoch 2, loss 0.345, lr 0.002, data 4%]
+        12%|###   | 1,200/10,000 [3.4 batches/s, 0:43:08 left, epoch 2, loss 0.34, lr 2e-05, data 4%, MFU 31%]
 
     Batches count from the start of the run, also after a resume. The rate is that of the last hundred batches
     or so; the time left includes validations and saving, as far as this start of the run has seen them.
     "data" is the share of the time that training waits for the next batch: if it is large, raise
-    `num_workers`. Nothing is read from the device between two updates.
+    `num_workers`. MFU is what `Throughput` says. Nothing is read from the device between two updates.
 
     Args:
         every_n_batches: batches between two lines of a log file.
@@ -44,14 +43,9 @@ class Progress(ProgressBar):
         self.file = file or sys.stderr
         self._enabled = True
         self._bar: tqdm | None = None  # on a terminal
-        self._total: int | None = None  # batches of the whole run, where it has an end
-        self._first, self._start = 0, 0.0  # batches and clock when this start of the run began to train
+        self._clock = StepClock()
         self._written = -1  # batches at the last line
-        self._shown = self._clock = 0.0  # clock at the last update; where waiting, or the step, began
-        # decaying sums over the last batches: seconds of waiting for data, seconds in all, batches
-        self._data = self._busy = self._count = 0.0
-        self._waited = 0.0  # seconds that the current batch was waited for
-        self._evaluated = False  # since the last batch
+        self._shown = 0.0  # time of the last update
 
     def disable(self) -> None:
         self._enabled = False
@@ -62,10 +56,10 @@ class Progress(ProgressBar):
     # ---- training
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._total = batches_of_run(trainer, pl_module)
-        self._first, self._start = pl_module.batches_seen, time.monotonic()
-        self._written, self._shown, self._clock = pl_module.batches_seen, 0.0, self._start
-        self._open(pl_module.batches_seen, self._total)
+        self._clock = StepClock()
+        self._clock.start(trainer, pl_module)
+        self._written, self._shown = pl_module.batches_seen, 0.0
+        self._open(pl_module.batches_seen, self._clock.total)
 
     def _open(self, batches: int, total: int | None) -> None:
         if self._enabled and self.file.isatty():
@@ -75,28 +69,24 @@ class Progress(ProgressBar):
             )
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        now = time.monotonic()
-        self._waited = 0.0 if self._evaluated else now - self._clock  # saving comes after a validation
-        self._clock, self._evaluated = now, False
+        self._clock.begin()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        now, batches = time.monotonic(), pl_module.batches_seen
-        self._data = DECAY * self._data + self._waited
-        self._busy = DECAY * self._busy + self._waited + now - self._clock
-        self._count = DECAY * self._count + 1.0
-        if self._enabled:
-            last = batches == self._total
-            if self._bar is not None and (last or now - self._shown >= self.refresh_seconds):
-                self._show(self._bar, batches, self._text(trainer, pl_module, now))
-            elif self._bar is None and batches != self._written and (
-                last or batches - self._first == 1 or batches % self.every_n_batches == 0
-            ):
-                self._write(f"batch {self._text(trainer, pl_module, now)}")
-                self._written = batches
-        self._clock = time.monotonic()
+        self._clock.end()
+        if not self._enabled:
+            return
+        batches = pl_module.batches_seen
+        last = batches == self._clock.total
+        if self._bar is not None and (last or time.monotonic() - self._shown >= self.refresh_seconds):
+            self._show(self._bar, batches, self._text(trainer, pl_module))
+        elif self._bar is None and batches != self._written and (
+            last or batches - self._clock.first == 1 or batches % self.every_n_batches == 0
+        ):
+            self._write(f"batch {self._text(trainer, pl_module)}")
+            self._written = batches
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._evaluated = True
+        self._clock.pause()
         monitor, batches = pl_module.monitor, pl_module.batches_seen
         value = trainer.callback_metrics.get(monitor) if monitor else None
         if self._enabled and value is not None and not trainer.sanity_checking:
@@ -133,26 +123,23 @@ class Progress(ProgressBar):
 
     # ---- what is shown
 
-    def _text(self, trainer: Any, pl_module: Any, now: float) -> str:
+    def _text(self, trainer: Any, pl_module: Any) -> str:
         """Return a line with all that is known after a batch."""
-        batches, done = pl_module.batches_seen, pl_module.batches_seen - self._first
-        rate = self._count / pl_module.accumulate_grad_batches / max(self._busy, 1e-9)  # per second
-        parts = [f"{rate:.3g} batches/s" if rate >= 1 else f"{1 / rate:.3g} s/batch"]
-        left = None
-        if self._total is not None and done:
-            left = (now - self._start) / done * (self._total - batches)
-        for timer in trainer.callbacks:
-            if isinstance(timer, Timer) and (allowed := timer.time_remaining()) is not None:  # max_time
-                left = max(0.0, allowed if left is None else min(left, allowed))
-        if left is not None:
+        batches, total = pl_module.batches_seen, self._clock.total
+        seconds = self._clock.seconds_per_batch * pl_module.accumulate_grad_batches
+        parts = [f"{1 / seconds:.3g} batches/s" if seconds <= 1 else f"{seconds:.3g} s/batch"]
+        if (left := self._clock.seconds_left(trainer, pl_module)) is not None:
             parts.append(f"{duration(left)} left")
         parts.append(f"epoch {trainer.current_epoch}")
         for name, value in trainer.progress_bar_metrics.items():
             parts.append(f"{name.removeprefix('train/')} {value:.4g}")
         if trainer.optimizers:
             parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.3g}")
-        parts.append(f"data {100 * self._data / max(self._busy, 1e-9):.0f}%")
-        whole = f"{batches:,}/{self._total:,}" if self._total else f"{batches:,}"
+        parts.append(f"data {100 * self._clock.data_share:.0f}%")
+        for callback in trainer.callbacks:
+            if isinstance(callback, Throughput) and (utilization := callback.utilization()) is not None:
+                parts.append(f"MFU {100 * utilization:.0f}%")
+        whole = f"{batches:,}/{total:,}" if total else f"{batches:,}"
         return f"{whole} [{', '.join(parts)}]"
 
     def _show(self, bar: tqdm, batches: int, text: str) -> None:
@@ -179,18 +166,6 @@ class Progress(ProgressBar):
             except OSError:
                 pass
             self._bar = None
-
-
-def batches_of_run(trainer: Any, pl_module: Any) -> int | None:
-    """Return how many batches the whole run has, from `max_steps` and `max_epochs`; None without an end.
-
-    With accumulation a batch is an optimizer step, as everywhere here.
-    """
-    limits = [callback.batches for callback in trainer.callbacks if isinstance(callback, StopAfterBatches)]
-    per_epoch = trainer.num_training_batches
-    if trainer.max_epochs not in (None, -1) and per_epoch != float("inf"):
-        limits.append(trainer.max_epochs * -(-int(per_epoch) // pl_module.accumulate_grad_batches))
-    return min(limits, default=None)
 
 
 def duration(seconds: float) -> str:
