@@ -69,6 +69,21 @@ TOKENIZERS = {
         ddconfig=dict(resolution=[HEIGHT, WIDTH], n_hid=8, n_init=4, n_blk_per_group=1, n_groups=3),
         n_embed=CODES, temperature_scheduler_config=GUMBEL)},
 }
+NETWORKS = "taming.modules"
+TOKENIZERS |= {
+    "VQModel, MaskGIT's networks": stage(
+        "vqgan.VQModel", encoder_config={"target": f"{NETWORKS}.maskgit.networks.Encoder"},
+        decoder_config={"target": f"{NETWORKS}.maskgit.networks.Decoder"},
+    ),
+    "VQModel, Open-MAGVIT2's networks": stage(
+        "vqgan.VQModel", encoder_config={"target": f"{NETWORKS}.magvit2.networks.Encoder"},
+        decoder_config={"target": f"{NETWORKS}.magvit2.networks.Decoder"}, embed_dim=8, quant_conv_kernel=0,
+    ),
+    "TiTok": stage("titok.TiTok", ddconfig=dict(
+        resolution=[HEIGHT, WIDTH], num_tokens=24, z_channels=4, patch_size=4, width=8, num_layers=1, heads=2,
+    )),
+}
+GRIDS = {"TiTok": (1, 24)}  # of codes that have no place in the image
 TWO_LEVELS = {
     "VQVAE2": vq_vae("vqvae2.VQVAE2", kmeans_steps=2),
     "TwoLevelVQModel": stage("two_level.TwoLevelVQModel", ddconfig={**DDCONFIG, "ch_mult": [1, 1, 1, 1]}),
@@ -121,6 +136,7 @@ CONDITIONS = {
         ["class_label", "segmentation"],
     ),
 }
+GRID_CONDITIONS = {"first stage", "coordinates", "label grid", "segmentation", "image", "several"}
 
 
 def build(config, **more):
@@ -191,7 +207,8 @@ def test_tokenizers(name, tmp_path):
         check_images(model.eval().log_images({"image": x.permute(0, 2, 3, 1)}))
     model.eval()
     grid = model.code_shape(HEIGHT, WIDTH)
-    assert grid == (HEIGHT // model.factor, WIDTH // model.factor) == (4, 6)
+    assert grid == GRIDS.get(name, (HEIGHT // model.factor, WIDTH // model.factor))
+    assert model.factor == 4 and model.spatial == (name not in GRIDS)
     assert model.image_size == (HEIGHT, WIDTH) and model.num_codes(HEIGHT, WIDTH) == 24
     codes = model.encode_codes(x)
     assert codes.shape == (2, *grid) and codes.dtype == torch.int64
@@ -203,7 +220,8 @@ def test_tokenizers(name, tmp_path):
     assert torch.equal(info.indices.view(codes.shape), codes)
     torch.testing.assert_close(model.quantize.indices_to_codes(codes), z_q)
     assert z_q.shape[1] == model.quantize.code_dim
-    with pytest.raises(ValueError, match="no multiple of f = 4: crop to 16x20"):
+    wrong = "no multiple of f = 4: crop to 16x20" if model.spatial else "18x23 pixels .* is made for 16x24"
+    with pytest.raises(ValueError, match=wrong):
         model.encode_codes(torch.zeros(1, 3, 18, 23))
 
 
@@ -279,6 +297,13 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
         with pytest.raises(ValueError, match="the data decide how many tokens a condition has"):
             Net2NetTransformer(PRIORS[prior], TOKENIZERS["VQModel"], CONDITIONS[condition][0])
         return
+    if prior == "PixelSNAIL" and tokenizer in GRIDS and condition in GRID_CONDITIONS:
+        with pytest.raises(ValueError, match="smaller by one whole factor|grids of codes"):
+            Net2NetTransformer(
+                PRIORS[prior], TOKENIZERS[tokenizer], CONDITIONS[condition][0],
+                cond_stage_key=CONDITIONS[condition][1],
+            )
+        return
     stage, key = CONDITIONS[condition]
     null = {} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}
     torch.manual_seed(0)
@@ -314,7 +339,7 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     how = SamplingOptions(top_k=5, guidance=1.0 if condition == "none" else 2.0)
     ours = model.sample_codes(parts, how, generator=image_generators(0, range(2)))
     again = model.sample_codes([part[1:] for part in parts], how, generator=image_generators(0, [1]))
-    assert ours.shape == (2, 4, 6) and ours.max() < CODES
+    assert ours.shape == (2, *GRIDS.get(tokenizer, (4, 6))) and ours.max() < CODES
     assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
     measured = measure_likelihood(model, batch)
     torch.testing.assert_close(measured["nll"], model.nll(x, c))

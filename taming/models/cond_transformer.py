@@ -470,7 +470,7 @@ class Net2NetTransformer(ImageModel):
         )
 
     def check_window(self) -> None:
-        """Raise ValueError unless codes are a grid of the image in raster order: a window can slide over it."""
+        """Raise ValueError unless a window can slide over codes: a grid of the image, in raster order."""
         if not (first := self.first_stage_model).spatial:
             raise ValueError(
                 f"the codes of {type(first).__name__} have no place in the image: no window can slide over "

@@ -1,0 +1,1 @@
+"""Transformers that turn images into a sequence of tokens, and back."""

@@ -1,0 +1,202 @@
+"""Published tokenizers of MaskGIT, MaskBit, Open-MAGVIT2, TiTok and VAR: golden values, and names and shapes.
+
+Golden values and layouts are those of bytedance/1d-tokenizer, commit 942a96f, and of TencentARC/SEED-Voken,
+commit b9a17ea.
+"""
+
+import gzip
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from taming.checkpoint import load_model
+from taming.checkpoint.families import identify
+from taming.config import instantiate_from_config
+from taming.models.titok import TiTok
+from taming.models.vqgan import VQModel
+from tests.test_golden import GOLDEN, read
+
+LAYOUTS = json.loads(gzip.decompress((GOLDEN / "layouts_mask.json.gz").read_bytes()))
+NAMES = {
+    "maskgit_vqgan_imagenet_f16_256": "MaskGIT VQGAN",
+    "open_magvit2_imagenet_256_L": "Open-MAGVIT2 tokenizer",
+    "tokenizer_titok_l32": "TiTok tokenizer", "tokenizer_titok_s128": "TiTok tokenizer",
+    "tokenizer_titok_bl128_vq8k": "TiTok tokenizer",
+}
+
+
+def close(got, want):
+    """Compare to 2e-4, relative to the largest value: float32 in other orders."""
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * max(1.0, want.abs().max().item()))
+
+
+def unit(images):
+    """Images in [-1, 1] in the range that the networks see, [0, 1]."""
+    return (images + 1) / 2
+
+
+def meta(shapes):
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+# ---- golden values
+
+
+@torch.no_grad()
+def test_golden_maskgit_vqgan(tmp_path):
+    state, given, want = read("maskgit_vqgan")
+    torch.save(state, tmp_path / "maskgit.bin")
+    model, _, _ = load_model(tmp_path / "maskgit.bin", VQModel)
+    assert model.pixel_range == (0.0, 1.0) and model.code_shape(32, 32) == (8, 8)
+    x = given["x"] * 2 - 1
+    z = model.encode_to_prequant(x)
+    close(z, want["prequant"])
+    close(model.quantize(z)[1], want["loss"])
+    codes = model.encode_codes(x)
+    assert torch.equal(codes.flatten(1), want["indices"])
+    close(unit(model.decode_codes(codes)), want["decoded"])
+    close(unit(model.decode_code(given["codes"])), want["decode_codes"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["titok_legacy", "titok_rgb"])
+def test_golden_titok(name, tmp_path):
+    """Tiny twins have heads of 12 channels, and unit length in both kinds: a config says so."""
+    state, given, want = read(name)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="heads is missing, the attention heads of the width: 48"):
+        load_model(tmp_path / "model.safetensors")
+    config = identify(state).model
+    params = config["params"]
+    params["ddconfig"]["heads"] = 4
+    params["quantizer_config"]["params"]["l2_normalize"] = True
+    model, _, _ = load_model(tmp_path / "model.safetensors", TiTok, config={"model": config})
+    assert model.image_size == (32, 32) and model.code_shape(32, 32) == (1, 8)
+    x = given["x"] * 2 - 1
+    z = model.encode_to_prequant(x)
+    close(z, want["encoder_out"])
+    quant, loss, info = model.quantize(z)
+    close(quant, want["quant"])
+    close(loss, want["quantizer_loss"])
+    assert torch.equal(info.indices, want["indices"])
+    assert torch.equal(model.encode_codes(x), want["indices"])
+    close(unit(model.decode_codes(want["indices"])), want["decoded"])
+    close(unit(model.decode_codes(given["tokens"])), want["decode_tokens"])
+
+
+def test_golden_open_magvit2(tmp_path):
+    state, given, want = read("open_magvit2_tokenizer")
+    torch.save({"state_dict": state, "epoch": 3, "global_step": 7}, tmp_path / "imagenet.ckpt")
+    model, _, step = load_model(tmp_path / "imagenet.ckpt", VQModel)
+    assert step == 7 and model.codebook_size == 1024
+    with torch.no_grad():
+        z = model.encode_to_prequant(given["x"])
+        close(z, want["prequant"])
+        codes = model.encode_codes(given["x"])
+        assert torch.equal(codes, want["indices"])
+        close(model.codes_to_latents(codes), want["quant"])
+        close(model.codes_to_latents(given["codes"]), want["codebook_entry"])
+        close(model.decode_codes(codes), want["decoded"])
+        close(model.decode_codes(given["codes"]), want["decode_codes"])
+        # training: the weights of entropies and commitment are those of the published configuration
+        loss = model.quantize.train()(model.encode_to_prequant(given["x"]))[1]
+    close(loss, 0.1 * want["train.entropy_aux_loss"] + 0.25 * want["train.commitment"])
+
+
+# ---- names and shapes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_published_files(layout):
+    """The shapes alone give a model with exactly the tensors of the file, but for its loss and averages."""
+    state = meta(LAYOUTS[layout]["shapes"])
+    published = identify(state)
+    assert published.family.name == NAMES[layout]
+    with torch.device("meta"):
+        model = instantiate_from_config(published.model)
+    ours = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in published.state.items()} == ours
+    used = [name for name in state if not name.startswith(("loss.", "model_ema."))]
+    assert len(ours) == len(used)
+
+
+def blocks(prefix, count, before, width):
+    """Residual blocks without biases in the convolutions, as MaskBit names them."""
+    for i in range(count):
+        ins = before if i == 0 else width
+        yield from [(f"{prefix}.{i}.norm1", [ins], True), (f"{prefix}.{i}.norm2", [width], True)]
+        yield f"{prefix}.{i}.conv1", [width, ins, 3, 3], False
+        yield f"{prefix}.{i}.conv2", [width, width, 3, 3], False
+        if ins != width:
+            yield f"{prefix}.{i}.nin_shortcut", [width, width, 1, 1], False
+
+
+def maskbit(token_size, codebook, lowest_first=True, strided=True, ch=128, mult=(1, 1, 2, 2, 4)):
+    """Names and shapes of a MaskBit tokenizer, by its code: markweberdev/maskbit, commit 42f8bb0.
+
+    A `codebook` of None is lookup-free.
+    """
+    widths, last = [ch * m for m in mult], len(mult) - 1
+    parts = [("encoder.conv_in", [ch, 3, 3, 3], False)]
+    for i, (before, width) in enumerate(zip([ch, *widths], widths, strict=False)):
+        parts += blocks(f"encoder.down.{i}.res_blocks", 2, before, width)
+        if strided and i < last:
+            parts += [(f"encoder.down.{i}.down_conv", [width, width, 3, 3], True)]
+    for part in ("encoder", "decoder"):
+        parts += blocks(f"{part}.mid.res_blocks", 2, widths[-1], widths[-1])
+    parts += [("encoder.norm_out", [widths[-1]], True),
+              ("encoder.conv_out", [token_size, widths[-1], 1, 1], True),
+              ("decoder.conv_in", [widths[-1], token_size, 3, 3], True)]
+    for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
+        prefix = f"decoder.up.{last - i if lowest_first else i}"
+        parts += blocks(f"{prefix}.res_blocks", 2, before, width)
+        if i > 0:
+            parts += [(f"{prefix}.upsample_conv", [width, width, 3, 3], True)]
+    parts += [("decoder.norm_out", [ch], True), ("decoder.conv_out", [3, ch, 3, 3], True)]
+    shapes = {}
+    for name, shape, bias in parts:
+        shapes |= {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
+    if codebook:
+        return shapes | {"quantize.embedding.weight": [codebook, token_size]}
+    bits = {"quantize.bits_to_indices": [token_size], "quantize.codebook": [2**token_size, token_size]}
+    return shapes | bits
+
+
+@pytest.mark.parametrize("lowest_first", [True, False])
+@pytest.mark.parametrize(("token_size", "codebook", "tensors", "millions"), [
+    (64, 1024, 176, 54.8), (64, 4096, 176, 55.0), (10, None, 177, 54.5), (14, None, 177, 54.8),
+    (18, None, 177, 59.3),
+])
+def test_layouts_of_maskbit(token_size, codebook, tensors, millions, lowest_first):
+    shapes = maskbit(token_size, codebook, lowest_first)
+    assert len(shapes) == tensors  # as published
+    values = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert values / 1e6 == pytest.approx(millions, abs=0.1)
+    published = identify(meta(shapes))
+    assert published.family.name == "MaskBit tokenizer (VQGAN+, LFQ)"
+    with torch.device("meta"):
+        model = instantiate_from_config(published.model)
+    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert {name: list(value.shape) for name, value in published.state.items()} == ours
+    assert len(ours) == tensors - (0 if codebook else 2)
+    assert model.codebook_size == (codebook or 2**token_size) and model.encoder.factor == 16
+
+
+@torch.no_grad()
+def test_maskbit_and_maskgit_share_networks(tmp_path):
+    """MaskGIT's golden values come out of its weights in MaskBit's names, in both orders of the decoder."""
+    state, given, want = read("maskgit_vqgan")
+    for lowest_first in (True, False):
+        renamed = {}
+        for name, value in state.items():
+            name = name.replace(".mid.", ".mid.res_blocks.").replace(".block.", ".res_blocks.")
+            if name.startswith("decoder.up.") and lowest_first:
+                head, rest = name.removeprefix("decoder.up.").split(".", 1)
+                name = f"decoder.up.{2 - int(head)}.{rest}"
+            renamed[name] = value
+        torch.save(renamed, tmp_path / "tokenizer.bin")
+        model, _, _ = load_model(tmp_path / "tokenizer.bin", VQModel)
+        assert torch.equal(model.encode_codes(given["x"] * 2 - 1).flatten(1), want["indices"])
+        close(unit(model.decode_code(given["codes"])), want["decode_codes"])
