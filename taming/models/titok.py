@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from taming.models.tokenizer import Size, SizeMismatch
+from taming.models.tokenizer import Codes, Size, SizeMismatch
 from taming.models.vqgan import VQModel
 from taming.modules.titok.networks import Decoder, Encoder
 from taming.parameters import ParametersOf
@@ -52,20 +52,21 @@ class TiTok(VQModel):
         if (height, width) != self.image_size:
             raise SizeMismatch((height, width), self.image_size)
 
-    def code_shape(self, height: int, width: int) -> Size:
-        """Return the grid of the tokens, (1, N)."""
+    def latent_shape(self, height: int, width: int) -> Size:
+        """Return the grid of the latents, (1, N)."""
         self.check_size(height, width)
         return 1, self.encoder.num_tokens
 
     def token_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of the tokens of a condition, (N,)."""
-        return self.code_shape(height, width)[1:]
+        return self.latent_shape(height, width)[1:]
 
     def tokens(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a condition (B, C, H, W) to quantized latents (B, embed_dim, 1, N) and tokens (B, N)."""
         quant, tokens = super().tokens(c)
         return quant, tokens.flatten(1)
 
-    def decode_code(self, code_b: Tensor) -> Tensor:
-        """Decode codebook indices (B, 1, N), or (B, N), to images (B, C, H, W)."""
-        return super().decode_code(code_b.view(len(code_b), 1, -1))
+    def decode_code(self, code_b: Codes) -> Tensor:
+        """Decode codebook indices (B, 1, N), (B, N) or a list to images (B, C, H, W)."""
+        is_flat = isinstance(code_b, Tensor) and code_b.ndim == 2
+        return super().decode_code(code_b[:, None] if is_flat else code_b)

@@ -14,7 +14,7 @@ from taming.colormap import colorize, random_colors
 from taming.config import instantiate_from_config
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.autoencoder import Autoencoder, Betas
-from taming.models.tokenizer import Codes, Grid, Tokenizer
+from taming.models.tokenizer import Codes, Grid, Size, Tokenizer
 from taming.modules.conditioners.image import ImageConditioner
 from taming.modules.conditioners.label_map import LabelMapConditioner
 from taming.modules.diffusionmodules import tiled
@@ -165,15 +165,19 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         """Number of different tokens, as a condition stage."""
         return self.codebook_size
 
+    def latent_shape(self, height: int, width: int) -> Size:
+        """Return the grid (h, w) of the latents of an image; see `Tokenizer.code_shape`."""
+        return super().code_shape(height, width)
+
     def code_shape(self, height: int, width: int) -> Grid:
         """Return the grid (h, w) of an image, or a list of grids; see `Tokenizer.code_shape`."""
-        grids = self.quantize.grids(*super().code_shape(height, width))
+        grids = self.quantize.grids(*self.latent_shape(height, width))
         return grids if self.levels > 1 else grids[0]
 
     @torch.no_grad()
     def encode_codes(self, x: Tensor) -> Codes:
         """Encode images (B, C, H, W) to codes (B, h, w), int64, or a list; see `Tokenizer.encode_codes`."""
-        h, w = super().code_shape(*x.shape[2:])
+        h, w = self.latent_shape(*x.shape[2:])
         return self.quantize.to_grids(self.encode(x)[2].indices, h, w)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:

@@ -200,3 +200,84 @@ def test_maskbit_and_maskgit_share_networks(tmp_path):
         model, _, _ = load_model(tmp_path / "tokenizer.bin", VQModel)
         assert torch.equal(model.encode_codes(given["x"] * 2 - 1).flatten(1), want["indices"])
         close(unit(model.decode_code(given["codes"])), want["decode_codes"])
+
+
+def var(ch=160, mult=(1, 1, 2, 2, 4), codes=4096, z=32, scales=10):
+    """Names and shapes of VAR's tokenizer, by its code: FoundationVision/VAR, commit 78b9539."""
+    widths, last = [ch * m for m in mult], len(mult) - 1
+    parts = []
+
+    def block(prefix, before, width):
+        parts.extend([(f"{prefix}.norm1", [before]), (f"{prefix}.conv1", [width, before, 3, 3])])
+        parts.extend([(f"{prefix}.norm2", [width]), (f"{prefix}.conv2", [width, width, 3, 3])])
+        if before != width:
+            parts.append((f"{prefix}.nin_shortcut", [width, before, 1, 1]))
+
+    def attention(prefix, width):
+        parts.extend([(f"{prefix}.norm", [width]), (f"{prefix}.qkv", [3 * width, width, 1, 1]),
+                      (f"{prefix}.proj_out", [width, width, 1, 1])])
+
+    for part, first, out in (("encoder", [ch, 3, 3, 3], z), ("decoder", [widths[-1], z, 3, 3], 3)):
+        parts.append((f"{part}.conv_in", first))
+        way, count = (("down", 2) if part == "encoder" else ("up", 3))
+        for i, width in enumerate(widths):
+            before = [ch, *widths][i] if part == "encoder" else [*widths[1:], widths[-1]][i]
+            for j in range(count):
+                block(f"{part}.{way}.{i}.block.{j}", width if j else before, width)
+                if i == last:
+                    attention(f"{part}.{way}.{i}.attn.{j}", width)
+            if part == "encoder" and i < last:
+                parts.append((f"encoder.down.{i}.downsample.conv", [width, width, 3, 3]))
+            if part == "decoder" and i > 0:
+                parts.append((f"decoder.up.{i}.upsample.conv", [width, width, 3, 3]))
+        block(f"{part}.mid.block_1", widths[-1], widths[-1])
+        attention(f"{part}.mid.attn_1", widths[-1])
+        block(f"{part}.mid.block_2", widths[-1], widths[-1])
+        width = widths[-1] if part == "encoder" else ch
+        parts.extend([(f"{part}.norm_out", [width]), (f"{part}.conv_out", [out, width, 3, 3])])
+    parts += [(f"{name}quant_conv", [z, z, 3, 3]) for name in ("", "post_")]
+    parts += [(f"quantize.quant_resi.qresi_ls.{i}", [z, z, 3, 3]) for i in range(4)]
+    shapes = {"quantize.embedding.weight": [codes, z], "quantize.ema_vocab_hit_SV": [scales, codes]}
+    for name, shape in parts:
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+@pytest.mark.parametrize("scales", [10, 3])  # the counter may be of other scales, and is not needed
+def test_layout_of_var(scales):
+    shapes = var(scales=scales)
+    assert len(shapes) == 324  # as published
+    published = identify(meta(shapes))
+    assert published.family.name == "VAR VQ-VAE"
+    with torch.device("meta"):
+        model = instantiate_from_config(published.model)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(109.0, abs=0.1)
+    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert {name: list(value.shape) for name, value in published.state.items()} == ours
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    assert model.code_shape(256, 256) == [(side, side) for side in sides]
+    assert model.levels == 10 and model.num_codes(256, 256) == 680 and model.pixel_range == (-1.0, 1.0)
+
+
+@torch.no_grad()
+def test_var_from_a_file(tmp_path):
+    """Fused queries, keys and values attend as theirs; grids of codes give back the latents."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = var(ch=32, mult=(1, 2), codes=24, z=4)
+    state = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "vae_ch160v4096z32.pth")
+    model, _, _ = load_model(tmp_path / "vae_ch160v4096z32.pth", VQModel)
+    assert model.image_size == (32, 32)
+    h = torch.randn(1, 64, 3, 2, generator=generator)
+    prefix = "encoder.mid.attn_1"
+    attend = model.encoder.mid.attn_1
+    weight, bias = (state[f"{prefix}.qkv.{name}"] for name in ("weight", "bias"))
+    fused = torch.nn.functional.conv2d(attend.norm(h), weight, bias)
+    q, k, v = fused.reshape(1, 3, 64, 6).unbind(1)  # channels of all queries first, as theirs
+    mixed = v @ (q.transpose(1, 2) @ k / 8).softmax(2).transpose(1, 2)
+    close(attend(h), h + attend.proj_out(mixed.reshape(1, 64, 3, 2)))
+    x = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    codes = model.encode_codes(x)
+    assert [grid.shape[1] for grid in codes] == [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+    close(model.codes_to_latents(codes), model.encode(x)[0])
+    close(model.decode_codes(codes), model(x)[0])

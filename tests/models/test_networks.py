@@ -9,7 +9,6 @@ from taming.config import ConfigError, instantiate_from_config
 from taming.eval.reconstruction import reconstruct
 from taming.images import from_uint8, to_uint8
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.multi_scale import MultiScaleVQModel
 from taming.models.titok import TiTok
 from taming.models.tokenizer import SizeMismatch, Tokenizer
 from taming.models.vqgan import VQModel
@@ -57,7 +56,7 @@ MODELS = {
             "params": {"pixel_decoder": PIXEL_DECODER, "pixel_codes": 9},
         },
     )),
-    "VAR": ("multi_scale.MultiScaleVQModel", CONV, dict(quantizer_config=SCALES, quant_conv_kernel=3)),
+    "VAR": ("vqgan.VQModel", CONV, dict(quantizer_config=SCALES, quant_conv_kernel=3)),
 }
 
 
@@ -187,15 +186,14 @@ def test_a_decoder_by_codes_gives_what_its_decoder_makes_of_certain_ones():
     decoder.ffn[2].weight.zero_()
     decoder.ffn[2].bias.copy_(torch.where(torch.arange(9) == 7, 100.0, 0.0))  # code 7 everywhere
     codes = torch.full((2, 4, 6), 7)
-    want = decoder.pixel_decoder(decoder.pixel_quantize.embedding(codes).movedim(-1, 1))
+    want = decoder.pixel_decoder(decoder.pixel_quantize["embedding"](codes).movedim(-1, 1))
     torch.testing.assert_close(model.decode_codes(torch.zeros(2, 1, 6).long()), want)
 
 
 @torch.no_grad()
-def test_scales_add_up_to_the_latents():
-    """The first scales alone give coarse images; those of all are what the quantizer gives."""
+def test_grids_of_scales_belong_together():
     model = make("VAR").eval()
-    assert isinstance(model, MultiScaleVQModel) and model.levels == 3
+    assert model.levels == 3
     assert model.code_shape(HEIGHT, WIDTH) == [(1, 2), (2, 3), (4, 6)]
     codes = model.encode_codes(images())
     with pytest.raises(ValueError, match="takes 3 grids of codes"):
@@ -203,7 +201,7 @@ def test_scales_add_up_to_the_latents():
     with pytest.raises(ValueError, match="prior that does not know 3 levels"):
         Net2NetTransformer(
             {"target": "taming.modules.transformer.mingpt.GPT", "params": {"vocab_size": CODES}},
-            {"target": "taming.models.multi_scale.MultiScaleVQModel", "params": {
+            {"target": "taming.models.vqgan.VQModel", "params": {
                 "ddconfig": CONV, "lossconfig": LOSS, "n_embed": CODES, "embed_dim": 4,
                 "quantizer_config": SCALES,
             }}, "__is_unconditional__",
@@ -233,7 +231,6 @@ def test_reconstructions_are_images(name):
     ("TiTok", {"ddconfig": {**VIT, "heads": None}}, "heads is missing, the attention heads of the width: 16"),
     ("TiTok", {"decoder_config": {"params": {"num_tokens": 7}}}, "6 in the encoder, but 7 in the decoder"),
     ("TiTok", {"embed_dim": 3, "quantizer_config": None}, "z_channels and embed_dim differ \\(4 and 3\\)"),
-    ("VAR", {"quantizer_config": None}, "quantizer_config is missing: name .*MultiScaleResidualVQ"),
 ])
 def test_what_cannot_be(name, changes, message):
     with pytest.raises(ValueError, match=message):

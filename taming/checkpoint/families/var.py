@@ -38,7 +38,7 @@ def _config(state: State) -> Config:
             "params": {"codebook_size": n_embed, "dim": embed_dim, "num_convolutions": convolutions},
         },
     }
-    return {"target": "taming.models.multi_scale.MultiScaleVQModel", "params": params}
+    return {"target": "taming.models.vqgan.VQModel", "params": params}
 
 
 def _translate(state: State) -> dict[str, Tensor]:

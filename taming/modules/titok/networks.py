@@ -74,9 +74,9 @@ class _Transformer(nn.Module):
     def initialize(self) -> None:
         """Initialise as the published code does: weights with deviation 0.02, embeddings with D ** -0.5."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if getattr(module, "bias", None) is not None:
+                if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for parameter in self.parameters(recurse=False):
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -214,8 +214,8 @@ class ProxyCodeDecoder(_Decoder):
             nn.Conv2d(width, 2 * width, 1), nn.Tanh(), nn.Conv2d(2 * width, pixel_codes, 1)
         )
         self.initialize()
-        self.pixel_quantize = nn.Module()
-        self.pixel_quantize.embedding = nn.Embedding(pixel_codes, pixel_decoder["z_channels"])
+        embedding = nn.Embedding(pixel_codes, pixel_decoder["z_channels"])
+        self.pixel_quantize = nn.ModuleDict({"embedding": embedding})
         arguments = {"out_ch": out_ch, "pixel_range": pixel_range, **pixel_decoder}
         self.pixel_decoder = MaskGITDecoder(**arguments)
         self.out_ch, factor = self.pixel_decoder.out_ch, 2 ** (len(self.pixel_decoder.up) - 1)
@@ -231,6 +231,6 @@ class ProxyCodeDecoder(_Decoder):
 
     def forward(self, z: Tensor) -> Tensor:
         shares = self.ffn(self.features(z)).softmax(1)  # (B, pixel_codes, H / p, W / p)
-        codes = self.pixel_quantize.embedding.weight  # (pixel_codes, C)
+        codes: Any = self.pixel_quantize["embedding"].weight  # (pixel_codes, C)
         latents = torch.einsum("b k h w, k c -> b c h w", shares, codes)
         return self.pixel_decoder(latents)  # (B, out_ch, H, W)
