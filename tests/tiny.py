@@ -204,6 +204,9 @@ class Record(Callback):
         codes = {key: value for key, value in trainer.callback_metrics.items() if "codebook" in key}
         state = {**pl_module.state_dict(), **codes}
         torch.save(state, self.folder / f"weights_{trainer.world_size}_{trainer.global_rank}.pt")
+        if (averages := pl_module.averages) is not None:
+            file = f"averages_{trainer.world_size}_{trainer.global_rank}.pt"
+            torch.save(averages.weights, self.folder / file)
         group = weakref.ref(dist.group.WORLD) if dist.is_initialized() else lambda: None
         left = self.folder / f"group_{trainer.world_size}_{trainer.global_rank}.txt"
         atexit.register(lambda: left.write_text(str(group())))

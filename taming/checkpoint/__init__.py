@@ -5,6 +5,7 @@ from taming.checkpoint.load import (
     PERCEPTUAL_WEIGHTS,
     NoConfigError,
     build_model,
+    checkpoint_weights,
     config_of,
     find_checkpoint,
     load_model,
@@ -22,6 +23,6 @@ from taming.checkpoint.state_dict import LoadReport, load_weights
 
 __all__ = [
     "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
-    "NoConfigError", "build_model", "config_of", "find_checkpoint", "load_model", "load_weights",
-    "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
+    "NoConfigError", "build_model", "checkpoint_weights", "config_of", "find_checkpoint", "load_model",
+    "load_weights", "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from taming.checkpoint.load import (
     NoConfigError,
     build_model,
+    checkpoint_weights,
     config_of,
     find_checkpoint,
     load_model,
@@ -32,19 +33,22 @@ from taming.config import storable
 FILES = (".ckpt", ".pt", ".pth")  # endings of files that torch.save writes
 
 
-def convert(source: str | Path, target: str | Path, config: str | Path | Config | None = None) -> list[Path]:
+def convert(
+    source: str | Path, target: str | Path, config: str | Path | Config | None = None, *, ema: bool = True
+) -> list[Path]:
     """Write the model of a checkpoint, run directory or folder to `target` in its other form; give the files.
 
     `target` is a folder, or a file whose name ends in .ckpt. `config` is the YAML file of a checkpoint that
     has none inside or beside it. The number of batches seen is kept; states of optimizers are not, nor are
-    the weights of a perceptual network inside a first stage.
+    the weights of a perceptual network inside a first stage. Of a run that averages its weights, the averages
+    are written, or with `ema` False the trained ones.
 
     Raises:
         FileNotFoundError, ValueError: see load_model; or `target` is neither, or would overwrite the source.
     """
     file, target = find_checkpoint(source), Path(target)
     files = _files(target, file)
-    model, found, step = load_model(file, config=config)
+    model, found, step = load_model(file, config=config, ema=ema)
     if len(files) > 1:
         save_exported(model, found, target, step)
     else:
@@ -53,13 +57,14 @@ def convert(source: str | Path, target: str | Path, config: str | Path | Config 
 
 
 def extract(
-    source: str | Path, target: str | Path, name: str, config: str | Path | Config | None = None
+    source: str | Path, target: str | Path, name: str, config: str | Path | Config | None = None, *,
+    ema: bool = True,
 ) -> list[Path]:
     """Write one part of a model, `first_stage_model` for instance, to a file or folder; give the files.
 
     The part's config is cut out of the whole one: `params.first_stage_config`. To a file the part may go
     without a config, if there is none; then it is not looked at any closer. A class that is not here can be
-    cut out of its file as well, since only the part is built, and only for a folder.
+    cut out of its file as well, since only the part is built, and only for a folder. `ema`: see `convert`.
 
     Raises:
         FileNotFoundError: there is no `source`.
@@ -67,8 +72,8 @@ def extract(
     """
     file, target = find_checkpoint(source), Path(target)
     files = _files(target, file)
-    checkpoint = read_checkpoint(file, tensors=("state_dict",))
-    state = checkpoint["state_dict"]
+    checkpoint = read_checkpoint(file, tensors=("state_dict", "ema"))
+    state = checkpoint_weights(checkpoint, ema)
     prefix = name.rstrip(".") + "."
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not part:

@@ -155,22 +155,39 @@ def read_checkpoint(
     return {key: value if key in LARGE else absolute_paths(value, run) for key, value in found.items()}
 
 
+def checkpoint_weights(checkpoint: Mapping[str, Any], ema: bool = True) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint that was read: their averages, where it has some under `ema`.
+
+    With `ema` False they are the trained ones in any case.
+
+    Raises:
+        ValueError: the averages do not belong to the weights.
+    """
+    state, averages = checkpoint["state_dict"], checkpoint.get("ema")
+    if not ema or not (isinstance(averages, dict) and isinstance(averages.get("weights"), dict)):
+        return state
+    for name, value in averages["weights"].items():
+        if not isinstance(value, Tensor) or value.shape != getattr(state.get(name), "shape", None):
+            raise ValueError(f"the averages in the checkpoint do not belong to its weights: {name!r}")
+    return state | averages["weights"]
+
+
 @overload
 def load_model(
     path: str | Path, cls: type[Model], *, device: str | torch.device = ...,
     config: str | Path | Config | None = ..., mmap: bool = ..., revision: str | None = ...,
-    token: str | None = ..., cache_dir: str | Path | None = ...,
+    token: str | None = ..., cache_dir: str | Path | None = ..., ema: bool = ...,
 ) -> tuple[Model, DictConfig, int]: ...
 @overload
 def load_model(
     path: str | Path, cls: None = None, *, device: str | torch.device = ...,
     config: str | Path | Config | None = ..., mmap: bool = ..., revision: str | None = ...,
-    token: str | None = ..., cache_dir: str | Path | None = ...,
+    token: str | None = ..., cache_dir: str | Path | None = ..., ema: bool = ...,
 ) -> tuple[Any, DictConfig, int]: ...
 def load_model(
     path: str | Path, cls: type[nn.Module] | None = None, *, device: str | torch.device = "cpu",
     config: str | Path | Config | None = None, mmap: bool = False, revision: str | None = None,
-    token: str | None = None, cache_dir: str | Path | None = None,
+    token: str | None = None, cache_dir: str | Path | None = None, ema: bool = True,
 ) -> tuple[Any, DictConfig, int]:
     """Build the model of a checkpoint: `model, config, step = load_model("logs/RUN")`, in eval mode.
 
@@ -186,6 +203,8 @@ def load_model(
         mmap: on the CPU, leave the weights in the file until they are used; see `read_checkpoint`.
         revision, token, cache_dir: of the model hub: branch, tag or commit; access token; folder for
         downloads.
+        ema: take the averages of the weights, where the checkpoint of a run has them; False takes the
+            weights as they were trained last.
 
     Returns:
         The model, its config, and the number of batches that it was trained on.
@@ -197,10 +216,11 @@ def load_model(
     if is_hub_name(path):
         path = fetch(str(path), revision=revision, token=token, cache_dir=cache_dir)
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file, mmap=mmap, tensors=("state_dict",))
-    published = identify(checkpoint["state_dict"])
+    checkpoint = read_checkpoint(file, mmap=mmap, tensors=("state_dict", "ema"))
+    weights = checkpoint_weights(checkpoint, ema)
+    published = identify(weights)
     found = config_of(checkpoint, file, config, published)
-    state = published.state if published else checkpoint["state_dict"]
+    state = published.state if published else weights
     model: Any = build_model(found, state, str(file), cls)
     counts = checkpoint.get("batches_seen"), checkpoint.get("global_step")
     step = next((count for count in counts if isinstance(count, int) and count > 0), 0)

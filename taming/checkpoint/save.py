@@ -24,7 +24,7 @@ CONFIG_NAME = "config.yaml"
 JSON_NAME = "config.json"  # by which the model hub counts downloads
 CARD_NAME = "README.md"
 RUN = "run:"  # begins a path that is relative to the run directory
-LARGE = ("state_dict", "optimizer_states")  # entries of checkpoints without paths
+LARGE = ("state_dict", "optimizer_states", "ema")  # entries of checkpoints without paths
 
 Config = Mapping[str, Any] | DictConfig
 

@@ -12,6 +12,9 @@ weights and config do not agree, the difference is printed by name and nothing i
 A part is what the names of weights begin with: first_stage_model, cond_stage_model, transformer. Its config
 is cut out of that of the whole. A .ckpt file needs none.
 
+Of a run that averages its weights (model.ema_decay) the averages are written; --no-ema writes the weights as
+they were trained last.
+
 States of optimizers are left out, so training does not resume from the result; it can start from its weights.
 The perceptual network of the loss, which a file of 2021 may hold, is left out as well; a message names it.
 """
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", metavar="PART", help="take this part out of the model, first_stage_model for instance")
     parser.set_defaults(default_part=None)  # scripts/extract_submodel.py has another one
     add("--config", metavar="YAML", type=path, help="config of the whole model, if IN does not have it")
+    add("--no-ema", dest="ema", action="store_false", help="the trained weights, not their averages")
     add_allow(parser)
 
 
@@ -43,9 +47,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"two parts are named: {' and '.join(named)}")
     part = named[0] if named else options.default_part
     if part is None:
-        files = convert(options.source, options.target, options.config)
+        files = convert(options.source, options.target, options.config, ema=options.ema)
     else:
-        files = extract(options.source, options.target, part, options.config)
+        files = extract(options.source, options.target, part, options.config, ema=options.ema)
     for file in files:
         origin = "" if part is None else f"{part} to "
         print(f"written: {origin}{file} ({file.stat().st_size / 1e6:.1f} MB)")

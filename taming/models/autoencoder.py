@@ -3,9 +3,9 @@
 B batch, C channels, H W pixels. Images are in [-1, 1].
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Autoencoder(ImageSizes, ImageModel):
         loss: what the networks are trained against, with its own networks.
     """
 
+    # the convolutions around the codebook belong to what is on their other side
+    PARTNERS: ClassVar[dict[str, str]] = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
+
     channels: int
     loss: Any
 
@@ -48,6 +51,28 @@ class Autoencoder(ImageSizes, ImageModel):
         if getattr(self.loss, "disc_conditional", False):
             name = type(self).__name__
             raise ValueError(f"lossconfig.params.disc_conditional must be False: {name} has no condition")
+
+    def freeze_parts(self, names: str | Sequence[str]) -> None:
+        """Leave parts as they are; see `ImageModel.freeze_parts`. `quant_conv` goes with `encoder`.
+
+        With encoder and codebook frozen, images keep their codes, and only the decoder is tuned.
+
+        Raises:
+            ValueError: see `ImageModel.freeze_parts`; or the adaptive weight needs a gradient of a frozen
+                layer.
+        """
+        super().freeze_parts(names)
+        last_layer = self.get_last_layer()
+        if getattr(self.loss, "disc_adaptive", False) and last_layer is not None \
+                and not last_layer.requires_grad:
+            raise ValueError(
+                "freeze: the adaptive weight of the loss compares gradients at the decoder's last layer, "
+                "which is frozen: set model.params.lossconfig.params.disc_adaptive=false"
+            )
+
+    def get_last_layer(self) -> Tensor | None:
+        """Return the weight at which the adaptive weight compares gradients; None where there is none."""
+        return None
 
     # ---- images
 
@@ -86,12 +111,12 @@ class Autoencoder(ImageSizes, ImageModel):
                 )
 
     def own_precision(self, x: Tensor) -> AbstractContextManager:
-        """Return a context for encoding: that of autocast in training, else float32.
+        """Return a context for encoding: that of autocast in training of the encoder, else float32.
 
         An image then keeps its codes: bfloat16 would change some percent of them.
         """
-        device = x.device.type
-        return torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device))
+        device, trained = x.device.type, self.training and "encoder" not in self.frozen
+        return torch.autocast(device, enabled=trained and torch.is_autocast_enabled(device))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Encode and decode images (B, C, H, W)."""
@@ -121,9 +146,10 @@ class Autoencoder(ImageSizes, ImageModel):
         return [self.adam(parameters) for parameters in networks], []
 
     def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-        """Make Adam for some parameters."""
+        """Make Adam for those of some parameters that are not frozen."""
         rate, fused = self.base_learning_rate(), self.device.type == "cuda"
-        return torch.optim.Adam(parameters, lr=rate, betas=self.betas, fused=fused)
+        trained = [p for p in parameters if p.requires_grad]
+        return torch.optim.Adam(trained, lr=rate, betas=self.betas, fused=fused)
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of all but the loss."""

@@ -6,8 +6,10 @@ B batch, C channels, H W pixels.
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import pytorch_lightning as pl
 import torch
@@ -15,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from taming.checkpoint import checkpoint_weights, find_checkpoint, load_weights, read_checkpoint
 from taming.checkpoint.families import identify
 from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
+from taming.models.averages import WeightAverages
+from taming.parameters import did_you_mean, mismatch
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,11 @@ class ImageModel(Pretrained, pl.LightningModule):
         accumulate_grad_batches, gradient_clip_val: what Lightning does not do under manual optimization.
         scheduler: batches seen -> factor on the learning rate, of `scheduler_config`; None: constant.
         skips_losses: leave a batch out whose loss is not finite, as one whose gradient is not; see `Health`.
+        averages: of the weights, for validation and use; None: they are not kept. See `keep_averages`.
+        frozen: names of the parts that are not trained; see `freeze_parts`.
     """
+
+    PARTNERS: ClassVar[dict[str, str]] = {}  # a part -> another that is frozen with it
 
     def __init__(self, monitor: str | None = None, scheduler_config: dict | None = None):
         super().__init__()
@@ -72,6 +80,10 @@ class ImageModel(Pretrained, pl.LightningModule):
         self._watched: dict[str, Tensor] = {}  # losses and gradient norms of the batch
         self._waiting: _Copied | None = None  # those of the batch before, on their way from the device
         self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
+        self.frozen: tuple[str, ...] = ()
+        self.averages: WeightAverages | None = None
+        self._averaged_batches = 0  # `batches_seen` at their last update
+        self._trained: dict[str, Tensor] = {}  # the trained weights while their averages are in place
 
     # ---- data
 
@@ -187,6 +199,121 @@ class ImageModel(Pretrained, pl.LightningModule):
             for p in parameters:
                 p.grad = None  # the step then leaves the weights, and its own state, alone
 
+    # ---- parts that are not trained
+
+    def freeze_parts(self, names: str | Sequence[str]) -> None:
+        """Leave parts as they are: without gradients, in eval mode, and out of the averages.
+
+        Running statistics, and codebooks that follow running means, then stay as well. Call it before
+        training.
+
+        Args:
+            names: of submodules, `encoder` or `decoder.up.0` for instance.
+
+        Raises:
+            ValueError: there is no such part, it is part of the loss, or nothing would be left to train.
+        """
+        if wrong := mismatch(names, str | list[str]):
+            raise ValueError(f"freeze: {names!r} must be {wrong}, names of parts: [encoder, quantize]")
+        names = [names] if isinstance(names, str) else list(names)
+        parts = {name for name, _ in self.named_modules() if name and name.split(".")[0] != "loss"}
+        for name in names:
+            if name.split(".")[0] == "loss":
+                raise ValueError(f"freeze: {name} is of the loss; disc_factor: 0 trains no discriminator")
+            if name not in parts:
+                there = ", ".join(part for part in self._modules if part != "loss")
+                raise ValueError(
+                    f"freeze: {type(self).__name__} has no part {name!r}{did_you_mean(name, parts)}; its "
+                    f"parts are {there}, and parts of these"
+                )
+        names += [other for name in names if (other := self.PARTNERS.get(name)) in self._modules]
+        self.frozen = tuple(dict.fromkeys((*self.frozen, *names)))
+        for name in names:
+            self.get_submodule(name).requires_grad_(False).eval()
+        if not any(p.requires_grad for n, p in self.named_parameters() if not n.startswith("loss.")):
+            raise ValueError(f"freeze: {', '.join(self.frozen)} is all there is: nothing is left to train")
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch all but the frozen parts, which stay in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    # ---- averages of the weights
+
+    def keep_averages(self, decay: float | None, warmup: bool = True) -> None:
+        """Average the weights from now on, in training; a `decay` of None does not.
+
+        Validation and tests, `save_pretrained`, and what is loaded from the run's checkpoints use the
+        averages. Weights of the loss, and of frozen parts and stages, are not averaged; buffers that are
+        no whole numbers are. Each optimizer step updates them once, after the batch.
+
+        Raises:
+            ValueError: `decay` is out of range; see `WeightAverages`.
+        """
+        self.averages = None if decay is None else WeightAverages(decay, warmup)
+
+    def averaged_tensors(self) -> dict[str, Tensor]:
+        """Return the weights that are averaged, by their names in the state dict."""
+        others = tuple(f"{name}." for name in ("loss", *self.frozen))
+        return {
+            name: tensor for name, tensor in self.state_dict(keep_vars=True).items()
+            if tensor.is_floating_point() and not name.startswith(others)
+        }
+
+    def update_averages(self) -> None:
+        """Let the averages follow, if there was a step since the last call."""
+        if self.averages is not None and self.batches_seen != self._averaged_batches:
+            self.averages.update(self.averaged_tensors())
+            self._averaged_batches = self.batches_seen
+
+    def _use_averages(self, use: bool) -> None:
+        """Put the averages in place of the trained weights, or these back; no data is copied."""
+        if use and not self._trained and self.averages is not None and self.averages.updates:
+            tensors = self.averaged_tensors()
+            self.averages.match_devices(tensors)
+            self._trained = {name: tensor.data for name, tensor in tensors.items()}
+            with torch.inference_mode(False):
+                for name, tensor in tensors.items():
+                    tensor.data = self.averages.weights[name].to(tensor.dtype)
+        elif not use and self._trained:
+            tensors = self.averaged_tensors()
+            for name, trained in self._trained.items():
+                tensors[name].data = trained
+            self._trained = {}
+
+    @contextmanager
+    def averaged_weights(self, use: bool = True) -> Iterator[None]:
+        """Return a context in which the weights are their averages, if any are kept; or the trained ones."""
+        before = bool(self._trained)
+        self._use_averages(use)
+        try:
+            yield
+        finally:
+            self._use_averages(before)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights, the averages if any are kept, and config; see `Pretrained.save_pretrained`."""
+        with self.averaged_weights():
+            return super().save_pretrained(folder)
+
+    def on_validation_start(self) -> None:
+        """Validate the averages."""
+        self._use_averages(True)
+
+    def on_validation_end(self) -> None:
+        """Go on with the trained weights."""
+        self._use_averages(False)
+
+    def on_test_start(self) -> None:
+        """Test the averages."""
+        self._use_averages(True)
+
+    def on_test_end(self) -> None:
+        """Go on with the trained weights."""
+        self._use_averages(False)
+
     # ---- guards
 
     def check_finite(self, losses: Mapping[str, Tensor | float], batch_idx: int) -> None:
@@ -218,6 +345,7 @@ class ImageModel(Pretrained, pl.LightningModule):
                 f"{type(self).__name__}.training_step returned a loss, which nothing learns from here: call "
                 "self.manual_backward(loss) and step the optimizers in it, as VQModel.training_step does"
             )
+        self.update_averages()
         now = _Copied(self._watched, self._where(batch_idx))
         self.on_train_end()  # the batch before
         if now.event is None:  # nothing to wait for
@@ -251,6 +379,7 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Stop what was written for Lightning 1, and would train nothing or not as meant."""
+        self._use_averages(False)  # an error may have ended a validation
         name = type(self).__name__
         if "optimizer_idx" in inspect.signature(self.training_step).parameters:
             raise ValueError(
@@ -286,9 +415,10 @@ class ImageModel(Pretrained, pl.LightningModule):
     def init_from_ckpt(self, path: str, ignore_keys: str | Sequence[str] = ()) -> None:
         """Take the weights of a checkpoint, all but keys that begin with one of `ignore_keys`.
 
-        Those of a published checkpoint get the names that they have here.
+        Those of a published checkpoint get the names that they have here. Where the checkpoint has averages
+        of its weights, these are taken.
         """
-        state = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))["state_dict"]
+        state = checkpoint_weights(read_checkpoint(find_checkpoint(path), tensors=("state_dict", "ema")))
         published = identify(state)
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
         load_weights(
@@ -298,6 +428,11 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        if self._trained:  # in validation the averages are in their place
+            checkpoint["state_dict"] |= self._trained
+        self.update_averages()  # a callback may save before this batch has ended here
+        if self.averages is not None and self.averages.updates:
+            checkpoint["ema"] = self.averages.state_dict()
         if self._accumulated:
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
             checkpoint["accumulated"] = {"batches": self._accumulated, "gradients": gradients}
@@ -307,6 +442,12 @@ class ImageModel(Pretrained, pl.LightningModule):
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
         self._accumulated = waiting["batches"]
         self._restored_gradients = waiting["gradients"]
+        self._averaged_batches = self.batches_seen
+        if "ema" in checkpoint:
+            if self.averages is None:
+                logger.warning("the checkpoint's averages of weights are left out: set model.ema_decay")
+            else:
+                self.averages.load_state_dict(checkpoint["ema"], self.averaged_tensors())
 
     def on_train_start(self) -> None:
         """Put the gradients of a resumed run in place: the trainer has cleared all by now."""

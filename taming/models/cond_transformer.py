@@ -126,6 +126,7 @@ class Net2NetTransformer(ImageModel):
                 f"permuter_config: {type(self.transformer).__name__} reads the codes in raster order, not in "
                 f"that of {type(self.permuter).__name__}: leave it out"
             )
+        self.frozen = ("first_stage_model", "cond_stage_model")
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -156,13 +157,6 @@ class Net2NetTransformer(ImageModel):
     def cond_keys(self) -> list[str]:
         """The entry of the batch of each condition stage."""
         return [self.cond_stage_key] if isinstance(self.cond_stage_key, str) else list(self.cond_stage_key)
-
-    def train(self, mode: bool = True) -> "Net2NetTransformer":
-        """Switch the transformer; the stages are frozen and stay in eval mode."""
-        super().train(mode)
-        self.first_stage_model.eval()
-        self.cond_stage_model.eval()
-        return self
 
     # ---- images and conditions <-> codes
 

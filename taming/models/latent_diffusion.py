@@ -4,7 +4,6 @@ Configs of that project say `ldm.models.autoencoder`.
 B batch, C channels, H W pixels, h w latent grid (H/f, W/f).
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from taming.checkpoint.state_dict import take_averages
 from taming.models import vqgan
 
-logger = logging.getLogger(__name__)
+EMA_DECAY = 0.9999
 
 
 class VQModel(vqgan.VQModel):
@@ -28,8 +27,8 @@ class VQModel(vqgan.VQModel):
             in steps of 16; the first 5 batches get the largest, so that memory runs out early or not at all.
         scheduler_config: `{target, params}` of a callable from batches seen to a factor on the learning rate.
         lr_g_factor: multiplies the learning rate of all but the discriminator.
-        use_ema: whether averages were kept in training. A file that is loaded tells by itself; new ones are
-            not made here, but by Lightning's callback EMAWeightAveraging, as a warning says before training.
+        use_ema: average the weights in training, with that project's decay, 0.9999; see
+            `ImageModel.keep_averages`. A file that is loaded tells by itself whether it has averages.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class VQModel(vqgan.VQModel):
         )
         self.n_embed, self.embed_dim = n_embed, embed_dim
         self.batch_resize_range, self.lr_g_factor, self.use_ema = batch_resize_range, lr_g_factor, use_ema
+        self.keep_averages(EMA_DECAY if use_ema else None)
         self.register_load_state_dict_pre_hook(take_averages)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
@@ -71,11 +71,6 @@ class VQModel(vqgan.VQModel):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizers of `vqgan.VQModel`, the first with its own factor on the learning rate."""
-        if self.use_ema:
-            logger.warning(
-                "use_ema: no running averages are kept by the model; add them with the callback "
-                "pytorch_lightning.callbacks.EMAWeightAveraging"
-            )
         optimizers, schedulers = super().configure_optimizers()
         optimizers[0].param_groups[0]["lr_factor"] = self.lr_g_factor
         return optimizers, schedulers

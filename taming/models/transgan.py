@@ -227,6 +227,15 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
         """Return how far queries of the last stage see in this epoch, in pixels; None: everywhere."""
         return radius_at(self.locality, self.current_epoch)
 
+    def keep_averages(self, decay: float | None, warmup: bool = True) -> None:
+        """Raise unless `decay` is None: `generator_ema` has the averages.
+
+        Raises:
+            ValueError: a decay; the message says where to set it.
+        """
+        if decay is not None:
+            raise ValueError("TransGAN has averages of its generator: set model.params.ema_decay instead")
+
     @torch.no_grad()
     def update_ema(self) -> None:
         """Move the running means towards the generator's weights."""

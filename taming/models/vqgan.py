@@ -198,7 +198,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         """Take one step of both networks: one forward, both losses, one backward."""
         x = self.get_images(batch)  #                                               (B, C, H, W)
-        z = self.quant_conv(self.encoder(x))  #                                     (B, embed_dim, h, w)
+        z = self.encode_to_prequant(x)  #                                           (B, embed_dim, h, w)
         z_q, codebook_loss, _ = self.quantize(z)  #                                 (B, embed_dim, h, w), ()
         rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
 
@@ -365,7 +365,7 @@ class VQNoDiscModel(VQModel):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         """Take one step of the autoencoder."""
         x = self.get_images(batch)  #                                               (B, C, H, W)
-        z_q, codebook_loss, _ = self.quantize(self.quant_conv(self.encoder(x)))  #  (B, embed_dim, h, w), ()
+        z_q, codebook_loss, _ = self.quantize(self.encode_to_prequant(x))  #        (B, embed_dim, h, w), ()
         rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
         loss, log = self.loss(codebook_loss, x, rec, split="train")
         self.check_finite(log, batch_idx)

@@ -227,6 +227,7 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
         check_loss_files(run.config.model, download=not run.options.dry_run)
     with models_only():
         model = instantiate_from_config(run.config.model)
+    set_up_model(model, run.config.model)
     data = instantiate_from_config(run.config.data)
     data.prepare_data()
     data.setup()
@@ -254,6 +255,16 @@ def build(run: Run) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     else:
         rank_zero_print(f"learning rate {model.learning_rate:.3g} (base, not scaled)")
     return model, data
+
+
+def set_up_model(model: Any, section: DictConfig) -> None:
+    """Freeze parts of the model, and let it average its weights, as its section of the configuration says."""
+    if parts := plain(section).get("freeze"):
+        model.freeze_parts(parts)
+    if "ema_decay" in section:
+        model.keep_averages(section.ema_decay, section.get("ema_warmup", True))
+    elif "ema_warmup" in section:
+        raise ValueError("model.ema_warmup is there, but not model.ema_decay: add it, for instance 0.9999")
 
 
 def describe(run: Run, model: Any, data: Any) -> None:

@@ -1,6 +1,6 @@
 """The sections of a training configuration: empty ones are filled in, and keys that nothing reads are errors.
 
-    model:      target, params, base_learning_rate
+    model:      target, params, base_learning_rate, ema_decay, ema_warmup, freeze
     data:       target, params
     lightning:  trainer, callbacks, modelcheckpoint, logger, seed, compile, activation_checkpointing
 
@@ -22,6 +22,7 @@ SECTIONS = ("model", "data", "lightning")
 OF_LIGHTNING = (
     "trainer", "callbacks", "modelcheckpoint", "logger", "seed", "compile", "activation_checkpointing",
 )
+OF_MODEL = ("ema_decay", "ema_warmup", "freeze")  # of the model that is trained
 BESIDE_TARGET = ("target", "params", "base_learning_rate")  # the last of a model, also where it is a stage
 USUAL_CALLBACKS = {  # null in the section `lightning.callbacks` takes one away
     "image_logger": "taming.training.callbacks.ImageLogger",
@@ -72,9 +73,15 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if isinstance(lightning, Mapping):
         _check(lightning, "lightning.", OF_LIGHTNING, places)
     for path, mapping in [*_usual_targets(lightning), *_targets(config)]:
-        _check(mapping, f"{path}.", BESIDE_TARGET, _places_in(mapping, path))
+        beside, params = BESIDE_TARGET, mapping.get("params")
+        if path == "model":
+            beside = (*BESIDE_TARGET, *OF_MODEL)
+            misplaced = {*OF_MODEL} & {*params} if isinstance(params, Mapping) else {}
+            for key in sorted({*misplaced} - {*_accepted(mapping)}):
+                raise ConfigError(f"nothing reads the key model.params.{key} (did you mean model.{key}?)")
+        _check(mapping, f"{path}.", beside, _places_in(mapping, path))
         for name, parameter in _accepted(mapping).items():
-            params, prefix = mapping.get("params"), f"{path}.params.{name}."
+            prefix = f"{path}.params.{name}."
             value = params.get(name) if isinstance(params, Mapping) else None
             nested = nested_targets(parameter.annotation)
             if nested and isinstance(value, Mapping):
@@ -126,7 +133,10 @@ def _usual_targets(lightning: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _places_in(mapping: Any, path: str) -> dict[str, str]:
     """Where each key that a description of an object may have belongs."""
     accepted = {name: f"{path}.params.{name}" for name in _accepted(mapping)}
-    return accepted | {name: f"{path}.{name}" for name in BESIDE_TARGET}
+    of_model = OF_MODEL if path == "model" else ()
+    return {name: f"{path}.{name}" for name in of_model} | accepted | {
+        name: f"{path}.{name}" for name in BESIDE_TARGET
+    }
 
 
 def _accepted(mapping: Any) -> dict[str, inspect.Parameter]:

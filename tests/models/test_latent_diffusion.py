@@ -188,15 +188,16 @@ def fit(model, steps):
     return trainer
 
 
-def test_it_trains_with_its_own_rate_for_the_generator(caplog):
+def test_it_trains_with_its_own_rate_for_the_generator_and_averages():
     model = VQModel(SMALL, LOSS, 16, 4, lr_g_factor=0.5, use_ema=True)
     model.learning_rate = 1e-3
-    with caplog.at_level(logging.WARNING):
-        trainer = fit(model, 2)
+    trainer = fit(model, 2)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     assert rates == [pytest.approx(5e-4), pytest.approx(1e-3)] and model.batches_seen == 2
-    assert "EMAWeightAveraging" in caplog.text
+    assert model.averages.decay == 0.9999 and model.averages.updates == 2
+    assert not torch.equal(model.averages.weights["decoder.conv_out.bias"], model.decoder.conv_out.bias)
     model = VQModel(SMALL, NO_LOSS, 16, 4)
+    assert model.averages is None
     model.learning_rate = 1e-3
     with pytest.raises(ValueError, match="built with Identity, which has nothing to train"):
         fit(model, 1)

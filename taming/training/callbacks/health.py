@@ -103,7 +103,7 @@ class Health(Callback):
             if self.actions[fault] in ("lower", "restart") and discriminator is None:
                 raise ValueError(f"health.{fault}: {self.actions[fault]} needs a loss with a discriminator")
         if self.actions["codes"] == "restart" and not can_restart_codes(pl_module):
-            raise ValueError("health.codes: restart needs a codebook of vectors, without remap")
+            raise ValueError("health.codes: restart needs a codebook of vectors, not frozen, without remap")
         pl_module.skips_losses = self.actions["non_finite"] in ("skip", "lower")
         if self._bounded is not None:
             pl_module.loss.disc_weight_max = self._bounded
@@ -189,7 +189,8 @@ class Health(Callback):
         if action == "warn":
             return ""
         if fault == "codes":
-            return f"{restart_codes(pl_module)} of them moved to codes in use"
+            with pl_module.averaged_weights(False):  # which were validated
+                return f"{restart_codes(pl_module)} of them moved to codes in use"
         if fault == "non_finite":
             reset_running_statistics(pl_module)
             if action == "skip":
@@ -236,7 +237,8 @@ def restart_discriminator(trainer: pl.Trainer, discriminator: nn.Module, seed: i
 def can_restart_codes(pl_module: Any) -> bool:
     """Return whether the model has codes that can be moved, each counted on its own in validation."""
     quantizer = getattr(pl_module, "quantize", None)
-    return isinstance(quantizer, VectorQuantizer2) and quantizer.remap is None
+    frozen = "quantize" in getattr(pl_module, "frozen", ())
+    return isinstance(quantizer, VectorQuantizer2) and quantizer.remap is None and not frozen
 
 
 @torch.no_grad()
