@@ -33,6 +33,7 @@ OTHERS = {
     "_BatchNorm": lambda: nn.modules.batchnorm,
     "_ConvNd": lambda: nn.modules.conv,
     "_actions": lambda: argparse.ArgumentParser(),
+    "_foreach_lerp_": lambda: torch,
     "_forward_hooks": lambda: nn.Identity(),
     "_forward_pre_hooks": lambda: nn.Identity(),
     "_get_full_key": lambda: OmegaConf.create({}),

@@ -167,6 +167,10 @@ def test_codes_of_a_frozen_codebook_are_not_restarted():
 # ---- by the command
 
 
+def last(run):
+    return read_checkpoint(run / "checkpoints" / "last.ckpt")
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The YAML of a tiny VQGAN and its data, and a run of it, in the place of a published checkpoint."""
@@ -182,7 +186,7 @@ def test_tune_only_the_decoder_of_a_published_tokenizer(published, tmp_path):
     words = [FREEZE, f"model.params.ckpt_path={run}", "model.params.ignore_keys=[loss]", "model.ema_decay=.9"]
     tuned = train(yaml, tmp_path, "tuned", "--max_steps", 3, *words)
     resume(tuned, "--max_steps", 6)
-    before, after = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (run, tuned))
+    before, after = (last(each)["state_dict"] for each in (run, tuned))
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"decoder", "post_quant_conv", "loss"}
 
@@ -197,10 +201,10 @@ def test_tune_only_the_decoder_of_a_published_tokenizer(published, tmp_path):
 def test_the_discriminator_is_kept_or_begins_again(published, tmp_path):
     yaml, run = published
     words = [FREEZE, f"model.params.ckpt_path={run}", "model.params.lossconfig.params.disc_start=100"]
-    key, old = "loss.discriminator.main.0.weight", read_checkpoint(run / "checkpoints" / "last.ckpt")
+    key, old = "loss.discriminator.main.0.weight", last(run)
     for name, more, kept in (("kept", [], True), ("again", ["model.params.ignore_keys=[loss]"], False)):
         tuned = train(yaml, tmp_path, name, "--max_steps", 1, *words, *more)
-        state = read_checkpoint(tuned / "checkpoints" / "last.ckpt")["state_dict"]
+        state = last(tuned)["state_dict"]
         assert torch.equal(state[key], old["state_dict"][key]) == kept
 
 
@@ -213,7 +217,7 @@ def test_two_processes_tune_a_decoder(published, tmp_path):
     main_on_ranks(2, *words, f"lightning.callbacks.record.params.folder={tmp_path}")
     first, second = (torch.load(tmp_path / f"weights_2_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    before = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    before = last(run)["state_dict"]
     assert torch.equal(first["encoder.conv_in.weight"], before["encoder.conv_in.weight"])
     assert not torch.equal(first["decoder.conv_in.weight"], before["decoder.conv_in.weight"])
 
