@@ -3,6 +3,8 @@
 B batch, D channels of latents and of results, C channels of a codebook, h w latent grid, K codes, N = B h w.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from taming.modules.quantizers.estimators import Estimator, check_estimator, est
 from taming.modules.quantizers.search import nearest_code
 from taming.modules.vqvae.quantize import EmbeddingEMA, VectorQuantizer2
 from taming.parameters import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+
+Quantized = tuple[Tensor, Tensor, QuantizerInfo]
 
 
 class VQ(VectorQuantizer2):
@@ -71,8 +75,19 @@ class VQ(VectorQuantizer2):
 
     def forward(  # type: ignore[override]  # no flags of 2021
         self, z: Tensor
-    ) -> tuple[Tensor, Tensor, QuantizerInfo]:
+    ) -> Quantized:
         """Quantize z (B, D, h, w): (z_q (B, D, h, w), loss (), (None, None, indices (B, h, w)))."""
+        result, *used = self.choose(z)
+        if self.training:
+            self.learn([used])
+        return result
+
+    def choose(self, z: Tensor) -> tuple[Quantized, Tensor, Tensor]:
+        """Quantize z as `forward` does, but let the codebook be.
+
+        Returns what `forward` returns, and what the codebook learns from: the latents (N, C) as they were
+        compared with codes, and their codes (N,), K for those that are not finite.
+        """
         dtype = self.embedding.weight.dtype
         with torch.autocast(z.device.type, enabled=False):
             z = self.project_in(z.to(dtype).movedim(1, -1)).float()  #    (B, h, w, C)
@@ -86,9 +101,8 @@ class VQ(VectorQuantizer2):
             loss = torch.stack([*self.loss_terms(z, z_q, codes).values()]).sum()
             z_q = estimate(z, z_q, self.estimator)
             z_q = self.project_out(z_q.to(dtype)).movedim(-1, 1)  #       (B, D, h, w)
-        if self.training:
-            self._after_batch(rows, torch.where(is_finite(rows), indices, self.n_e))
-        return z_q, loss, QuantizerInfo(None, None, indices.view(z.shape[:-1]))
+        result = z_q, loss, QuantizerInfo(None, None, indices.view(z.shape[:-1]))
+        return result, rows, torch.where(is_finite(rows), indices, self.n_e)
 
     def codes(self) -> Tensor:
         """Return the codes (K, C), float32, as they are compared with latents."""
@@ -108,8 +122,14 @@ class VQ(VectorQuantizer2):
         return terms
 
     @torch.no_grad()
-    def _after_batch(self, z: Tensor, indices: Tensor) -> None:
-        super()._after_batch(z, indices)
+    def learn(self, used: Sequence[Sequence[Tensor]]) -> None:
+        """Update the codebook, apart from gradients, by latents and codes as `choose` returns them.
+
+        Running means take one pair after the other; a code is idle if none of them has it.
+        """
+        for latents, indices in used:
+            self._learn(latents, indices)
+        self._revive(*(torch.cat([*parts]) for parts in zip(*used, strict=True)))
         if self.l2_normalize and isinstance(self.embedding, EmbeddingEMA):
             self.embedding.weight.copy_(self.codes())
 

@@ -19,3 +19,17 @@ def as_rows(z):
 
 def close(got, want, rtol=1e-5, atol=1e-6):
     torch.testing.assert_close(got.detach(), want, rtol=rtol, atol=atol)
+
+
+def load_codebooks(state, modules):
+    """Give each `VQ` the buffers of a codebook of vector-quantize-pytorch, head h of layer l at l + h."""
+    layers = sorted({key.split("_codebook.")[0] for key in state if "_codebook." in key})
+    books = [
+        {ours: state[f"{layer}_codebook.{theirs}"][head] for ours, theirs in NAMES.items()}
+        for layer in layers for head in range(len(state[f"{layer}_codebook.embed"]))
+    ]
+    for module, book in zip(modules, books, strict=False):
+        module.embedding.load_state_dict(book)
+
+
+NAMES = {"weight": "embed", "cluster_size": "cluster_size", "embed_avg": "embed_avg"}
