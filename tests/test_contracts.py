@@ -1,6 +1,8 @@
 """Every tokenizer x prior x condition that is shipped, at toy size: the contracts, and one step of training,
 validation, sampling and logging, from images and from a code cache."""
 
+import itertools
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -84,6 +86,34 @@ TOKENIZERS |= {
     )),
 }
 GRIDS = {"TiTok": (1, 24)}  # of codes that have no place in the image
+
+
+def quantizer(target, n_embed=CODES, **params):
+    config = {"target": f"taming.modules.quantizers.{target}", "params": params}
+    return stage("vqgan.VQModel", n_embed=n_embed, quantizer_config=config)
+
+
+QUANTIZERS = {  # one grid of codes each
+    "VQ": quantizer("vector.VQ", codebook_size=CODES, dim=4, codebook_dim=3, l2_normalize=True,
+                    estimator="rotation", entropy_weight=0.1, kmeans_steps=2, revive_after=2),
+    "VQ, running means": quantizer("vector.VQ", codebook_size=CODES, dim=4, l2_normalize=True, decay=0.9),
+    "VQ, DiVeQ": quantizer("vector.VQ", codebook_size=CODES, dim=4, estimator="diveq"),
+    "IBQ": quantizer("index_propagation.IBQ", codebook_size=CODES, dim=4),
+    "SimVQ": quantizer("sim_vq.SimVQ", codebook_size=CODES, dim=4),
+    "FSQ": quantizer("fsq.FSQ", levels=[3, 4], dim=4),
+    "LFQ": quantizer("lookup_free.LFQ", n_embed=16, codebook_size=16),
+    "BSQ": quantizer("lookup_free.BSQ", n_embed=8, codebook_size=8, dim=4),
+    "ResidualVQ": quantizer("residual.ResidualVQ", n_embed=16, codebook_size=4, dim=4, num_quantizers=2,
+                            combined=True),
+    "GroupedVQ": quantizer("grouped.GroupedVQ", n_embed=9, codebook_size=3, dim=4, groups=2, combined=True),
+}
+SEVERAL_GRIDS = {
+    "ResidualVQ": quantizer("residual.ResidualVQ", codebook_size=CODES, dim=4, num_quantizers=3,
+                            shared=True, decay=0.9),
+    "GroupedVQ": quantizer("grouped.GroupedVQ", codebook_size=CODES, dim=4, groups=2, l2_normalize=True),
+    "MultiScaleResidualVQ": quantizer("multi_scale.MultiScaleResidualVQ", codebook_size=CODES, dim=4,
+                                      scales=[1, 2, 4]),
+}
 TWO_LEVELS = {
     "VQVAE2": vq_vae("vqvae2.VQVAE2", kmeans_steps=2),
     "TwoLevelVQModel": stage("two_level.TwoLevelVQModel", ddconfig={**DDCONFIG, "ch_mult": [1, 1, 1, 1]}),
@@ -194,9 +224,10 @@ def check_evaluation(model, x):
     assert torch.equal(again, to_uint8(model.decode_codes(codes)))
 
 
-@pytest.mark.parametrize("name", [*TOKENIZERS, *FROZEN_ONLY])
+@pytest.mark.parametrize("name", [*TOKENIZERS, *QUANTIZERS, *FROZEN_ONLY])
 def test_tokenizers(name, tmp_path):
-    model = build({**TOKENIZERS, **FROZEN_ONLY}[name])
+    config = {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[name]
+    model = build(config)
     assert isinstance(model, Tokenizer) and isinstance(model.quantize, Quantizer)
     x = torch.stack([item(i)["image"] for i in range(2)]).permute(0, 3, 1, 2)
     if name not in FROZEN_ONLY:
@@ -212,7 +243,7 @@ def test_tokenizers(name, tmp_path):
     assert model.image_size == (HEIGHT, WIDTH) and model.num_codes(HEIGHT, WIDTH) == 24
     codes = model.encode_codes(x)
     assert codes.shape == (2, *grid) and codes.dtype == torch.int64
-    assert 0 <= codes.min() and codes.max() < model.codebook_size == CODES
+    assert 0 <= codes.min() and codes.max() < model.codebook_size == config["params"]["n_embed"]
     assert model.decode_codes(codes).shape == x.shape
     check_evaluation(model, x)
     z_q, loss, info = model.quantize(model.encode_to_prequant(x))
@@ -246,6 +277,32 @@ def test_tokenizers_of_two_levels(name, tmp_path):
     assert all(0 <= grid.min() and grid.max() < model.codebook_size == CODES for grid in codes)
     assert model.decode_codes(codes).shape == x.shape
     check_evaluation(model, x)
+
+
+@pytest.mark.parametrize("name", SEVERAL_GRIDS)
+def test_tokenizers_with_a_quantizer_of_several_grids(name, tmp_path):
+    model = build(SEVERAL_GRIDS[name])
+    metrics = fit(model, tmp_path)
+    assert metrics["val/codebook_usage_percent"] > 0 and metrics["train/grad_norm"] > 0
+    x = torch.stack([item(i)["image"] for i in range(2)])
+    check_images(model.eval().log_images({"image": x}))
+    x, grids = x.permute(0, 3, 1, 2), model.code_shape(HEIGHT, WIDTH)
+    assert isinstance(model, Tokenizer) and model.levels == len(grids) > 1 and grids[-1] == (4, 6)
+    codes = model.encode_codes(x)
+    assert [grid.shape[1:] for grid in codes] == grids and all(grid.dtype == torch.int64 for grid in codes)
+    assert all(0 <= grid.min() and grid.max() < model.codebook_size == CODES for grid in codes)
+    assert model.num_codes(HEIGHT, WIDTH) == sum(grid[0].numel() for grid in codes)
+    check_evaluation(model, x)
+    z_q, loss, info = model.quantize(model.encode_to_prequant(x))
+    assert loss.shape == () and info.indices.shape == (2, model.num_codes(HEIGHT, WIDTH))
+    torch.testing.assert_close(model.codes_to_latents(codes), z_q)
+    cache = cache_of(model, tmp_path)
+    batch = cache.get_batch([0, 1])
+    names = [f"codes/{level}" for level in range(model.levels)]
+    assert [field.name for field in cache.code_header.grids] == names
+    assert all(torch.equal(batch[name], grid) for name, grid in zip(names, codes, strict=True))
+    with pytest.raises(ValueError, match="is a prior that does not know"):
+        Net2NetTransformer(PRIORS["GPT"], SEVERAL_GRIDS[name], "__is_unconditional__")
 
 
 @pytest.mark.parametrize("name", TWO_LEVELS)
@@ -289,9 +346,14 @@ def test_conditions(name, tmp_path):
         assert len(default) == 1 and conditioner.encode(default)[2][2].numel() == count
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, *FROZEN_ONLY])
+# a quantizer's codes are numbers to priors and conditions: one condition is enough
+MATRIX = [
+    *itertools.product([*TOKENIZERS, *FROZEN_ONLY], PRIORS, CONDITIONS),
+    *itertools.product(QUANTIZERS, PRIORS, ["class"]),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "prior", "condition"), MATRIX)
 def test_the_matrix(tokenizer, prior, condition, tmp_path):
     if (prior, condition) in IMPOSSIBLE:
         with pytest.raises(ValueError, match="the data decide how many tokens a condition has"):
@@ -308,8 +370,8 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     null = {} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}
     torch.manual_seed(0)
     model = Net2NetTransformer(
-        prior_config(prior, condition), {**TOKENIZERS, **FROZEN_ONLY}[tokenizer], stage, cond_stage_key=key,
-        pkeep=0.9, **null,
+        prior_config(prior, condition), {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[tokenizer], stage,
+        cond_stage_key=key, pkeep=0.9, **null,
     )
     assert isinstance(model.transformer, Prior)
     metrics = fit(model, tmp_path)
@@ -339,7 +401,8 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     how = SamplingOptions(top_k=5, guidance=1.0 if condition == "none" else 2.0)
     ours = model.sample_codes(parts, how, generator=image_generators(0, range(2)))
     again = model.sample_codes([part[1:] for part in parts], how, generator=image_generators(0, [1]))
-    assert ours.shape == (2, *GRIDS.get(tokenizer, (4, 6))) and ours.max() < CODES
+    size = model.first_stage_model.codebook_size
+    assert ours.shape == (2, *GRIDS.get(tokenizer, (4, 6))) and ours.max() < size
     assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
     measured = measure_likelihood(model, batch)
     torch.testing.assert_close(measured["nll"], model.nll(x, c))

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor
 
 Estimator = Literal["straight_through", "rotation", "diveq"]
+ESTIMATORS = ("straight_through", "rotation", "diveq")
 DIVEQ_STD = 1e-3**0.5  # of the noise on a direction: variance 1e-3 for each channel
 TINY = 1e-6  # the smallest length that divides
 
 
-def estimate(z: Tensor, z_q: Tensor, estimator: Estimator = "straight_through") -> Tensor:
+def estimate(
+    z: Tensor, z_q: Tensor, estimator: Estimator = "straight_through", training: bool = False
+) -> Tensor:
     """Return the codes z_q (..., C) with a gradient to the latents z (..., C).
 
-    Where nothing needs a gradient, these are the codes themselves, bit for bit.
+    Where nothing needs a gradient, these are the codes themselves, bit for bit. Without `training`, DiVeQ has
+    no noise.
     """
     if not (torch.is_grad_enabled() and (z.requires_grad or z_q.requires_grad)):
         return z_q
-    return ESTIMATORS[estimator](z, z_q)
+    if estimator == "diveq":
+        return diveq(z, z_q, DIVEQ_STD if training else 0.0)
+    return rotate(z, z_q) if estimator == "rotation" else straight_through(z, z_q)
 
 
 def check_estimator(estimator: str) -> Estimator:
@@ -51,7 +57,7 @@ def rotate(z: Tensor, z_q: Tensor) -> Tensor:
     return turned * (length_q / length).detach()
 
 
-def diveq(z: Tensor, z_q: Tensor, std: float = DIVEQ_STD) -> Tensor:
+def diveq(z: Tensor, z_q: Tensor, std: float) -> Tensor:
     """Go from the latent to its code by a distance with a gradient, in a noisy constant direction.
 
     z + |z_q - z| d, d the direction of z_q - z + std * noise (Vali et al. 2025, "DiVeQ: differentiable
@@ -66,6 +72,3 @@ def diveq(z: Tensor, z_q: Tensor, std: float = DIVEQ_STD) -> Tensor:
 def _length(x: Tensor) -> Tensor:
     """Return the lengths (..., 1) of vectors (..., C), at least TINY."""
     return x.square().sum(-1, keepdim=True).clamp_min(TINY**2).sqrt()
-
-
-ESTIMATORS = {"straight_through": straight_through, "rotation": rotate, "diveq": diveq}

@@ -36,7 +36,8 @@ class GroupedVQ(StackedQuantizer):
         self, codebook_size: PositiveInt, dim: PositiveInt, *, groups: PositiveInt, combined: bool = False,
         **options: Any,
     ):
-        super().__init__(codebook_size, groups, combined)
+        super().__init__()
+        self.stack(codebook_size, groups, combined)
         if dim % groups:
             raise ValueError(f"groups: {groups} do not divide dim: {dim} channels: choose others")
         self.dim = dim

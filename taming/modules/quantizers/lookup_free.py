@@ -93,7 +93,7 @@ class LFQ(Quantizer):
             bits = z > 0  #                                               (B, h, w, C)
             codes = self.bits_to_codes(bits).float()
             loss = torch.stack([*self.loss_terms(z, codes).values()]).sum()
-            z_q = estimate(z, codes, self.estimator)
+            z_q = estimate(z, codes, self.estimator, self.training)
             z_q = self.project_out(z_q.to(dtype)).movedim(-1, 1)  #       (B, D, h, w)
         return z_q, loss, QuantizerInfo(None, None, bits_to_indices(bits, self.bit_order))
 

@@ -90,7 +90,8 @@ class MultiScaleResidualVQ(VectorQuantizer2):
                 total = total + self._enlarge(F.embedding(indices[-1], codes), level, z.shape[2:])
                 losses.append(self._loss(z, total))
             loss = torch.stack(losses).mean()
-            z_q = estimate(z.movedim(1, -1), total.movedim(1, -1), self.estimator).movedim(-1, 1)
+            channels_last = z.movedim(1, -1), total.movedim(1, -1)
+            z_q = estimate(*channels_last, self.estimator, self.training).movedim(-1, 1)
             z_q = z_q.to(self.embedding.weight.dtype)
         if self.training:
             latents, chosen = torch.cat(rows), torch.cat([grid.flatten() for grid in indices])

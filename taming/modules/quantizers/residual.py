@@ -36,7 +36,8 @@ class ResidualVQ(StackedQuantizer):
         self, codebook_size: PositiveInt, dim: PositiveInt, *, num_quantizers: PositiveInt,
         shared: bool = False, combined: bool = False, **options: Any,
     ):
-        super().__init__(codebook_size, num_quantizers, combined)
+        super().__init__()
+        self.stack(codebook_size, num_quantizers, combined)
         self.dim = dim
         books = [VQ(codebook_size, dim, **options) for _ in range(1 if shared else num_quantizers)]
         self.codebooks = nn.ModuleList(books)

@@ -60,7 +60,7 @@ class SimVQ(Quantizer):
             fixed = F.embedding(indices, self.frozen_codebook)  #              (N, C')
             e = F.linear(fixed.float(), weight.float()).view(z.shape)  #       with a gradient to W
             loss = F.mse_loss(e, z.detach()) + self.beta * F.mse_loss(z, e.detach())
-            z_q = estimate(z, e, self.estimator).to(weight.dtype).movedim(-1, 1)
+            z_q = estimate(z, e, self.estimator, self.training).to(weight.dtype).movedim(-1, 1)
         return z_q, loss, QuantizerInfo(None, None, indices.view(z.shape[:-1]))
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:

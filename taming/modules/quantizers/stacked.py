@@ -13,20 +13,25 @@ MAX_COMBINED = 1 << 24  # combined indices whose use can still be counted, and w
 
 
 class StackedQuantizer(Quantizer):
-    """What quantizers share that choose `count` of K codes at each place.
+    """What quantizers share that choose several codes at each place.
 
-    Args:
-        size: number of codes K of each.
+    Attributes:
+        size: number of codes K to choose from.
         count: number of codes at a place.
-        combined: one index at each place, in [0, K^count), whose lowest digit is the first code. False gives
-            a grid of codes for each, that is `count` levels.
-
-    Raises:
-        ValueError: more combined indices than can be counted.
+        combined: there is one index at each place, in [0, K^count), whose lowest digit is the first code.
+            Otherwise there is a grid of codes for each, that is `count` levels.
     """
 
-    def __init__(self, size: int, count: int, combined: bool):
-        super().__init__()
+    size: int
+    count: int
+    combined: bool
+
+    def stack(self, size: int, count: int, combined: bool) -> None:
+        """Set the attributes.
+
+        Raises:
+            ValueError: more combined indices than can be counted.
+        """
         if combined and size**count > MAX_COMBINED:
             raise ValueError(
                 f"combined: {size} codes, {count} at each place, are {size}^{count} indices, more than "

@@ -99,7 +99,7 @@ class VQ(VectorQuantizer2):
             indices = nearest_code(rows, codes)  #                        (N,)
             z_q = F.embedding(indices, codes).view(z.shape)  #            (B, h, w, C)
             loss = torch.stack([*self.loss_terms(z, z_q, codes).values()]).sum()
-            z_q = estimate(z, z_q, self.estimator)
+            z_q = estimate(z, z_q, self.estimator, self.training)
             z_q = self.project_out(z_q.to(dtype)).movedim(-1, 1)  #       (B, D, h, w)
         result = z_q, loss, QuantizerInfo(None, None, indices.view(z.shape[:-1]))
         return result, rows, torch.where(is_finite(rows), indices, self.n_e)
@@ -107,6 +107,8 @@ class VQ(VectorQuantizer2):
     def codes(self) -> Tensor:
         """Return the codes (K, C), float32, as they are compared with latents."""
         codes = self.embedding.weight.float()
+        if self.training and (self.revive_after is not None or isinstance(self.embedding, EmbeddingEMA)):
+            codes = codes.clone()  # `learn` moves codes before the backward pass, which needs the old ones
         return F.normalize(codes, dim=-1) if self.l2_normalize else codes
 
     def loss_terms(self, z: Tensor, z_q: Tensor, codes: Tensor) -> dict[str, Tensor]:
