@@ -4,6 +4,7 @@
     taming convert logs/RUN vqgan/                         a run directory, which has its config
     taming convert vqgan/ vqgan.ckpt                       back: torch.load reads it as it is
     taming convert logs/RUN vqgan/ --part first_stage_model    the tokenizer inside a transformer's run
+    taming convert c2i_B_256.pt llamagen/ --first-stage vq_ds16_c2i.pt    a published prior and its tokenizer
 
 The folder holds model.safetensors, which cannot hold code, and config.yaml. All commands take either form,
 and so do load_model and from_pretrained. The .ckpt has the keys state_dict, config and batches_seen. If
@@ -23,7 +24,8 @@ import argparse
 import logging
 
 from taming.checkpoint.convert import convert, extract
-from taming.cli.options import add_allow, path
+from taming.checkpoint.save import CONFIG_NAME, WEIGHTS_NAME, save_exported
+from taming.cli.options import add_allow, path, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("submodel", metavar="PART", nargs="?", help="the same as --part PART, as in 2021")
     add("--part", metavar="PART", help="take this part out of the model, first_stage_model for instance")
     parser.set_defaults(default_part=None)  # scripts/extract_submodel.py has another one
+    add("--first-stage", metavar="FILE", type=path, help="the tokenizer of IN, a prior that is published "
+        "alone: OUT holds both")
+    add("--size", type=size, metavar="HxW", help="with --first-stage: of the images in pixels, 384x384 for "
+        "instance; default: that of the prior")
     add("--config", metavar="YAML", type=path, help="config of the whole model, if IN does not have it")
     add("--no-ema", dest="ema", action="store_false", help="the trained weights, not their averages")
     add_allow(parser)
@@ -46,10 +52,20 @@ def run(options: argparse.Namespace) -> None:
     if len(named) > 1:
         raise ValueError(f"two parts are named: {' and '.join(named)}")
     part = named[0] if named else options.default_part
-    if part is None:
+    if options.size is not None and options.first_stage is None:
+        raise ValueError("--size is that of a prior with its tokenizer: give --first-stage, or leave it out")
+    if options.first_stage is not None:
+        from taming.inference.combine import combine  # Lightning takes seconds to import
+
+        if named or options.target.suffix:
+            raise ValueError(f"--first-stage writes a whole model to a folder, not {part or options.target}")
+        model, config = combine(options.source, options.first_stage, size=options.size)
+        folder = save_exported(model, config, options.target)
+        files = [folder / WEIGHTS_NAME, folder / CONFIG_NAME]
+    elif part is None:
         files = convert(options.source, options.target, options.config, ema=options.ema)
     else:
         files = extract(options.source, options.target, part, options.config, ema=options.ema)
     for file in files:
-        origin = "" if part is None else f"{part} to "
+        origin = "" if part is None or options.first_stage else f"{part} to "
         print(f"written: {origin}{file} ({file.stat().st_size / 1e6:.1f} MB)")

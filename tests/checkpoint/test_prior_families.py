@@ -10,12 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from taming.checkpoint import load_model
 from taming.checkpoint.families import identify
+from taming.checkpoint.save import save_exported
+from taming.cli import command
 from taming.config import instantiate_from_config
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.priors.llama import Llama
 from taming.modules.priors.rar import RAR
 from taming.sampling import SamplingOptions
 
+convert = command("convert")
 GOLDEN = Path(__file__).parents[1] / "golden"
 LAYOUTS = json.loads(gzip.decompress((GOLDEN / "published_priors.json.gz").read_bytes()))
 SIZES = {  # blocks, heads, channels, side of the grid, values: from the publications
@@ -148,3 +151,44 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         first = {**FIRST, "params": FIRST["params"] | {"n_embed": codes}}
         with pytest.raises(ValueError, match=message):
             Net2NetTransformer(identify(state).model, first, CLASSES, cond_stage_key="class_label")
+
+
+def tokenizer(folder, codes=12):
+    model = instantiate_from_config({**FIRST, "params": FIRST["params"] | {"n_embed": codes}})
+    return save_exported(model, {"model": {**FIRST, "params": FIRST["params"] | {"n_embed": codes}}}, folder)
+
+
+@pytest.mark.parametrize("make", [llamagen, rar])
+def test_prior_and_tokenizer_become_a_model(make, tmp_path, capsys):
+    """The grid of LlamaGen's file is a guess, 16x16 codes; that of RAR is in the file."""
+    alone, state = make()
+    torch.save(state, tmp_path / "prior.bin")
+    first = tokenizer(tmp_path / "vq")
+    words = [] if make is rar else ["--size", "16x16"]
+    out = tmp_path / "whole"
+    assert convert([str(tmp_path / "prior.bin"), str(out), "--first-stage", str(first), *words]) == 0
+    assert "written" in capsys.readouterr().out
+    model, config, _ = load_model(out, Net2NetTransformer)
+    assert model.null_token == 7 and model.cond_stages[0].vocab_size == 7 and model.latent_shape() == (8, 8)
+    loaded = model.transformer.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in alone.state_dict().items())
+    c = model.encode_conditions(torch.tensor([2]))
+    image = model.generate(c, SamplingOptions(guidance=3.0, guidance_schedule="cosine", seed=1))
+    assert image.shape == (1, 3, 16, 16) and "ckpt_path" not in str(config)
+
+
+def test_what_does_not_combine_is_said(tmp_path, capsys):
+    _, state = rar()
+    torch.save(state, tmp_path / "prior.bin")
+    prior, first, other = tmp_path / "prior.bin", tokenizer(tmp_path / "vq"), tokenizer(tmp_path / "vq9", 9)
+    for words, message in (
+        ([prior, "--first-stage", other], "vocab_size: 12 of the transformer, but the first stage has 9"),
+        ([prior, "--first-stage", prior], "is a RAR, not a tokenizer"),
+        ([first, "--first-stage", first], "is a VQModel, not a prior"),
+        ([prior, "--first-stage", first, "--size", "32x32"], "pos_embed"),
+        ([prior, "--first-stage", first, "--part", "transformer"], "writes a whole model to a folder"),
+        ([prior, "--size", "32x32"], "give --first-stage, or leave it out"),
+    ):
+        assert convert([str(words[0]), str(tmp_path / "out"), *map(str, words[1:])]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
