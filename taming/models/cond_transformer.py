@@ -242,6 +242,7 @@ class Net2NetTransformer(ImageModel):
 
     def codes_loss(self, codes: Tensor, parts: list[Tensor]) -> Tensor:
         """Return the loss, (), of codes (B, N), in the permuter's order, given tokens (B, M_i) each."""
+        self.transformer.set_batches_seen(self.batches_seen)
         condition = torch.cat(self._dropped(parts), dim=1)  # (B, M)
         return self.transformer.loss(codes, condition, inputs=self._replaced(codes))
 
@@ -259,7 +260,6 @@ class Net2NetTransformer(ImageModel):
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         """Take one step of the transformer: encode, predict each code from those before it, step, count."""
-        self.transformer.set_batches_seen(self.batches_seen)
         loss = self.shared_step(batch, batch_idx)
         self.check_finite({"train/loss": loss}, batch_idx)
         self.manual_backward(loss / self.accumulate_grad_batches)

@@ -99,6 +99,15 @@ def test_heads_that_are_not_in_the_file_are_given(tmp_path):
     assert model.head_dim == 12 and model.block_size == 16
 
 
+def test_a_prior_over_text_is_named(tmp_path):
+    _, state = llamagen()
+    del state["cls_embedding.embedding_table.weight"]
+    state["cls_embedding.cap_proj.fc1.weight"] = torch.zeros(64, 2048)
+    torch.save(state, tmp_path / "t2i.pt")
+    with pytest.raises(ValueError, match="conditioned on text, by features of T5.*take one .* classes"):
+        load_model(tmp_path / "t2i.pt")
+
+
 DDCONFIG = dict(
     double_z=False, z_channels=4, resolution=16, in_channels=3, out_ch=3, ch=8, ch_mult=[1, 1],
     num_res_blocks=1, attn_resolutions=[], dropout=0.0, num_groups=4,

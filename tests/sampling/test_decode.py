@@ -32,10 +32,10 @@ def sample_naively(model, prefix, steps, numbers=None, **filters):
     for step in range(steps):
         logits = model(tokens)[0][:, -1]
         if numbers is None:
-            drawn = logits.argmax(-1)
+            sampled = logits.argmax(-1)
         else:
-            drawn = sample_from(filter_logits(logits, **filters), numbers[:, step])
-        tokens = torch.cat((tokens, drawn[:, None]), dim=1)
+            sampled = sample_from(filter_logits(logits, **filters), numbers[:, step])
+        tokens = torch.cat((tokens, sampled[:, None]), dim=1)
     return tokens[:, prefix.shape[1] :]
 
 
@@ -71,7 +71,7 @@ def test_tokens_are_those_without_a_cache(n_unmasked):
     rows = [torch.rand(steps, dtype=torch.float64, generator=g) for g in image_generators(7, range(3))]
     want = sample_naively(model, prefix, steps, torch.stack(rows), **filters)
     assert torch.equal(got, want)
-    assert len(got.unique()) > 5  # they are drawn, not constant
+    assert len(got.unique()) > 5  # they are sampled, not constant
 
 
 def test_an_image_does_not_depend_on_its_batch(gpt):
@@ -110,7 +110,7 @@ def test_without_a_generator_the_global_numbers_count(gpt):
     assert not torch.equal(first, second)
 
 
-def test_only_codes_of_the_first_stage_are_drawn(gpt):
+def test_only_codes_of_the_first_stage_are_sampled(gpt):
     prefix = torch.randint(V, (8, 1))
     assert sample_tokens(gpt, prefix, 12).max() >= 5
     assert sample_tokens(gpt, prefix, 12, codebook_size=5).max() < 5
@@ -153,8 +153,8 @@ def test_settings_may_change_from_step_to_step_and_image_to_image(gpt):
     for step in range(steps):
         with torch.no_grad():
             logits = gpt(tokens)[0][:, -1] / temperatures[step, :, None]
-        drawn = sample_from(filter_logits(logits, min_p=min_p), numbers[:, step])
-        tokens = torch.cat((tokens, drawn[:, None]), dim=1)
+        sampled = sample_from(filter_logits(logits, min_p=min_p), numbers[:, step])
+        tokens = torch.cat((tokens, sampled[:, None]), dim=1)
     got = sample_tokens(
         gpt, prefix, steps, temperature=lambda step: temperatures[step], min_p=min_p,
         generator=image_generators(7, range(3)),

@@ -1,4 +1,4 @@
-"""Filters and draws against naive versions, and against the probabilities that they stand for."""
+"""Filters and samples against naive versions, and against the probabilities that they stand for."""
 
 import pytest
 import torch
@@ -123,10 +123,10 @@ def test_draw_is_the_inverse_of_the_cumulative_distribution():
     assert sample_from(torch.tensor([[0.0, 1.0]]).log(), torch.zeros(1)).tolist() == [1]
 
 
-def test_frequencies_of_draws_are_the_probabilities():
+def test_frequencies_of_samples_are_the_probabilities():
     logits, n = torch.tensor([1.0, 0.0, -1.0, 2.0, -torch.inf, 0.5]), 20_000
-    drawn = sample_from(logits.expand(n, -1), torch.rand(n, dtype=torch.float64))
-    counts = drawn.bincount(minlength=6).double()
+    sampled = sample_from(logits.expand(n, -1), torch.rand(n, dtype=torch.float64))
+    counts = sampled.bincount(minlength=6).double()
     expected = logits.double().softmax(-1) * n
     assert counts[4] == 0
     possible = expected > 0

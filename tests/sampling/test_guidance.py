@@ -64,8 +64,8 @@ def guided_naively(model, prefix, null, steps, scales, numbers):
     for step in range(steps):
         given, free = (model(torch.cat((first, codes), 1))[0][:, -1] for first in (prefix, null))
         scale = scales[step][:, None]
-        drawn = sample_from(torch.where(scale == 1, given, free + scale * (given - free)), numbers[:, step])
-        codes = torch.cat((codes, drawn[:, None]), dim=1)
+        sampled = sample_from(torch.where(scale == 1, given, free + scale * (given - free)), numbers[:, step])
+        codes = torch.cat((codes, sampled[:, None]), dim=1)
     return codes
 
 
@@ -183,7 +183,7 @@ def test_a_window_can_be_cancelled(gpt):
     assert torch.equal(codes[:10], whole.flatten()[:10]) and (codes[10:] == 0).all()
 
 
-def test_guidance_without_fitting_null_tokens_is_refused(gpt):
+def test_guidance_without_fitting_null_tokens_is_an_error(gpt):
     prefix, c = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 5, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match="guidance of 2.5 needs null tokens.*null_prefix="):
         sample_tokens(gpt, prefix, 4, guidance=2.5)

@@ -44,10 +44,10 @@ def draw_naively(model, c, numbers=None, window=WINDOW):
             before = codes[:, rows, columns].flatten(1)[:, : local[0] * window + local[1]]
             with torch.no_grad():
                 logits = model(torch.cat((c[:, rows, columns].flatten(1), before), dim=1))[0][:, -1]
-            drawn = logits.argmax(-1)
+            sampled = logits.argmax(-1)
             if numbers is not None:
-                drawn = sample_from(filter_logits(logits), numbers[:, i, j])
-            codes[:, i, j] = drawn
+                sampled = sample_from(filter_logits(logits), numbers[:, i, j])
+            codes[:, i, j] = sampled
     return codes
 
 
@@ -170,7 +170,7 @@ def test_a_class_or_start_token_needs_no_grid(gpt):
     assert torch.equal(sample_window(gpt, prefix, shape=(4, 4), window=4, greedy=True).flatten(1), flat)
 
 
-def test_only_the_first_stages_codes_are_drawn(gpt):
+def test_only_the_first_stages_codes_are_sampled(gpt):
     codes = sample_window(gpt, condition(5, 9), window=WINDOW, codebook_size=3)
     assert codes.max() == 2
 
@@ -189,7 +189,7 @@ def test_only_the_first_stages_codes_are_drawn(gpt):
     (dict(known=torch.zeros(1, 5, 6), mask=torch.ones(5, 6)), "nothing to sample"),
     (dict(known=torch.zeros(1, 5, 6), start=(5, 0)), "outside the grid of 5x6"),
 ])
-def test_what_cannot_be_drawn_is_said(gpt, arguments, message):
+def test_what_cannot_be_sampled_is_said(gpt, arguments, message):
     arguments = {"condition": torch.zeros(1, 5, 6), "window": WINDOW, **arguments}
     tensors = {key: v.long() if torch.is_tensor(v) else v for key, v in arguments.items()}
     with pytest.raises(ValueError, match=message):

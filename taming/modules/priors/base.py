@@ -45,7 +45,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def set_batches_seen(self, batches: int) -> None:
-        """Take the number of batches that were learned from, before each training step, for schedules."""
+        """Take the number of batches that were learned from, before each loss, for schedules of training."""
 
     def log_prob(self, codes: Tensor, condition: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Return log p of each code (B, N), in nats, 0 or less.
