@@ -7,10 +7,10 @@ from taming.checkpoint.load import (
     build_model,
     checkpoint_weights,
     config_of,
-    find_checkpoint,
+    fill_model,
     load_model,
-    read_checkpoint,
 )
+from taming.checkpoint.read import find_checkpoint, read_checkpoint
 from taming.checkpoint.save import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -23,6 +23,7 @@ from taming.checkpoint.state_dict import LoadReport, load_weights
 
 __all__ = [
     "CONFIG_NAME", "LOSS_WEIGHTS", "PERCEPTUAL_WEIGHTS", "WEIGHTS_NAME", "Config", "LoadReport",
-    "NoConfigError", "build_model", "checkpoint_weights", "config_of", "find_checkpoint", "load_model",
+    "NoConfigError", "build_model", "checkpoint_weights", "config_of", "fill_model", "find_checkpoint",
+    "load_model",
     "load_weights", "read_checkpoint", "save_exported", "without_ckpt_paths", "write_checkpoint",
 ]

@@ -11,15 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from taming.checkpoint.families import identify
 from taming.checkpoint.load import (
     NoConfigError,
     build_model,
     checkpoint_weights,
     config_of,
-    find_checkpoint,
     load_model,
-    read_checkpoint,
 )
+from taming.checkpoint.read import find_checkpoint, read_checkpoint
 from taming.checkpoint.save import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -62,9 +62,10 @@ def extract(
 ) -> list[Path]:
     """Write one part of a model, `first_stage_model` for instance, to a file or folder; give the files.
 
-    The part's config is cut out of the whole one: `params.first_stage_config`. To a file the part may go
-    without a config, if there is none; then it is not looked at any closer. A class that is not here can be
-    cut out of its file as well, since only the part is built, and only for a folder. `ema`: see `convert`.
+    The part's config is cut out of the whole one: `params.first_stage_config`. Where there is none, that of a
+    published tokenizer follows from its names and shapes. To a file the part may go without a config, if
+    there is none; then it is not looked at any closer. A class that is not here can be cut out of its file as
+    well, since only the part is built, and only for a folder. `ema`: see `convert`.
 
     Raises:
         FileNotFoundError: there is no `source`.
@@ -82,6 +83,9 @@ def extract(
     section = _config_of_part(checkpoint, file, name, config)
     if len(files) == 1:
         write_checkpoint(_content(part, section), target)
+    elif section is None and (published := identify(part)) is not None:
+        section = OmegaConf.create({"model": published.model})
+        save_exported(build_model(section, part, f"{name} of {file}"), section, target)
     elif section is None:
         raise ValueError(
             f"no config for {name} of {file}: name the YAML file of the whole model (--config), or write to "

@@ -1,8 +1,8 @@
 """Read files of torch.save and safetensors: their structure first, and the bytes of tensors that are wanted.
 
-Three formats: the zip file that torch writes since version 1.6, the stream of pickles before it, and
-safetensors. Tensors are read into memory of their own, and compared with the CRC-32 where the file has one,
-or they are mapped.
+Four formats: the zip file that torch writes since version 1.6, the stream of pickles before it, safetensors,
+and flax's msgpack. Tensors are read into memory of their own, and compared with the CRC-32 where the file has
+one, or they are mapped.
 """
 
 import io
@@ -20,12 +20,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from taming.checkpoint.msgpack import read_arrays
 from taming.checkpoint.pickles import STORAGES, ForbiddenNameError, StoredBytes, StoredTensor, unpickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in a file of torch before 1.6
 MAX_PICKLE = 1 << 26  # bytes
 MAX_HEADER = 1 << 25  # bytes of a safetensors header, or of a zip file's list of entries
+PROGRAM = "/code/__torch__"  # is in the names of entries of TorchScript's files
 CHUNK = 1 << 20  # bytes that are read and summed at a time, while they are in the processor's cache
 CHECKSUMS, DECLARED = "crc32", "checksums"  # our entries in the metadata of a safetensors file
 SAFETENSORS_DTYPES = {
@@ -72,6 +74,8 @@ class TensorFile:
         """
         if self.path.suffix == ".safetensors":
             return self._read_safetensors()
+        if self.path.suffix == ".msgpack":
+            return {"state_dict": read_arrays(self._file, self.size)}, {}
         is_zip = self._file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         self._file.seek(0)
         return self._read_zip() if is_zip else self._read_stream(), {}
@@ -136,6 +140,12 @@ class TensorFile:
         """List the entries of a zip file by name; they must be stored uncompressed, each name once."""
         with zipfile.ZipFile(_Limited(self._file, self.size)) as archive:  # type: ignore[call-overload]
             listed = archive.infolist()
+        if any(PROGRAM in entry.orig_filename for entry in listed):
+            raise FormatError(
+                "it is a TorchScript program, as Cosmos' encoder.jit, decoder.jit and autoencoder.jit are: "
+                "code that would run here, not weights by name. Load it with torch.jit.load in a program of "
+                "its own if you trust it, or take a tokenizer of docs/checkpoints.md"
+            )
         found: dict[str, StoredBytes] = {}
         for entry in listed:
             name = entry.orig_filename

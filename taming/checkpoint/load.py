@@ -1,13 +1,14 @@
-"""Find a checkpoint, read it without running anything in it, load it into a model completely or not at all.
+"""Load a checkpoint into a model, completely or not at all.
 
-A checkpoint comes from a stranger, and a pickle is code: it is read as data (see
-`taming.checkpoint.pickles`). Its config may build models only. Loading is strict, and reports by name what it
+A checkpoint comes from a stranger: it is read as data (see `taming.checkpoint.read`), and its config may
+build models only. Published checkpoints of other projects need no config: they are known by the names and
+shapes of their tensors (see `taming.checkpoint.families`). Loading is strict, and reports by name what it
 leaves out.
 """
 
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -17,26 +18,12 @@ from torch import Tensor, nn
 
 from taming.checkpoint.deferred_init import DeferredInit, memory_limit
 from taming.checkpoint.families import Published, identify
-from taming.checkpoint.files import FormatError, TensorFile
 from taming.checkpoint.hub import fetch, is_hub_name
-from taming.checkpoint.pickles import (
-    Finisher,
-    ForbiddenNameError,
-    Placeholder,
-    StoredTensor,
-    module_tensors,
-)
-from taming.checkpoint.save import (
-    CONFIG_NAME,
-    LARGE,
-    WEIGHTS_NAME,
-    Config,
-    absolute_paths,
-    run_of,
-    without_ckpt_paths,
-)
-from taming.checkpoint.state_dict import load_weights, some_of
+from taming.checkpoint.read import CheckpointFile, find_checkpoint
+from taming.checkpoint.save import CONFIG_NAME, Config, without_ckpt_paths
+from taming.checkpoint.state_dict import LoadReport, load_weights, some_of
 from taming.config import (
+    ConfigError,
     get_obj_from_str,
     instantiate_from_config,
     is_foreign,
@@ -60,99 +47,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 class NoConfigError(ValueError):
     """Nothing says what the model of a checkpoint is; the message lists the places."""
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint file that a path stands for: a file, a run directory, or an exported folder.
-
-    Of a run directory it is `checkpoints/last.ckpt`, else the newest `checkpoints/*.ckpt`; of an exported
-    folder `model.safetensors`.
-
-    Raises:
-        FileNotFoundError: there is none; the message lists what was looked for.
-        ValueError: it is a pipe or a device.
-    """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: there is no such file or folder")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a pipe or a device, not a file")
-    by_age = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
-    for candidate in (path / "checkpoints" / "last.ckpt", *reversed(by_age), path / WEIGHTS_NAME):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"no checkpoint in {path}: looked for checkpoints/last.ckpt and checkpoints/*.ckpt (a run directory) "
-        f"and for {WEIGHTS_NAME} (an exported folder); give such a folder, or a checkpoint file itself"
-    )
-
-
-def read_checkpoint(
-    path: str | Path,
-    map_location: str | torch.device = "cpu",
-    *,
-    mmap: bool = False,
-    tensors: Collection[str] | None = None,
-) -> dict[str, Any]:
-    """Read a checkpoint file into a dict with at least the key `state_dict`; nothing in it is executed.
-
-    Takes Lightning checkpoints of today and of 2020-21, bare state dicts, safetensors, and the pickled
-    networks of DALL-E. Tensors get memory of their own, and are compared with the file's checksums.
-
-    Args:
-        path: the file.
-        map_location: device for the tensors.
-        mmap: leave tensors in the file until they are used, without comparing checksums. Writing to the file
-            while they are in use ends the process; replacing it by another one does not.
-        tensors: the entries whose tensors are wanted, `("state_dict",)` for instance; those of others are on
-            the meta device, shapes without data. None stands for all.
-
-    Raises:
-        ValueError: the file is empty, damaged, not a checkpoint, or asks for code; the message says which.
-    """
-    path = Path(path).expanduser()
-
-    def data(stored: StoredTensor) -> Tensor:
-        return file.tensor(stored).to(map_location)
-
-    def shape_only(stored: StoredTensor) -> Tensor:
-        return torch.empty_strided(stored.shape, stored.stride, dtype=stored.dtype, device="meta")
-
-    with TensorFile(path, mmap) as file:
-        if file.size == 0:
-            raise ValueError(f"{path} is empty (0 bytes): it was not written completely; get it again")
-        try:
-            content, metadata = file.structure()
-            content = _as_checkpoint(content)
-            finishers = {wanted: Finisher(data if wanted else shape_only) for wanted in (True, False)}
-            found = {
-                key: finishers[tensors is None or key in tensors].finish(value)[0]
-                for key, value in content.items() if isinstance(key, str)
-            }
-        except ForbiddenNameError as error:
-            names = ", ".join(error.names[:5]) + (", ..." if len(error.names) > 5 else "")
-            raise ValueError(
-                f"{path} asks for {names}, which weights do not need and which could run code here, so "
-                "nothing was loaded. Get the weights as .safetensors, or as a file that holds tensors, "
-                "numbers and strings only"
-            ) from error
-        except FormatError as error:
-            raise ValueError(f"{path} is not a checkpoint: {error}") from error
-        except (PermissionError, MemoryError):
-            raise
-        except Exception as error:  # damaged or hostile bytes can be the cause of any
-            raise ValueError(
-                f"{path} is truncated, damaged or not a checkpoint ({one_line(error)}); get it again and "
-                "compare its size"
-            ) from error
-    _check_entries(found["state_dict"], path)
-    step = str(metadata.get("step"))
-    if step.isdecimal() and len(step) < 16:
-        found["batches_seen"] = int(step)
-    run = run_of(path)
-    return {key: value if key in LARGE else absolute_paths(value, run) for key, value in found.items()}
 
 
 def checkpoint_weights(checkpoint: Mapping[str, Any], ema: bool = True) -> dict[str, Tensor]:
@@ -216,12 +110,26 @@ def load_model(
     if is_hub_name(path):
         path = fetch(str(path), revision=revision, token=token, cache_dir=cache_dir)
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file, mmap=mmap, tensors=("state_dict", "ema"))
-    weights = checkpoint_weights(checkpoint, ema)
-    published = identify(weights)
-    found = config_of(checkpoint, file, config, published)
-    state = published.state if published else weights
-    model: Any = build_model(found, state, str(file), cls)
+    with CheckpointFile(file, mmap=mmap) as opened:
+        shapes = opened.read(tensors=())
+        problem: ValueError | None = None
+        for found, published in _configs(shapes, file, config):
+            part = published.part if published else ""
+            is_there = any(key.startswith(part) for key in shapes["state_dict"])
+            checkpoint = opened.read(tensors=("state_dict", "ema"), prefix=part if is_there else "")
+            try:
+                model: Any = build_model(found, checkpoint_weights(checkpoint, ema), str(file), cls)
+                break
+            except ValueError as error:  # of a config beside the file, which may be that of another file
+                problem = problem or error
+        else:
+            assert problem is not None  # there is at least one config
+            raise problem
+    if problem is not None:
+        logger.warning(
+            "the config beside %s is not used, but what names and shapes of its tensors say: %s", file,
+            problem,
+        )
     counts = checkpoint.get("batches_seen"), checkpoint.get("global_step")
     step = next((count for count in counts if isinstance(count, int) and count > 0), 0)
     if hasattr(model, "batches_seen"):
@@ -230,46 +138,94 @@ def load_model(
 
 
 def config_of(
-    checkpoint: Mapping[str, Any], path: str | Path, config: str | Path | Config | None = None,
-    published: Published | None = None,
+    checkpoint: Mapping[str, Any], path: str | Path, config: str | Path | Config | None = None
 ) -> DictConfig:
     """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
 
     In this order: `config`; the checkpoint's key `config`, with the section `data` of the run directory,
     whose paths are those of this machine; in a run directory its `configs/*.yaml`, merged in the order of
     their names; beside the file `config.yaml`, or the file's own name with `.yaml`; that of the family whose
-    names and shapes the file's tensors have.
+    names and shapes the file's tensors have. Of a published checkpoint, configs inside and beside it that are
+    not of this package count for nothing.
 
     Raises:
         NoConfigError: there is none of these.
-        ValueError: it has no section `model`, or see `load_config`.
+        ValueError: it has no section `model`, or see `load_config`; of a published checkpoint, no model of
+            this package can be of its kind or sizes.
     """
-    path = Path(path)
+    return next(_configs(checkpoint, Path(path), config))[0]
+
+
+def _configs(
+    checkpoint: Mapping[str, Any], path: Path, config: str | Path | Config | None
+) -> Iterator[tuple[DictConfig, Published | None]]:
+    """Yield the config of a checkpoint, and for one beside its file also that of its family; see `config_of`.
+
+    The latter comes with its `Published`.
+    """
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     beside = [path.with_name(CONFIG_NAME), path.with_suffix(".yaml")]
     files = sorted(run.glob("configs/*.yaml"))
+    published = identify(checkpoint["state_dict"])
+    inside = checkpoint.get("config")
     if isinstance(config, str | Path):
-        found, origin = load_config(config), str(config)
-    elif config is not None:
-        found, origin = safe_config(config, "the given config"), "the given config"
-    elif isinstance(checkpoint.get("config"), dict):
+        yield _with_model(load_config(config), str(config)), None
+        return
+    if config is not None:
+        yield _with_model(safe_config(config, "the given config"), "the given config"), None
+        return
+    if isinstance(inside, dict) and (published is None or _names_model(inside)):
         origin = f"the config inside {path}"
-        found = safe_config(checkpoint["config"], origin)
+        found = safe_config(inside, origin)
         if "data" in found and files:
             found.data = load_config(files).get("data", found.data)
-    elif files := files or [file for file in beside if file.is_file()][:1]:
-        found, origin = load_config(files), ", ".join(map(str, files))
-    elif published is not None:
-        found, origin = OmegaConf.create({"model": published.model}), published.family.name
-    else:
+        yield _with_model(found, origin), None
+        return
+    if files:
+        yield _with_model(load_config(files), ", ".join(map(str, files))), None
+        return
+    near = next((file for file in beside if file.is_file()), None)
+    if near is not None and (published is None or _is_usable(near)):
+        yield _with_model(load_config(near), str(near)), None
+    if published is not None:
+        try:
+            yield OmegaConf.create({"model": published.model}), published
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    elif near is None:
         looked = ", ".join(map(str, (run / "configs" / "*.yaml", *beside)))
         raise NoConfigError(
-            f"no config for {path}: there is none inside it, and none of these exists: {looked}; "
+            f"no config for {path}: there is none inside it, and none of these exists: {looked}; its tensors "
+            f"are those of no published model that is known here, {_shapes(checkpoint['state_dict'])}; "
             "name the YAML file that it was trained with: load_model(path, config=...)"
         )
-    if not OmegaConf.is_dict(found.get("model")):
+
+
+def _with_model(config: DictConfig, origin: str) -> DictConfig:
+    if not OmegaConf.is_dict(config.get("model")):
         raise ValueError(f"{origin} has no section `model`; name another: load_model(path, config=...)")
-    return found
+    return config
+
+
+def _names_model(config: Mapping[str, Any] | DictConfig) -> bool:
+    """Tell whether a config has a section `model` with a target, as those of this package and of 2021 do."""
+    section = config.get("model")
+    return isinstance(section, Mapping | DictConfig) and isinstance(section.get("target"), str)
+
+
+def _is_usable(file: Path) -> bool:
+    """Tell whether a YAML file beside a published checkpoint names a model of ours."""
+    try:
+        config = load_config(file)
+        with models_only():
+            return _names_model(config) and inspect.isclass(get_obj_from_str(config.model.target))
+    except (ConfigError, OSError) as error:
+        logger.info("%s is not used: %s", file, error)
+        return False
+
+
+def _shapes(state: Mapping[str, Any]) -> str:
+    return some_of(f"{key} {tuple(value.shape)}" for key, value in state.items() if isinstance(value, Tensor))
 
 
 def build_model(
@@ -283,15 +239,16 @@ def build_model(
 
     Raises:
         ValueError: the config names no model, or none of the class `cls`; it does not build, or is far larger
-            than `state`; or `state` does not fit it (see `load_weights`).
+            than `state`; or `state` does not fit it (see `fill_model`).
     """
+    published = identify(state)
     with models_only(), torch.random.fork_rng(devices=[]):
         section = without_ckpt_paths(config).model
         target = get_obj_from_str(section.get("target"))
         if not (inspect.isclass(target) and issubclass(target, nn.Module)):
             raise ValueError(f"target {section.target} in the config of {source} is no torch module")
         if cls is not None and not issubclass(target, cls):
-            raise other_class(source, target, cls)
+            raise other_class(f"{source}{_by_names(published)}", target, cls)
         if is_foreign(OmegaConf.to_container(section)):
             model = instantiate_from_config(section)
             _fill(model, state, source)
@@ -312,10 +269,76 @@ def build_model(
         return model
 
 
+def fill_model(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, ignore: str | Sequence[str] = (),
+    optional: Sequence[str] = (), assign: bool = False,
+) -> LoadReport:
+    """Load a state dict into a model as `load_weights` does, also one with the names of another project.
+
+    Raises:
+        ValueError: see `load_weights`. Of a published checkpoint it says also what it is by its names, and
+            which arguments would fit its sizes.
+    """
+    published = identify(state)
+    options: Any = {"ignore": ignore, "optional": optional, "assign": assign}
+    try:
+        weights = state
+        if published is not None and _fitting(model, published.state) > _fitting(model, state):
+            weights = published.state
+        return load_weights(model, weights, source=source, **options)
+    except ValueError as error:
+        raise ValueError(f"{error}{_remedy(model, published)}") from error
+
+
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    load_weights(
+    fill_model(
         model, state, source=source, ignore=PERCEPTUAL_WEIGHTS, optional=LOSS_WEIGHTS, assign=True
     )
+
+
+def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """Count the tensors of a state dict that have the name and the shape of one of the model's."""
+    own = model.state_dict()
+    return sum(getattr(value, "shape", None) == own[key].shape for key, value in state.items() if key in own)
+
+
+def _by_names(published: Published | None) -> str:
+    return f" (by its names and shapes {published.family.name})" if published else ""
+
+
+def _remedy(model: nn.Module, published: Published | None) -> str:
+    """Say what a published checkpoint is that does not fit a model, and what it fits."""
+    if published is None:
+        return ""
+    try:
+        section = published.model
+    except ValueError as error:
+        return f". By its names it is {published.family.name}: {error}"
+    target = get_obj_from_str(section["target"])
+    found = f". By its names and shapes it is {published.family.name}"
+    if not isinstance(model, target):
+        return f"{found}, a {target.__name__}: load_model builds it from the file alone"
+    given = _own_config(model).get("model", {}).get("params", {})
+    wanted = _differences(section["params"], given)
+    return f"{found}, which these arguments fit: {', '.join(wanted)}" if wanted else found
+
+
+def _own_config(model: nn.Module) -> dict[str, Any]:
+    """Return the config that a model was built with, where it remembers it."""
+    config: Any = getattr(model, "pretrained_config", dict)
+    return config()
+
+
+def _differences(wanted: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List arguments, as `name=value`, that differ from those given; the loss is no matter of sizes."""
+    found = []
+    for key, value in wanted.items():
+        other = given.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            found += _differences(value, other, f"{prefix}{key}.")
+        elif value != other and key not in ("lossconfig", "resolution", "attn_resolutions"):
+            found.append(f"{prefix}{key}={value}")
+    return found
 
 
 def _size(value: Any) -> int:
@@ -329,25 +352,3 @@ def other_class(source: str, found: type, cls: type) -> ValueError:
         f"{source} holds a {names[0]}, not a {names[1]}: call {found.__name__}.from_pretrained, or "
         "load_model without cls, which takes any"
     )
-
-
-def _as_checkpoint(content: Any) -> dict[Any, Any]:
-    """Return what a file holds if it is a checkpoint; a bare state dict, or a whole module, as one."""
-    if (tensors := module_tensors(content)) is not None:
-        return {"state_dict": tensors}
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        return content
-    if isinstance(content, dict) and content and {*map(type, content.values())} == {StoredTensor}:
-        return {"state_dict": content}
-    kind = "Tensor" if isinstance(content, StoredTensor) else type(content).__name__
-    found = f"keys: {some_of(content)}" if isinstance(content, dict) else f"a {kind}"
-    raise FormatError(f"there is no state_dict in it (it holds {found})")
-
-
-def _check_entries(state: Mapping[Any, Any], path: Path) -> None:
-    """Raise unless keys are names, and tensors are ordinary ones, which a module can take over."""
-    for key, value in state.items():
-        unusual = isinstance(value, Placeholder)
-        if not isinstance(key, str) or unusual:
-            kind = "a tensor without data, or a sparse one" if unusual else "no name of a weight"
-            raise ValueError(f"{path} is not a checkpoint of weights: {key!r} in its state_dict is {kind}")

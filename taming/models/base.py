@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taming.checkpoint import checkpoint_weights, find_checkpoint, load_weights, read_checkpoint
-from taming.checkpoint.families import identify
+from taming.checkpoint import checkpoint_weights, fill_model, find_checkpoint, read_checkpoint
 from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
 from taming.models.averages import WeightAverages
@@ -419,12 +418,8 @@ class ImageModel(Pretrained, pl.LightningModule):
         of its weights, these are taken.
         """
         state = checkpoint_weights(read_checkpoint(find_checkpoint(path), tensors=("state_dict", "ema")))
-        published = identify(state)
         # a stage that is only used has no loss, and an old one's loss holds networks that are kept apart now
-        load_weights(
-            self, published.state if published else state, source=str(path), ignore=ignore_keys,
-            optional=("loss.",),
-        )
+        fill_model(self, state, source=str(path), ignore=ignore_keys, optional=("loss.",))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["batches_seen"] = self.batches_seen

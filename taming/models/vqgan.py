@@ -140,12 +140,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
 
         Without gradients, in eval mode, large ones are decoded in tiles: see `decode_memory`.
         """
-        if isinstance(code_b, Tensor) and code_b.ndim == 2:
-            side = math.isqrt(code_b.shape[1])
-            if side * side != code_b.shape[1]:
-                raise ValueError(f"{code_b.shape[1]} indices form no square grid: give them as (B, h, w)")
-            code_b = code_b.view(-1, side, side)
-        latents = self.post_quant_conv(self.codes_to_latents(code_b))  # (B, z_channels, h, w)
+        latents = self.post_quant_conv(self.codes_to_latents(as_grid(code_b)))  # (B, z_channels, h, w)
         return tiled.decode(self.decoder, latents, self.decode_memory)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +195,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         x = self.get_images(batch)  #                                               (B, C, H, W)
         z = self.encode_to_prequant(x)  #                                           (B, embed_dim, h, w)
         z_q, codebook_loss, _ = self.quantize(z)  #                                 (B, embed_dim, h, w), ()
-        rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
+        rec = self.decode(z_q)  #                                                   (B, C, H, W)
 
         step, last_layer = self.batches_seen, self.get_last_layer()
         ae_loss, log = self.loss(codebook_loss, x, rec, 0, step, last_layer=last_layer)  # eq. 4, 6 and 7
@@ -272,6 +267,16 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     ) -> Tensor:
         """Show images as they are, and maps of more channels, one a label, in fixed colours."""
         return x if x.shape[1] in (1, 3) else colorize(x)
+
+
+def as_grid(codes: Any) -> Any:
+    """Return codes (B, h, w), or a list of grids, as they are, and (B, N) of a square grid as (B, h, w)."""
+    if not isinstance(codes, Tensor) or codes.ndim != 2:
+        return codes
+    side = math.isqrt(codes.shape[1])
+    if side * side != codes.shape[1]:
+        raise ValueError(f"{codes.shape[1]} indices form no square grid: give them as (B, h, w)")
+    return codes.view(-1, side, side)
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Module:
@@ -366,7 +371,7 @@ class VQNoDiscModel(VQModel):
         """Take one step of the autoencoder."""
         x = self.get_images(batch)  #                                               (B, C, H, W)
         z_q, codebook_loss, _ = self.quantize(self.encode_to_prequant(x))  #        (B, embed_dim, h, w), ()
-        rec = self.decoder(self.post_quant_conv(z_q))  #                            (B, C, H, W)
+        rec = self.decode(z_q)  #                                                   (B, C, H, W)
         loss, log = self.loss(codebook_loss, x, rec, split="train")
         self.check_finite(log, batch_idx)
         self.manual_backward(loss / self.accumulate_grad_batches)

@@ -2,6 +2,7 @@
 
     first_stage_config: logs/2026-01-01T12-00-00_custom_vqgan       a run directory, checkpoint or export
     first_stage_config: {params: {ckpt_path: logs/*_custom_vqgan}}  the newest match that has a checkpoint
+    first_stage_config: vq_ds16_c2i.pt                              a published tokenizer: docs/checkpoints.md
 """
 
 from pathlib import Path
@@ -41,6 +42,8 @@ def complete_stage(key: str, stage: Any, config: DictConfig) -> DictConfig | dic
             return stage
         stage = OmegaConf.create({"params": {"ckpt_path": stage}})
     place = f"model.params.{key}"
+    if OmegaConf.is_dict(stage) and set(stage) == {"ckpt_path"}:
+        stage = OmegaConf.create({"params": stage})
     if not OmegaConf.is_dict(stage):
         raise ValueError(f"{place}: {stage!r} is no stage: write target and params, or a run directory")
     params = stage.get("params") or {}
@@ -74,6 +77,8 @@ def fill_stage(key: str, stage: Any, file: Path) -> dict[str, Any]:
     kept = {name: value for name, value in (trained.get("params") or {}).items() if name not in OF_TRAINING}
     if "lossconfig" in kept:
         kept["lossconfig"] = NO_LOSS
+    if "ddconfig" in given:
+        given["ddconfig"] = {**kept.get("ddconfig", {}), **given["ddconfig"]}
     return {"target": stage.get("target", trained["target"]), "params": {**kept, **given}}
 
 

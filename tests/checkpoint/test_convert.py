@@ -87,6 +87,18 @@ def test_a_file_of_2021_to_a_folder_and_back(tmp_path, caplog):
     assert (tmp_path / "back.ckpt").stat().st_size < 1.5 * size  # each tensor is there once
 
 
+def test_a_file_of_2021_needs_no_config(tmp_path):
+    """Names and shapes tell what it is, but for the size of images, which places the attention."""
+    convert(LEGACY, tmp_path / "vqgan")
+    model, config, _ = load_model(tmp_path / "vqgan")
+    raw = read_checkpoint(LEGACY)["state_dict"]
+    assert_equal(dict(model.state_dict()), {k: v for k, v in raw.items() if not k.startswith("loss.")})
+    found = OmegaConf.to_container(config.model.params)
+    assert (found["n_embed"], found["embed_dim"], config.model.target) == (48, 8, LEGACY_MODEL["target"])
+    sizes = ddconfig() | {"resolution": 256, "attn_resolutions": [64]}
+    assert {key: found["ddconfig"][key] for key in sizes} == sizes
+
+
 def test_a_checkpoint_loses_the_paths_of_others(whole, tmp_path):
     file, state = whole
     convert(file, tmp_path / "copy.ckpt")
@@ -117,8 +129,8 @@ def test_a_part_without_a_config_goes_into_a_file_only(whole, tmp_path):
     content = torch.load(tmp_path / "part.ckpt")
     assert list(content) == ["state_dict"]
     assert torch.equal(content["state_dict"]["quant_conv.bias"], state["first_stage_model.quant_conv.bias"])
-    with pytest.raises(ValueError, match=r"no config for first_stage_model .*--config.*\.ckpt"):
-        extract(tmp_path / "bare.ckpt", tmp_path / "part", "first_stage_model")
+    with pytest.raises(ValueError, match=r"no config for transformer .*--config.*\.ckpt"):
+        extract(tmp_path / "bare.ckpt", tmp_path / "part", "transformer")
     assert not (tmp_path / "part").exists()
     extract(tmp_path / "bare.ckpt", tmp_path / "part", "first_stage_model", config=transformer())
     assert type(load_model(tmp_path / "part")[0]) is VQModel
@@ -149,8 +161,9 @@ def test_what_is_not_there_is_named(whole, tmp_path):
         extract(whole[0], tmp_path / "part.ckpt", "decoder")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         convert("nowhere.ckpt", tmp_path / "x")
-    with pytest.raises(ValueError, match="no config for"):
-        convert(LEGACY, tmp_path / "x")
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"no config for .*no published model .*1 \(a \(2,\)\)"):
+        convert(tmp_path / "other.ckpt", tmp_path / "x")
     wrong = {"model": {**LEGACY_MODEL, "params": {**LEGACY_MODEL["params"], "n_embed": 64}}}
     for target in ("x", "x.ckpt"):
         with pytest.raises(ValueError, match=r"quantize\.embedding\.weight: file \(48, 8\), model \(64, 8\)"):

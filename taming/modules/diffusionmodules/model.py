@@ -139,13 +139,16 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        return x + self.attend(self.norm(x))
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Return what attention adds to a feature map, of its normalized values h (B, C, h, w)."""
+        height = h.shape[2]
         q, k, v = (rearrange(part(h), "b c h w -> b 1 (h w) c") for part in (self.q, self.k, self.v))
         # strided ones miss torch's fused kernel on a CPU, and the (h*w)**2 scores are kept
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h*w, C), scaled by C ** -0.5
-        h = rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2])
-        return x + self.proj_out(h)
+        return self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
 
 
 # ---- what encoders, decoders and U-Nets are built from
@@ -252,6 +255,7 @@ class _Shape:
     resolution: int | Sequence[int]
     attn_resolutions: Iterable[int]
     resamp_with_conv: bool
+    ch_in: int | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -267,9 +271,9 @@ class _Shape:
         return self.side // 2**i in self.attn_resolutions
 
     def down(self, blocks: _Blocks) -> nn.ModuleList:
-        """Return the levels from `ch` channels at full resolution to the lowest."""
-        levels = []
-        for i, (before, width) in enumerate(zip([self.ch, *self.widths], self.widths, strict=False)):
+        """Return the levels from `ch_in` channels at full resolution, `ch` by default, to the lowest."""
+        levels, befores = [], [self.ch_in or self.ch, *self.widths]
+        for i, (before, width) in enumerate(zip(befores, self.widths, strict=False)):
             level = DownLevel(blocks, [before] + [width] * self.num_res_blocks, self.attends(i))
             last = i == len(self.widths) - 1
             level.downsample = None if last else Downsample(width, self.resamp_with_conv)
@@ -320,6 +324,7 @@ class Encoder(nn.Module):
         attn_type: "vanilla", or "none" to leave out all attention, that of the lowest resolution too, as
             latent diffusion's vq-f4-noattn does.
         pixel_range: lowest and highest value of a pixel inside the network; images are in [-1, 1] outside.
+        ch_in: channels of the first convolution; `ch` when None.
         ignored: further arguments have no effect, as in 2021; a warning names them.
     """
 
@@ -328,7 +333,8 @@ class Encoder(nn.Module):
         num_res_blocks: NonNegativeInt, attn_resolutions: Iterable[int], dropout: Probability = 0.0,
         resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
         z_channels: PositiveInt, double_z: bool = True, num_groups: PositiveInt = 32,
-        attn_type: str = "vanilla", pixel_range: PixelRange = UNIT, **ignored: Any,
+        attn_type: str = "vanilla", pixel_range: PixelRange = UNIT, ch_in: PositiveInt | None = None,
+        **ignored: Any,
     ):
         super().__init__()
         if ignored:
@@ -337,9 +343,9 @@ class Encoder(nn.Module):
         self.resolution, self.in_channels, self.z_channels = resolution, in_channels, z_channels
         self.pixel_range, self.from_images = (pixel_range[0], pixel_range[1]), from_images(pixel_range)
         blocks = _Blocks(dropout, num_groups, attn_type)
-        shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv)
+        shape = _Shape(ch, ch_mult, num_res_blocks, resolution, attn_resolutions, resamp_with_conv, ch_in)
         width = shape.widths[-1]
-        self.conv_in = nn.Conv2d(in_channels, ch, kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, ch_in or ch, kernel_size=3, padding=1)
         self.down = shape.down(blocks)
         self.mid = _Middle(blocks, width, width)
         self.norm_out = Normalize(width, num_groups)
@@ -362,8 +368,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Map latents (B, z_channels, h, w) to images (B, out_ch, h*f, w*f); arguments as for `Encoder`.
 
-    `in_channels` and `double_z` are the encoder's, taken so that both halves share one `ddconfig`. With
-    `give_pre_end` the features before the last normalization are returned.
+    `in_channels`, `ch_in` and `double_z` are the encoder's, taken so that both halves share one `ddconfig`.
+    With `give_pre_end` the features before the last normalization are returned.
     """
 
     def __init__(
@@ -372,7 +378,7 @@ class Decoder(nn.Module):
         resamp_with_conv: bool = True, in_channels: PositiveInt, resolution: Resolution,
         z_channels: PositiveInt, give_pre_end: bool = False, double_z: bool = True,
         num_groups: PositiveInt = 32, attn_type: str = "vanilla", pixel_range: PixelRange = UNIT,
-        **ignored: Any,
+        ch_in: PositiveInt | None = None, **ignored: Any,
     ):
         super().__init__()
         if ignored:
