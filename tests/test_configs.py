@@ -83,10 +83,19 @@ def shrink(model: OmegaConf) -> None:
     if "disc_start" in loss:
         loss.update(disc_start=0, disc_ndf=8, disc_num_layers=2, perceptual_weight=0.0)
     if "transformer_config" in params:
-        small = dict(n_layer=1, n_head=2, n_embd=16)
-        if params.transformer_config.target.endswith(".PixelSNAIL"):
-            small = dict(n_block=1, n_res_block=1, n_head=2, channel=16, res_channel=8)
-        params.transformer_config.params.update(small)
+        shrink_prior(params.transformer_config)
+
+
+def shrink_prior(config: OmegaConf) -> None:
+    """Few channels and layers, in place, of a prior or of its parts."""
+    small = dict(n_layer=1, n_head=2, n_embd=16)
+    if config.target.endswith(".PixelSNAIL"):
+        small = dict(n_block=1, n_res_block=1, n_head=2, channel=16, res_channel=8)
+    if config.target.endswith(".HierarchicalPrior"):
+        small = {"bottom_window": [8, 8]} if "bottom_window" in config.params else {}
+        shrink_prior(config.params.top)
+        shrink_prior(config.params.bottom)
+    config.params.update(small)
 
 
 def batch_for(model: pl.LightningModule, config: OmegaConf, size: int = 2) -> dict:
@@ -182,7 +191,7 @@ def test_real_items_fit_the_model(path):
         if "transformer_config" in config.model.params:
             logits, target = model(*model.get_xc(batch))
             gpt = config.model.params.transformer_config.params
-            codes = math.prod(model.latent_shape())
+            codes = model.first_stage_model.num_codes(*model.first_stage_model.image_size)
             assert logits.shape == (2, codes, gpt.vocab_size)
             _, tokens = model.encode_to_c(model.get_xc(batch)[1])
             assert tokens.shape[1] + codes - 1 == model.transformer.block_size  # no more than is needed
@@ -222,9 +231,9 @@ def test_real_items_of_another_size_fit_the_model(path, size):
             assert made_of(model, model.get_input(batch, model.image_key)).shape[2:] == (height, width)
             return
         logits, _ = model(*model.get_xc(batch))
-        assert logits.shape[1] == (height // model.first_stage_model.factor) * (
-            width // model.first_stage_model.factor
-        )
+        first = model.first_stage_model
+        coarsest = (height // first.factor) * (width // first.factor)
+        assert logits.shape[1] == coarsest * (1 if first.levels == 1 else 1 + 4)  # the finer grid has four
 
 
 @each_config

@@ -17,7 +17,7 @@ from taming.eval.reconstruction import reconstruct
 from taming.images import from_uint8, to_uint8
 from taming.inference.encode import encode_dataset, header_of
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.tokenizer import Tokenizer
+from taming.models.tokenizer import Tokenizer, as_list, flatten_codes
 from taming.modules.conditioners import Conditioner
 from taming.modules.priors import Prior
 from taming.modules.quantizers import Quantizer, QuantizerInfo
@@ -147,6 +147,17 @@ def prior_config(name, condition):
     return {**config, "params": {**config["params"], **(LAYOUT if fixed else {})}}
 
 
+def of_two_levels(top, bottom, **params):
+    return {"target": "taming.modules.priors.hierarchical.HierarchicalPrior", "params": dict(
+        vocab_size=20, top=PRIORS[top], bottom=PRIORS[bottom]) | params}
+
+
+PRIORS_OF_TWO_LEVELS = {
+    "GPT, GPT": of_two_levels("GPT", "GPT"),
+    "PixelSNAIL, PixelSNAIL": of_two_levels("PixelSNAIL", "PixelSNAIL"),
+    "PixelSNAIL, GPT": of_two_levels("PixelSNAIL", "GPT"),
+    "GPT, GPT in a window": of_two_levels("GPT", "GPT", bottom_window=[2, 4]),
+}
 CONDITIONS = {
     "none": ("__is_unconditional__", "image"),
     "class": ({"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}}, "class_label"),
@@ -167,6 +178,9 @@ CONDITIONS = {
     ),
 }
 GRID_CONDITIONS = {"first stage", "coordinates", "label grid", "segmentation", "image", "several"}
+
+
+FINE = ("coordinates", "segmentation", "image", "several")  # grids of 4x6
 
 
 def build(config, **more):
@@ -366,13 +380,46 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
                 cond_stage_key=CONDITIONS[condition][1],
             )
         return
+    config, first = prior_config(prior, condition), {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[tokenizer]
+    if "condition_vocab_size" in config["params"]:  # its vocabulary is that of the codes
+        config["params"]["vocab_size"] = build(first).codebook_size
+    check_transformer(config, first, condition, GRIDS.get(tokenizer, (4, 6)), tmp_path)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("prior", PRIORS_OF_TWO_LEVELS)
+@pytest.mark.parametrize("tokenizer", TWO_LEVELS)
+def test_the_matrix_of_two_levels(tokenizer, prior, condition, tmp_path):
+    first, config, grids = TWO_LEVELS[tokenizer], PRIORS_OF_TWO_LEVELS[prior], [(2, 3), (4, 6)]
+    stage, key = CONDITIONS[condition]
+    if condition == "first stage":
+        with pytest.raises(ValueError, match="cond_stage_config: .* has codes at 2 levels: give a stage"):
+            Net2NetTransformer(config, first, stage, cond_stage_key=key)
+        return
+    if condition == "tokens":
+        with pytest.raises(ValueError, match=r"params.layout, \[tokens, \[2, 3\], \[4, 6\]\], if it takes"):
+            Net2NetTransformer(config, first, stage, cond_stage_key=key)
+        if "PixelSNAIL" in prior:
+            return
+        config = {**config, "params": {**config["params"], "layout": [6, [2, 3], [4, 6]]}}
+    if condition in FINE and prior.startswith("PixelSNAIL"):  # its condition is as coarse as its codes
+        with pytest.raises(ValueError, match="a condition of 4x6 codes does not fit 2x3 codes of the image"):
+            Net2NetTransformer(config, first, stage, cond_stage_key=key)
+        return
+    if "window" in prior:  # 3 columns of the coarse grid
+        with pytest.raises(ValueError, match="bottom_window: 2x3 of 4x6 codes does not cover whole codes of"):
+            Net2NetTransformer(
+                of_two_levels("GPT", "GPT", bottom_window=[2, 3]), first, "__is_unconditional__"
+            )
+    check_transformer(config, first, condition, grids, tmp_path, has_window="window" in prior)
+
+
+def check_transformer(prior, tokenizer, condition, grids, tmp_path, has_window=False):
+    """Train, log, cache, judge and sample from codes of these grids, given this condition."""
     stage, key = CONDITIONS[condition]
     null = {} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}
     torch.manual_seed(0)
-    model = Net2NetTransformer(
-        prior_config(prior, condition), {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[tokenizer], stage,
-        cond_stage_key=key, pkeep=0.9, **null,
-    )
+    model = Net2NetTransformer(prior, tokenizer, stage, cond_stage_key=key, pkeep=0.9, **null)
     assert isinstance(model.transformer, Prior)
     metrics = fit(model, tmp_path)
     assert 0 < metrics["val/loss"] < 20 and metrics["train/grad_norm"] > 0
@@ -394,16 +441,24 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     tokens = torch.cat([part.flatten(1) for part in parts], dim=1)
     codes = model.encode_to_z(x)[1]
     log_prob = model.transformer.log_prob(codes, tokens)
-    assert log_prob.shape == codes.shape == (2, 24) and (log_prob <= 0).all()
-    torch.testing.assert_close(model.transformer.loss(codes, tokens), -log_prob.mean())
+    assert log_prob.shape == codes.shape == (2, model.first_stage_model.num_codes(HEIGHT, WIDTH))
+    assert (log_prob <= 0).all()
     torch.testing.assert_close(model.nll(x, c), -log_prob.sum(1))
-    torch.testing.assert_close(model.shared_step(batch), -log_prob.mean())
+    torch.testing.assert_close(model.shared_step(batch), model.transformer.loss(codes, tokens))
+    if not has_window:  # which is trained on parts
+        torch.testing.assert_close(model.transformer.loss(codes, tokens), -log_prob.mean())
+    if isinstance(grids, list):
+        torch.testing.assert_close(flatten_codes(model.window_nll(parts, model.encode_codes(x))), -log_prob)
+        if not has_window:
+            logits = model(x, c)[0].float().log_softmax(-1).gather(2, codes[..., None])[..., 0]
+            torch.testing.assert_close(logits, log_prob)
     how = SamplingOptions(top_k=5, guidance=1.0 if condition == "none" else 2.0)
     ours = model.sample_codes(parts, how, generator=image_generators(0, range(2)))
     again = model.sample_codes([part[1:] for part in parts], how, generator=image_generators(0, [1]))
     size = model.first_stage_model.codebook_size
-    assert ours.shape == (2, *GRIDS.get(tokenizer, (4, 6))) and ours.max() < size
-    assert torch.equal(ours[1:], again)  # a sample does not depend on its batch
+    for grid, alone, shape in zip(as_list(ours), as_list(again), as_list(grids), strict=True):
+        assert grid.shape == (2, *shape) and grid.max() < size
+        assert torch.equal(grid[1:], alone)  # a sample does not depend on its batch
     measured = measure_likelihood(model, batch)
     torch.testing.assert_close(measured["nll"], model.nll(x, c))
     images = model.generate([part[:1] for part in parts], how, generator=image_generators(0, [0]))

@@ -228,7 +228,7 @@ def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) ->
             raise ValueError(f"{changed[0]} is for transformers, not for {type(model).__name__}")
     else:
         sampling.check(
-            codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
+            codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
             has_null=model.null_token is not None,
         )
     judges = load_judges(options, subject.device)

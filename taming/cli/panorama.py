@@ -10,7 +10,6 @@ generated. The same run, size and seed give the same image.
 """
 
 import argparse
-import math
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from taming.cli.options import add_outdir, add_sampling_options, path, png_file, sampling_options, size
 from taming.data.base import ImagePaths
 from taming.data.files.label_files import read_labels, resized_labels
-from taming.inference.completion import check_size, keep_pixels, kept_codes
+from taming.inference.completion import check_size, count_codes, keep_pixels, kept_codes
 from taming.inference.distributed import TokenBar, rank_and_world_size
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import save_image
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     parts = conditions_of(model, 1, size, given)
     known = None if original is None or kept is None else model.encode_codes(original)
     with TokenBar(1) as bar:
-        bar.next_batch(1, math.prod(model.latent_shape(*size)) if kept is None else int((~kept).sum()))
+        bar.next_batch(1, count_codes(model, size, kept))
         codes = model.sample_codes(
             parts, sampling, size=size, known=known, mask=kept, callback=bar,
             generator=image_generators(options.seed, [0]),

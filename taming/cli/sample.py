@@ -23,6 +23,7 @@ from taming.cli.options import (
 )
 from taming.images import image_grid, is_complete_png, load_png
 from taming.inference import distributed
+from taming.inference.completion import count_codes
 from taming.inference.distributed import TokenBar, own_batches
 from taming.inference.loading import decode, load_transformer
 from taming.inference.provenance import is_generated, run_directory, save_image
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     rank_zero_print(f"{len(paths)} samples in {folder}, {there} of them there already")
     with TokenBar(sum(map(len, batches))) as bar:
         for numbers in batches:
-            bar.next_batch(len(numbers), math.prod(model.latent_shape()))
+            bar.next_batch(len(numbers), count_codes(model, model.first_stage_model.image_size))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
             codes = model.sample_codes(
                 conditions_of(model, len(numbers), given={"class": chosen}), sampling, callback=bar,

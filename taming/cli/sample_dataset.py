@@ -26,6 +26,7 @@ from taming.images import is_complete_png
 from taming.inference.completion import (
     check_conditions,
     check_size,
+    count_codes,
     keep_pixels,
     kept_codes,
     mask_metadata,
@@ -86,8 +87,8 @@ def generate(
     kept = kept_codes(model, size, options.known, options.mask)
     check_size(model, size, kept, f"items {numbers[0]}..{numbers[-1]} at --scale {options.scale:g}")
     check_conditions(model, c, size)
-    codes = model.encode_codes(x)  # (B, h, w)
-    bar.next_batch(len(numbers), codes[0].numel() if kept is None else int((~kept).sum()))
+    codes = model.encode_codes(x)  # (B, h, w), or a list of grids
+    bar.next_batch(len(numbers), count_codes(model, size, kept))
     sampled = model.sample_codes(
         model.encode_conditions(c), sampling_options(options), size=size, mask=kept, callback=bar,
         known=None if kept is None else codes, generator=image_generators(options.seed, numbers),

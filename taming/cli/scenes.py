@@ -29,7 +29,7 @@ from taming.cli.options import (
 from taming.data.sampler import SeededDataset
 from taming.images import image_grid, is_complete_png, load_png
 from taming.inference import distributed
-from taming.inference.completion import check_size
+from taming.inference.completion import check_size, count_codes
 from taming.inference.dataset import batch_of, layout_builders, unwrapped
 from taming.inference.distributed import TokenBar, own_batches
 from taming.inference.layouts import sample_layouts
@@ -110,7 +110,7 @@ def generate(
     items, samples = [p // each for p in numbers], [p % each for p in numbers]
     layouts = model.get_input(batch_of(dataset, items), key).to(model.device)  # (B, M)
     shape = model.latent_shape(*size)
-    bar.next_batch(len(numbers), shape[0] * shape[1])
+    bar.next_batch(len(numbers), count_codes(model, size))
     keys = [i | j << SAMPLE_BITS for i, j in zip(items, samples, strict=True)]
     how, generators = sampling_options(options), image_generators(options.seed, keys)
     if shape != model.latent_shape() and options.layout == "window":

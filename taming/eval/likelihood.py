@@ -73,7 +73,7 @@ def measure_likelihood(model: Net2NetTransformer, batch: dict[str, Any]) -> Meas
     x, c = model.get_xc(batch)  # (B, C, H, W), each condition
     x = x.to(model.device)
     given = [value.to(model.device) for value in ([c] if isinstance(c, Tensor) else c)]
-    codes = model.encode_codes(x)  # (B, h, w)
+    codes = model.encode_codes(x)  # (B, h, w), or a list of grids
     nll = model.codes_nll(codes, model.encode_conditions(given))
     pixels, again = (pixels_of(images) for images in (x, model.decode_codes(codes)))
     n_codes = model.first_stage_model.num_codes(x.shape[2], x.shape[3])

@@ -61,6 +61,8 @@ def check_conditions(model: Net2NetTransformer, values: list[Tensor], size: Size
 def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path | None) -> Tensor | None:
     """Return which codes of images of `size` stay, (h, w) bool, or None where all are sampled.
 
+    Of two levels it is the coarser grid; the codes below it stay with it.
+
     Args:
         known: share of the rows, from the top, that stays.
         mask: image whose white says what is generated: each code that a white pixel touches; of any
@@ -71,7 +73,7 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
     """
     if not 0 <= known < 1:
         raise ValueError(f"--known {known} is outside [0, 1)")
-    h, w = model.latent_shape(*size)
+    h, w = model.coarse_shape(*size)
     if mask is None:
         kept = torch.zeros(h, w, dtype=torch.bool)
         kept[: int(known * h)] = True
@@ -85,6 +87,12 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
             f"{size[0]}x{size[1]}: give one of that shape"
         )
     return F.adaptive_max_pool2d(white[None].float(), (h, w))[0] == 0
+
+
+def count_codes(model: Net2NetTransformer, size: Size, kept: Tensor | None = None) -> int:
+    """Return how many codes are sampled for an image of `size`, all grids together, if those `kept` stay."""
+    count = model.first_stage_model.num_codes(*size)
+    return count if kept is None else count // kept.numel() * int((~kept).sum())
 
 
 def mask_metadata(mask: Path | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from taming.checkpoint import find_checkpoint, load_model
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, options_metadata
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.tokenizer import Codes
 from taming.sampling import SamplingOptions
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -41,7 +42,7 @@ def load_transformer(
     if not isinstance(model, Net2NetTransformer):
         raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
     options.check(
-        codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
+        codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
         has_null=model.null_token is not None,
     )
     metadata = model_metadata(model, config)  # of the weights before they are rounded
@@ -50,13 +51,13 @@ def load_transformer(
 
 
 @torch.no_grad()
-def decode(model: Net2NetTransformer, codes: Tensor) -> Tensor:
-    """Decode codes (B, h, w) to images (B, C, H, W) in [-1, 1], float32, on the CPU.
+def decode(model: Net2NetTransformer, codes: Codes) -> Tensor:
+    """Decode codes (B, h, w), or a list of grids, to images (B, C, H, W) in [-1, 1], float32, on the CPU.
 
     In bfloat16 if the transformer is: on a CPU, decoding would take most of the time otherwise. Never in
     float16, since the activations of a decoder may exceed its range.
     """
     dtype = next(model.transformer.parameters()).dtype
-    with torch.autocast(codes.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         images = model.first_stage_model.decode_codes(codes)
     return images.float().clamp(-1.0, 1.0).cpu()

@@ -1,6 +1,7 @@
 """Stage 2: a transformer over the codes of a frozen VQGAN, given a condition (Esser et al. 2021, sec. 3.2).
 
 B batch, C channels, H W pixels, h w latent grid, N = h*w codes, M condition tokens, V vocabulary.
+A first stage of two levels has a list of two grids where one of a single level has a grid; N counts both.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,11 +37,12 @@ from taming.models.conditioning import (
     null_shape,
     show_conditions,
 )
+from taming.models.tokenizer import Codes, Grid, as_list, flatten_codes, unflatten_codes
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider  # noqa: F401  # notebooks of 2021 import it from here
 from taming.parameters import AtLeastMinusOne, NonNegativeFloat, NonNegativeInt, Probability
-from taming.sampling import SamplingOptions, filter_logits, sample_tokens, window_nll
+from taming.sampling import SamplingOptions, filter_logits, sample_tokens
 from taming.sampling.logits_sampler import Generators
 from taming.sampling.options import resolve
 
@@ -161,10 +163,10 @@ class Net2NetTransformer(ImageModel):
     # ---- images and conditions <-> codes
 
     @torch.no_grad()
-    def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_to_z(self, x: Tensor) -> tuple[Any, Tensor]:
         """Encode images (B, C, H, W) to (quant (B, embed_dim, h, w), codes (B, N), permuted)."""
         codes = self.encode_codes(x)
-        return self.first_stage_model.codes_to_latents(codes), self.permuter(codes.flatten(1))
+        return self.first_stage_model.codes_to_latents(codes), self.permuter(flatten_codes(codes))
 
     @torch.no_grad()
     def encode_to_c(self, c: Condition) -> tuple[Any, Tensor]:
@@ -207,19 +209,23 @@ class Net2NetTransformer(ImageModel):
         return encoded
 
     @torch.no_grad()
-    def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
-        """Decode codes (B, N) in the permuter's order to images (B, C, H, W); zshape: (B, C', h, w)."""
+    def decode_to_img(self, index: Tensor, zshape: Any) -> Tensor:
+        """Decode codes (B, N) in the permuter's order to images (B, C, H, W).
+
+        zshape: (B, C', h, w), or a list of these, of two levels.
+        """
         index = self.permuter(index, reverse=True)
-        return self.decode_codes(index.reshape(-1, *zshape[2:]))
+        grids = [tuple(each[2:]) for each in zshape] if isinstance(zshape, list) else tuple(zshape[2:])
+        return self.decode_codes(unflatten_codes(index, grids))
 
     @torch.no_grad()
-    def encode_codes(self, x: Tensor) -> Tensor:
+    def encode_codes(self, x: Tensor) -> Codes:
         """Encode images (B, C, H, W) to codes (B, h, w), in raster order."""
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would change the codes
             return self.first_stage_model.encode_codes(x)
 
     @torch.no_grad()
-    def decode_codes(self, codes: Tensor) -> Tensor:
+    def decode_codes(self, codes: Codes) -> Tensor:
         """Decode codes (B, h, w), in raster order, to images (B, C, H, W)."""
         return self.first_stage_model.decode_codes(codes)
 
@@ -229,10 +235,10 @@ class Net2NetTransformer(ImageModel):
         return self.codes_nll(self.encode_codes(x), self.encode_conditions(c))
 
     @torch.no_grad()
-    def codes_nll(self, codes: Tensor, parts: list[Tensor]) -> Tensor:
+    def codes_nll(self, codes: Codes, parts: list[Tensor]) -> Tensor:
         """Return what `nll` does of codes (B, h, w), in raster order, given `encode_conditions`'s tokens."""
         condition = torch.cat([tokens.flatten(1) for tokens in parts], dim=1)
-        return -self.transformer.log_prob(self.permuter(codes.flatten(1)), condition).sum(1)
+        return -self.transformer.log_prob(self.permuter(flatten_codes(codes)), condition).sum(1)
 
     # ---- training
 
@@ -252,7 +258,7 @@ class Net2NetTransformer(ImageModel):
         They are encoded here, or were encoded before: a batch of `taming.data.codes.CodeDataset` holds them.
         """
         if is_cached(batch):
-            codes, parts = self.permuter(cached_codes(batch).flatten(1)), cached_conditions(self, batch)
+            codes, parts = self.permuter(flatten_codes(cached_codes(batch))), cached_conditions(self, batch)
         else:
             x, c = self.get_xc(batch)  #                                   (B, C, H, W), each condition
             codes, parts = self.encode_to_z(x)[1], self.encode_conditions(c)
@@ -282,7 +288,7 @@ class Net2NetTransformer(ImageModel):
 
     def batch_size_of(self, batch: dict) -> int:
         """Return the number of images of a batch."""
-        return len(cached_codes(batch) if is_cached(batch) else batch[self.first_stage_key])
+        return len(as_list(cached_codes(batch))[0] if is_cached(batch) else batch[self.first_stage_key])
 
     def _replaced(self, codes: Tensor) -> Tensor:
         """In training, put random codes in place of some, of each with probability 1 - pkeep."""
@@ -401,15 +407,19 @@ class Net2NetTransformer(ImageModel):
         """Number of codes that the first stage can decode; the transformer's vocabulary may hold more."""
         return self.first_stage_model.codebook_size
 
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> Size:
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> Grid:
         """Return the grid (h, w) of an image of that size in pixels, of the training size when left out."""
         trained = self.first_stage_model.image_size
         return self.first_stage_model.code_shape(height or trained[0], width or trained[1])
 
+    def coarse_shape(self, height: int | None = None, width: int | None = None) -> Size:
+        """Return what `latent_shape` does, of two levels the grid of the coarser one."""
+        return as_list(self.latent_shape(height, width))[0]
+
     @torch.no_grad()
     def generate(
         self, c_indices: Tensor | Sequence[Tensor], options: SamplingOptions | None = None, *,
-        size: Size | None = None, known: Tensor | None = None, mask: Tensor | None = None,
+        size: Size | None = None, known: Codes | None = None, mask: Tensor | None = None,
         generator: Generators = None, callback: Callable[[int, Tensor], object] | None = None, **changes: Any,
     ) -> Tensor:
         """Generate images (B, C, H, W) in [-1, 1] given what `encode_conditions` gave, or tokens (B, M).
@@ -422,6 +432,7 @@ class Net2NetTransformer(ImageModel):
             options: see `SamplingOptions`; `changes` are applied on top, `top_k=100` for instance.
             size: (H, W) in pixels; the training size when None.
             known, mask: codes (B, h, w), raster order, that stay where the mask (B, h, w) or (h, w) is True.
+                Of two levels the mask is of the coarser grid, and the codes below it stay as well.
             generator, callback: see `taming.sampling.sample_tokens`.
 
         Raises:
@@ -438,8 +449,8 @@ class Net2NetTransformer(ImageModel):
     @torch.no_grad()
     def sample_codes(
         self, c_indices: Tensor | Sequence[Tensor], options: SamplingOptions | None = None, *,
-        size: Size | None = None, known: Tensor | None = None, mask: Tensor | None = None, **arguments: Any,
-    ) -> Tensor:
+        size: Size | None = None, known: Codes | None = None, mask: Tensor | None = None, **arguments: Any,
+    ) -> Codes:
         """Sample the codes (B, h, w), in raster order, of the images that `generate` would return."""
         samplers = {name: arguments.pop(name) for name in ("generator", "callback") if name in arguments}
         options = resolve(options, arguments)
@@ -456,7 +467,7 @@ class Net2NetTransformer(ImageModel):
                 condition, shape, options, null_condition=null_tokens, codebook_size=self.codebook_size,
                 **samplers,
             )
-            return self.permuter(codes, reverse=True).view(-1, *shape)
+            return unflatten_codes(self.permuter(codes, reverse=True), shape)
         self.check_window()
         return self.transformer.sample_window(
             parts, options, shape=shape, window=window, known=known, mask=mask, null_condition=null,
@@ -472,18 +483,17 @@ class Net2NetTransformer(ImageModel):
                 f"{first.image_size[1]} pixels"
             )
         if not self.permuter.is_raster:
-            h, w = self.latent_shape()
+            h, w = self.coarse_shape()
             raise ValueError(
                 f"the codes are in the order of {type(self.permuter).__name__}: a window can only slide over "
                 f"raster order; generate the training size, {h}x{w} codes"
             )
 
-    def window_nll(self, c_indices: Tensor | Sequence[Tensor], codes: Tensor) -> Tensor:
+    def window_nll(self, c_indices: Tensor | Sequence[Tensor], codes: Codes) -> Codes:
         """Return the nats (B, h, w) of each code of a grid of any size; see `taming.sampling.window_nll`."""
         parts = [c_indices] if isinstance(c_indices, Tensor) else list(c_indices)
-        return window_nll(
-            self.transformer, parts, codes, window=self.latent_shape(),
-            condition_windows=self.condition_windows(parts),
+        return self.transformer.window_nll(
+            parts, codes, window=self.latent_shape(), condition_windows=self.condition_windows(parts)
         )
 
     def _without_conditions(self, parts: list[Tensor]) -> list[Tensor]:
@@ -522,27 +532,34 @@ class Net2NetTransformer(ImageModel):
         c: list[Tensor | None]
         if is_cached(batch):  # there are no inputs to show
             few = {key: x[:max_images].to(self.device) for key, x in batch.items() if isinstance(x, Tensor)}
-            z, parts = self.get_codes(few)
-            quant = self.first_stage_model.codes_to_latents(cached_codes(few))
+            codes, parts = cached_codes(few), cached_conditions(self, few)
             c = conditions_to_show(self, few)
         else:
-            x, given = self.get_xc(batch, max_images)
-            values = [given] if isinstance(given, Tensor) else given
+            x, c_given = self.get_xc(batch, max_images)
+            values = [c_given] if isinstance(c_given, Tensor) else c_given
             x, c = x.to(self.device), [value.to(self.device) for value in values]
-            quant, z = self.encode_to_z(x)
-            parts = [self.encode_to_c(c)[1]]
+            codes, parts = self.encode_codes(x), self.encode_conditions(c)
             images["inputs"] = x
-        condition, half = torch.cat(parts, dim=1), z.shape[1] // 2
+        condition = torch.cat([part.flatten(1) for part in parts], dim=1)
+        z = self.permuter(flatten_codes(codes))
+        half, shapes = z.shape[1] // 2, [(0, 0, *grid.shape[1:]) for grid in as_list(codes)]
+        zshape = shapes if isinstance(codes, list) else shapes[0]
         top_k = None if top_k is None else min(top_k, self.codebook_size)
-        images["reconstructions"] = self.decode_to_img(z, quant.shape)
+        images["reconstructions"] = self.decode_to_img(z, zshape)
         for key, shown in self.show_conditions(c, next(iter(images.values()))).items():
             images["conditioning" if len(self.cond_keys) == 1 else f"conditioning_{key}"] = shown
+        if isinstance(codes, list):  # of two levels the upper half of both grids
+            options = SamplingOptions(temperature=temperature or 1.0, top_k=top_k)
+            upper = torch.zeros(self.coarse_shape(), dtype=torch.bool)
+            upper[: len(upper) // 2] = True
+            given: dict[str, dict] = {"samples_half": {"known": codes, "mask": upper}, "samples": {}}
+            return images | {name: self.generate(parts, options, **known) for name, known in given.items()}
         for name, kept in (("samples_half", z[:, :half]), ("samples", z[:, :0])):
-            codes = self.sample(
+            sampled = self.sample(
                 kept, condition, z.shape[1] - kept.shape[1], temperature=temperature or 1.0, sample=True,
                 top_k=top_k, callback=callback,
             )
-            images[name] = self.decode_to_img(codes, quant.shape)
+            images[name] = self.decode_to_img(sampled, zshape)
         return images
 
     def show_conditions(self, c: Condition, x: Tensor, datasets: Iterable | None = None) -> dict[str, Tensor]:

@@ -18,10 +18,14 @@ from taming.config import get_obj_from_str, instantiate_from_config
 from taming.models.tokenizer import Tokenizer, as_list
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.priors.base import Prior
+from taming.modules.transformer.positions import Part
 from taming.modules.util import SOSProvider
 
 logger = logging.getLogger(__name__)
 
+PRIORS = {  # by the number of levels, one of each
+    1: "taming.modules.transformer.mingpt.GPT", 2: "taming.modules.priors.hierarchical.HierarchicalPrior",
+}
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 TRANSFORMER = "transformer."  # begins the names of a prior in the checkpoint of a whole model
 
@@ -36,7 +40,7 @@ def build_cond_stage(config: Any, first_stage: nn.Module, sos_token: int) -> Any
     if config == UNCONDITIONAL:
         return SOSProvider(sos_token)
     if config == FIRST_STAGE:
-        return first_stage
+        return _of_one_level(first_stage, "cond_stage_config")
     if is_list(config):
         return nn.ModuleList([build_cond_stage(each, first_stage, sos_token) for each in config])
     return _build(config, "cond_stage_config", Conditioner)
@@ -57,8 +61,8 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
         )
     stage = instantiate_from_config(config)
     kind = type(stage)
-    if contract is Conditioner and getattr(stage, "levels", 1) > 1:
-        raise ValueError(f"{name}: {kind.__name__} has codes at {stage.levels} levels: give a stage with one")
+    if contract is Conditioner:
+        _of_one_level(stage, name)
     if not issubclass(kind, contract):
         if contract is Tokenizer:
             raise ValueError(
@@ -82,6 +86,12 @@ def build_prior(config: dict) -> Any:
     """
     params = dict(config.get("params") or {})
     path = params.pop("ckpt_path", None)
+    sequences = getattr(get_obj_from_str(config.get("target", "")), "sequences", None)
+    if sequences is not None:  # a prior that is made of priors
+        window = {key: params[key] for key in ("bottom_window",) if key in params}
+        for name, parts in sequences(params.get("layout", ()), **window).items():
+            if name in params:
+                params[name] = build_prior(_complete_level(params[name], parts, params.get("vocab_size")))
     prior = instantiate_from_config({**config, "params": params})
     if path is not None:
         state = read_checkpoint(find_checkpoint(path), tensors=("state_dict",))["state_dict"]
@@ -92,6 +102,28 @@ def build_prior(config: dict) -> Any:
             state = {key.removeprefix(TRANSFORMER): value for key, value in own.items()}
         load_weights(prior, state, source=str(path))
     return prior
+
+
+def _complete_level(config: dict, parts: Sequence[Part], vocab_size: int | None) -> dict:
+    """Return `{target, params}` of a prior in another with the sizes that follow from its sequence."""
+    on_grid = getattr(get_obj_from_str(config.get("target", "")), "on_grid", False)
+    params = {"vocab_size": vocab_size, **(config.get("params") or {})}
+    layout = [1, *parts] if len(parts) == 1 and not on_grid else list(parts)  # 1: the start token
+    if on_grid or params.get("layout") == "auto":
+        params["layout"] = layout
+    if not on_grid:
+        length = sum(part if isinstance(part, int) else math.prod(part) for part in layout)
+        params.setdefault("block_size", length - 1)
+    return {**config, "params": params}
+
+
+def _of_one_level(stage: Any, name: str) -> Any:
+    """Return a condition stage; raise ValueError if it has codes at several levels."""
+    if (levels := getattr(stage, "levels", 1)) > 1:
+        raise ValueError(
+            f"{name}: {type(stage).__name__} has codes at {levels} levels: give a stage with one"
+        )
+    return stage
 
 
 # ---- what must agree
@@ -107,8 +139,8 @@ def check_levels(config: dict, first: Tokenizer) -> None:
         words = {1: "one level", 2: "two levels"}.get(first.levels, f"{first.levels} levels")
         raise ValueError(
             f"transformer_config: {target} is a prior that does not know {words}, but "
-            f"{type(first).__name__}, the first stage, has {shapes} codes: name another prior, or another "
-            "first stage"
+            f"{type(first).__name__}, the first stage, has {shapes} codes: name another prior, "
+            f"{PRIORS.get(first.levels, 'one of as many levels')}, or another first stage"
         )
 
 
@@ -157,12 +189,13 @@ def complete_transformer_config(
         return config
     read = [(s, size) for s, size in zip(stages, sizes, strict=True) if not (on_grid and s.kind == "none")]
     shapes = [stage.token_shape(*size) for stage, size in read]
-    grid = first.code_shape(*first.image_size)
+    grids = as_list(first.code_shape(*first.image_size))
     given: Any = params.get("layout", "auto" if on_grid else None)
     if on_grid and None in shapes and given == "auto":
+        parts_given = ", ".join(["tokens", *(str(list(grid)) for grid in grids)])
         raise ValueError(
             f"{config['target']} has a fixed layout, but the data decide how many tokens a condition has: "
-            f"give transformer_config.params.layout, [tokens, {list(grid)}], if it takes sequences; "
+            f"give transformer_config.params.layout, [{parts_given}], if it takes sequences; "
             "taming.modules.transformer.mingpt.GPT takes any"
         )
     if not on_grid and None in shapes:
@@ -170,7 +203,7 @@ def complete_transformer_config(
             "transformer_config.params.block_size is missing, and the data decide how many tokens a "
             "condition has: give tokens + codes - 1"
         )
-    parts = [*shapes, grid]
+    parts = [*shapes, *grids]
     layout = [None if part is None else list(part) if len(part) > 1 else part[0] for part in parts]
     if given == "auto":
         params["layout"] = given = layout

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Size = tuple[int, int]  # height, width
@@ -121,3 +122,15 @@ class Tokenizer(ImageSizes):
 def as_list(value: Any) -> list[Any]:
     """Return codes or grids as a list with an entry per level, whether there are several levels or one."""
     return value if isinstance(value, list) else [value]
+
+
+def flatten_codes(codes: Codes) -> Tensor:
+    """Join the codes of all grids to (B, N), the coarsest grid first, each in raster order."""
+    return torch.cat([grid.flatten(1) for grid in as_list(codes)], dim=1)
+
+
+def unflatten_codes(codes: Tensor, grids: Grid) -> Codes:
+    """Turn codes (B, N) back into (B, h, w), or a list of these, by the `code_shape` of their image."""
+    parts = codes.split([math.prod(grid) for grid in as_list(grids)], dim=1)
+    shaped = [part.reshape(-1, *grid) for part, grid in zip(parts, as_list(grids), strict=True)]
+    return shaped if isinstance(grids, list) else shaped[0]

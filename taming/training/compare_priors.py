@@ -33,7 +33,8 @@ from taming.config import ConfigError, instantiate_from_config, models_only
 from taming.data.datamodule import DataModuleFromConfig
 from taming.data.sampler import ResumableBatchSampler, SeededDataset
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.conditioning import complete_transformer_config
+from taming.models.conditioning import build_prior, complete_transformer_config
+from taming.models.tokenizer import as_list
 from taming.parameters import Length, PositiveInt, Range, find_problem
 from taming.training.checks import check_agreement
 from taming.training.console import rank_zero_print
@@ -171,7 +172,7 @@ def choose_sizes(model: Net2NetTransformer, prior: Mapping[str, Any], wanted: in
         }
         try:
             with torch.device("meta"):
-                network = instantiate_from_config(complete_transformer_config(
+                network = build_prior(complete_transformer_config(
                     config, model.first_stage_model, model.cond_stages, model.cond_sizes
                 ))
         except ValueError as error:  # widths that heads do not divide, for instance
@@ -379,9 +380,9 @@ def compare_priors(config: DictConfig, source: str, outdir: Path, device: torch.
         seconds = 0.0 if name == comparison.reference else curves[comparison.reference][seed][-1].seconds
         curves[name][seed] = run.until(comparison.steps, seconds, comparison.evaluate_every)
         write_curves(curves, outdir / CURVES)
-    height, width = stages.latent_shape()
+    grids = " and ".join(f"{h}x{w}" for h, w in as_list(stages.latent_shape()))
     protocol = {
-        "codes": f"{height}x{width} of {stages.codebook_size}",
+        "codes": f"{grids} of {stages.codebook_size}",
         "codes_sha256": codes_hash(train, validation),
         "tokenizer_sha256": content_hash(stages.first_stage_model),
         "train_grids": len(train.codes), "validation_grids": len(validation.codes),

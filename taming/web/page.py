@@ -224,7 +224,7 @@ def _choose(session: Session, names: list[str]) -> Callable:
             return
         changes = unchanged | {
             "top_k": gr.update(label=f"top-k (0: all {loaded.model.codebook_size})"),
-            "stride": gr.update(maximum=loaded.model.latent_shape()[1], value=1),
+            "stride": gr.update(maximum=loaded.model.coarse_shape()[1], value=1),
         }
         if loaded.model.null_token is not None:
             changes["guidance"] = gr.update(interactive=True, label="guidance")

@@ -3,6 +3,7 @@
 B batch, H W pixels, h w latent grid.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from taming.images import image_grid, load_png, to_pil
 from taming.inference.loading import decode
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.tokenizer import Grid, Size, as_list
 
 INTERVAL = 0.25  # seconds between two messages, at least
 PREVIEW_SHARE = 0.2  # of the time that decoding the image so far may take
@@ -96,18 +98,19 @@ class Watch:
     """A callback of the samplers that reports progress and the image so far, and stops a cancelled job.
 
     Args:
-        shape: latent grid (h, w).
-        keep: codes (h, w) that are given, or None.
+        shape: latent grid (h, w), or both grids of two levels.
+        keep: codes (h, w) that are given, or None; of two levels those of the coarser grid.
         report: is called with each `Progress`.
     """
 
     def __init__(
-        self, model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor | None, job: Job,
+        self, model: Net2NetTransformer, shape: Grid, keep: Tensor | None, job: Job,
         report: Callable[[Progress], None],
     ):
-        self.model, self.shape, self.job, self.report = model, shape, job, report
-        self.keep = torch.zeros(shape, dtype=torch.bool) if keep is None else keep.cpu()
-        self.total = int((~self.keep).sum())
+        self.model, self.job, self.report = model, job, report
+        self.shape = shape
+        self.keep = torch.zeros(as_list(shape)[0], dtype=torch.bool) if keep is None else keep.cpu()
+        self.total = sum(int((~_kept(self.keep, grid)).sum()) for grid in as_list(shape))
         self.start = time.monotonic()
         self.reported = self.previewed = self.start
         self.cost = 0.0  # seconds that the last preview took
@@ -132,31 +135,46 @@ class Watch:
 
 
 def preview(
-    model: Net2NetTransformer, shape: tuple[int, int], keep: Tensor, step: int, codes: Tensor
-) -> Image.Image:
+    model: Net2NetTransformer, shape: Grid, keep: Tensor, step: int, codes: Tensor
+) -> Image.Image | None:
     """Return the images after a step, side by side, gray where nothing is generated yet.
 
     `codes` is what a callback of the sampler sees: the grid (B, h, w), or the codes so far (B, step + 1) in
-    the permuter's order.
+    the permuter's order, or of two levels those of both grids, or all of them (B, N). There is nothing to see
+    of the finer grid before its first code, so that the result is None.
     """
-    if codes.ndim == 2:
-        count = shape[0] * shape[1]
-        codes = F.pad(codes, (0, count - codes.shape[1]))
+    grids: list[Size] = as_list(shape)
+    count = sum(math.prod(grid) for grid in grids)
+    if codes.ndim == 2 and len(grids) == 1:
         there = (torch.arange(count, device=codes.device) <= step).long()[None]
-        codes, there = (model.permuter(each, reverse=True).view(-1, *shape) for each in (codes, there))
-        there = there[0].bool()
-    else:
-        order = (~keep).flatten().cumsum(0).view(shape)  # raster order, as the window goes
-        there = keep | (order <= step + 1)
-    # a decoder normalizes over the whole image: repeating what is there disturbs its colors least
-    codes, known = codes.flatten(1).clone(), there.flatten().nonzero()[:, 0].to(codes.device)
-    missing = (~there).flatten().nonzero()[:, 0].to(codes.device)
-    codes[:, missing] = codes[:, known[torch.arange(len(missing), device=codes.device) % len(known)]]
-    images = decode(model, codes.view(-1, *shape))
-    factor = model.first_stage_model.factor
-    there = there.cpu().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-    images = torch.where(there, images, torch.full_like(images, BLANK))
+        codes = model.permuter(F.pad(codes, (0, count - codes.shape[1])), reverse=True)
+        there = model.permuter(there, reverse=True)[0].bool()
+    else:  # raster order of each grid, as the window goes
+        codes = F.pad(codes.flatten(1), (0, count - codes[0].numel()))
+        kept = torch.cat([_kept(keep, grid).flatten() for grid in grids])
+        there = kept | ((~kept).cumsum(0) <= step + 1)
+    filled, start = [], 0
+    for grid in grids:
+        end = start + math.prod(grid)
+        there_here = there[start:end]
+        known = there_here.nonzero()[:, 0].to(codes.device)
+        if len(known) == 0:
+            return None
+        # a decoder normalizes over the whole image: repeating what is there disturbs its colors least
+        own, missing = codes[:, start:end].clone(), (~there_here).nonzero()[:, 0].to(codes.device)
+        own[:, missing] = own[:, known[torch.arange(len(missing), device=codes.device) % len(known)]]
+        filled.append(own.view(-1, *grid))
+        start = end
+    images = decode(model, filled if len(grids) > 1 else filled[0])
+    there = there_here.view(1, 1, *grids[-1]).float().cpu()
+    visible = F.interpolate(there, size=(images.shape[2], images.shape[3]))[0] > 0
+    images = torch.where(visible, images, torch.full_like(images, BLANK))
     return to_pil(images[0] if len(images) == 1 else image_grid(images))
+
+
+def _kept(keep: Tensor, grid: Size) -> Tensor:
+    """Return which codes of a grid stay, where those of the coarsest grid say it, (h, w) bool."""
+    return F.interpolate(keep[None, None].float(), size=grid)[0, 0] > 0
 
 
 def side_by_side(paths: Sequence[Path]) -> Image.Image:

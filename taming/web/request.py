@@ -41,7 +41,7 @@ def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) 
     """Raise ValueError, with what is allowed, for an option that is out of range for the model."""
     check_amount(model, request, max_pixels)
     request.options.check(
-        codebook_size=model.codebook_size, window_width=model.latent_shape()[1],
+        codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
         has_null=model.null_token is not None,
     )
     if not 0 <= (request.options.seed or 0) <= MAX_SEED:

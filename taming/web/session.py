@@ -26,6 +26,7 @@ from taming.inference.dataset import batch_of
 from taming.inference.loading import PRECISIONS, decode
 from taming.inference.provenance import options_metadata, run_directory
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.tokenizer import Codes, as_list
 from taming.sampling import Cancelled, image_generators
 from taming.util import pick_device
 from taming.web.conditions import NOTHING, Condition, conditions_of, described, to_tensor, to_value
@@ -236,7 +237,7 @@ class Session:
         return [part.expand(request.count, *part.shape[1:]) for part in parts]
 
     @staticmethod
-    def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _known(loaded: Loaded, request: Request) -> tuple[Tensor | None, Codes | None, Tensor | None]:
         """Return the original (1, 3, H, W), its codes (B, h, w) and where they stay, (h, w) bool.
 
         A code that the brush touches is generated again.
@@ -246,7 +247,7 @@ class Session:
         model, size = loaded.model, request.size
         check_shape("the original", request.original, size)
         original = from_pil(fitted(request.original, size))[None].to(model.device)
-        codes = model.encode_codes(original)  # (1, h, w)
+        codes = model.encode_codes(original)  # (1, h, w), or a list of grids
         touched = brushed(request.mask, size)[None].float()
         generated = F.max_pool2d(touched, model.first_stage_model.factor)[0] > 0
         if not generated.any():
@@ -254,7 +255,8 @@ class Session:
                 "nothing of the original is brushed over, so there is nothing to generate: paint over a part "
                 "of it, or remove the original"
             )
-        return original, codes.expand(request.count, -1, -1), ~generated
+        known = [grid.expand(request.count, -1, -1) for grid in as_list(codes)]
+        return original, known if isinstance(codes, list) else known[0], ~generated
 
     def _save(self, image: Tensor, number: int, loaded: Loaded, request: Request) -> Generated:
         settings = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.sampling import SamplingOptions, sample_tokens, sample_window
+from taming.sampling import SamplingOptions, sample_tokens, sample_window, window_nll
 from taming.sampling.logits_sampler import Callback, Generators
 from taming.sampling.window import Condition
 
@@ -88,6 +88,14 @@ class Prior(nn.Module):
             f"{type(self).__name__} generates the training size only: no window can slide over a larger grid"
         )
 
+    def window_nll(self, condition: Condition, codes: Any, **arguments: Any) -> Any:
+        """Return the nats (B, H, W) of each code of a grid of any size; see `taming.sampling.window_nll`.
+
+        Raises:
+            ValueError: a prior through which no window can slide.
+        """
+        raise ValueError(f"{type(self).__name__} reads the training size only: no window can slide")
+
 
 @torch.no_grad()
 def project_codebook(weight: Tensor, codebook: Tensor) -> None:
@@ -148,3 +156,7 @@ class AutoregressivePrior(Prior):
     ) -> Tensor:
         """Sample a grid of codes (B, H, W) of any size through the window of the training size."""
         return sample_window(self, condition, options, **arguments)
+
+    def window_nll(self, condition: Condition, codes: Tensor, **arguments: Any) -> Tensor:
+        """Return the nats (B, H, W) of each code of a grid, each in its window of the training size."""
+        return window_nll(self, condition, codes, **arguments)
