@@ -18,6 +18,7 @@ from taming.modules.distributed import all_reduce_mean
 
 MEMORY = 256 << 20  # bytes for the probabilities of a block of vectors and what their gradient needs
 COPIES = 6  # of a block's probabilities that the backward pass holds at once, about
+NEGLIGIBLE = 1e-19  # probability; products of two are no denormal numbers, which CPUs multiply slowly
 EPS = 1e-5  # added to p in log p, as in the code of LlamaGen, IBQ and Open-MAGVIT2
 
 
@@ -89,8 +90,12 @@ def bit_entropies(
 
 
 def _joint(zero: Tensor, one: Tensor) -> Tensor:
-    """Return the joint probabilities (N, 2^D) of independent bits, from each being 0 and being 1, (N, D)."""
+    """Return the joint probabilities (N, 2^D) of independent bits, from each being 0 and being 1, (N, D).
+
+    Those below NEGLIGIBLE are 0.
+    """
     joint = zero.new_ones(len(zero), 1)
     for p0, p1 in zip(zero.unbind(1), one.unbind(1), strict=True):
         joint = torch.cat((joint * p0[:, None], joint * p1[:, None]), dim=1)
+        joint = torch.nn.functional.threshold(joint, NEGLIGIBLE, 0.0)
     return joint
