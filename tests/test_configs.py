@@ -72,6 +72,11 @@ def shrink(model: OmegaConf) -> None:
     elif "n_hid" in params.get("ddconfig", {}):  # a dVAE
         params.ddconfig.update(n_hid=8, n_init=8, resolution=params.ddconfig.resolution // 4)
         params.n_embed = 16
+    elif "num_tokens" in params.get("ddconfig", {}):  # a sequence of tokens
+        resolution, patch_size = params.ddconfig.resolution // 2, params.ddconfig.patch_size // 2
+        params.ddconfig.update(
+            resolution=resolution, patch_size=patch_size, num_tokens=5, width=16, num_layers=1, heads=2
+        )
     elif "ddconfig" in params:
         side = params.ddconfig.resolution // 2 ** (len(params.ddconfig.ch_mult) - 1) // 4  # a quarter
         factor = 2 ** (len(params.ddconfig.ch_mult) - 1)
@@ -79,6 +84,8 @@ def shrink(model: OmegaConf) -> None:
         params.ddconfig.attn_resolutions = [side] if params.ddconfig.attn_resolutions else []
         params.embed_dim = 32
         params.ddconfig.ch_mult = [1] * len(params.ddconfig.ch_mult)
+        if "quantizer_config" in params:
+            params.quantizer_config.params.dim = 32
     loss = params.get("lossconfig", {}).get("params", {})
     if "disc_start" in loss:
         loss.update(disc_start=0, disc_ndf=8, disc_num_layers=2, perceptual_weight=0.0)
