@@ -105,6 +105,26 @@ def test_golden_open_magvit2(tmp_path):
     close(loss, 0.1 * want["train.entropy_aux_loss"] + 0.25 * want["train.commitment"])
 
 
+@torch.no_grad()
+def test_averages_of_open_magvit2_take_the_place_of_weights(tmp_path):
+    state, given, want = read("open_magvit2_tokenizer")
+    networks = {key: value for key, value in state.items() if not key.startswith("loss.")}
+    averages = {f"model_ema.{key.replace('.', '')}": value for key, value in networks.items()}
+    counters = {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(7)}
+    spoiled = {key: value + 1 for key, value in networks.items()}
+    torch.save({"state_dict": spoiled | averages | counters}, tmp_path / "imagenet.ckpt")
+    model, _, _ = load_model(tmp_path / "imagenet.ckpt", VQModel)
+    assert torch.equal(model.encode_codes(given["x"]), want["indices"])
+    close(model.decode_codes(given["codes"]), want["decode_codes"])
+
+
+def test_titok_of_its_first_stage_is_named():
+    state, _, _ = read("titok_legacy")
+    published = identify({key: value for key, value in state.items() if not key.startswith("pixel_")})
+    with pytest.raises(ValueError, match="first stage of its training: .* has pixel_decoder"):
+        published.model  # noqa: B018  # a property
+
+
 # ---- names and shapes
 
 

@@ -1,11 +1,10 @@
 """MaskBit's tokenizers (Weber et al. 2024): VQGAN+ with 10 or 12 bits, and lookup-free ones of 10 to 18."""
 
-import re
-
 from torch import Tensor
 
 from taming.checkpoint.families.base import Config, Family, State
-from taming.checkpoint.families.maskgit import count_of, model_config
+from taming.checkpoint.families.convolutional import highest_first
+from taming.checkpoint.families.maskgit import model_config
 
 LOOKUP_FREE = "taming.modules.quantizers.lookup_free.LFQ"
 
@@ -16,24 +15,17 @@ def _matches(state: State) -> bool:
 
 
 def _translate(state: State) -> dict[str, Tensor]:
-    """Give residual blocks the names of MaskGIT's; `decoder.up` has the lowest resolution first.
+    """Give residual blocks the names of MaskGIT's, and leave out the bits of each index.
 
-    Older files have the full resolution first, which alone has no `upsample_conv`. Buffers of lookup-free
-    quantizers are the bits of each index.
+    `decoder.up` has the lowest resolution first, but in older files the full one, without `upsample_conv`.
     """
-    levels, lowest_first = count_of(state, "decoder.up"), "decoder.up.0.upsample_conv.weight" in state
-
-    def level(found: re.Match) -> str:
-        i = int(found[1])
-        return f"decoder.up.{levels - 1 - i if lowest_first else i}."
-
-    translated = {}
-    for name, tensor in state.items():
-        if name in ("quantize.bits_to_indices", "quantize.codebook"):
-            continue
-        name = name.replace(".mid.res_blocks.", ".mid.").replace(".res_blocks.", ".block.")
-        translated[re.sub(r"^decoder\.up\.(\d+)\.", level, name)] = tensor
-    return translated
+    if "decoder.up.0.upsample_conv.weight" in state:
+        state = highest_first(state, "decoder.up.")
+    bits = ("quantize.bits_to_indices", "quantize.codebook")
+    return {
+        name.replace(".mid.res_blocks.", ".mid.").replace(".res_blocks.", ".block."): value
+        for name, value in state.items() if name not in bits
+    }
 
 
 def _config(state: State) -> Config:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from taming.checkpoint.families.base import Config, Family, State
-from taming.checkpoint.families.maskgit import DUMMY, count_of, decoder_config
+from taming.checkpoint.families.base import NO_LOSS, Config, Family, State
+from taming.checkpoint.families.convolutional import count
+from taming.checkpoint.families.maskgit import decoder_config
 
 NETWORKS = "taming.modules.titok.networks"
 PIXEL_PARTS = ("pixel_decoder.", "pixel_quantize.")
@@ -26,7 +27,7 @@ def _matches(state: State) -> bool:
 def _transformer(state: State, part: str) -> dict[str, Any]:
     """Return the sizes of a transformer, but for its heads, which show in no tensor."""
     width = state[f"{part}.class_embedding"].shape[1]
-    return {"width": width, "num_layers": count_of(state, f"{part}.transformer")}
+    return {"width": width, "num_layers": count(state, rf"{part}\.transformer\.(\d+)\.")}
 
 
 def _config(state: State) -> Config:
@@ -52,7 +53,7 @@ def _config(state: State) -> Config:
         decoder["pixel_decoder"] = decoder_config(state, "pixel_decoder")
         decoder["pixel_codes"] = state["pixel_quantize.embedding.weight"].shape[0]
     params = {
-        "ddconfig": ddconfig, "lossconfig": DUMMY, "n_embed": n_embed, "embed_dim": z_channels,
+        "ddconfig": ddconfig, "lossconfig": NO_LOSS, "n_embed": n_embed, "embed_dim": z_channels,
         "encoder_config": {"params": encoder},
         "decoder_config": {
             "target": f"{NETWORKS}.{'ProxyCodeDecoder' if by_codes else 'Decoder'}", "params": decoder,

@@ -4,8 +4,8 @@ import re
 
 from torch import Tensor
 
-from taming.checkpoint.families.base import Config, Family, State
-from taming.checkpoint.families.maskgit import DUMMY, count_of
+from taming.checkpoint.families.base import NO_LOSS, Config, Family, State
+from taming.checkpoint.families.convolutional import count, network_sizes
 
 
 def _matches(state: State) -> bool:
@@ -17,27 +17,22 @@ def _matches(state: State) -> bool:
 
 
 def _config(state: State) -> Config:
-    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
-    levels = range(count_of(state, "encoder.down"))
     n_embed, embed_dim = state["quantize.embedding.weight"].shape
-    attends = [i for i in levels if f"encoder.down.{i}.attn.0.norm.weight" in state]
-    resolution = 16 * 2 ** (len(levels) - 1)  # the finest of the published scales has 16x16 codes
-    ddconfig = {
-        "ch": ch, "in_channels": in_channels, "out_ch": state["decoder.conv_out.weight"].shape[0],
-        "ch_mult": [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in levels],
-        "num_res_blocks": count_of(state, "encoder.down.0.block"),
-        "z_channels": state["encoder.conv_out.weight"].shape[0], "resolution": resolution,
-        "attn_resolutions": [resolution // 2**i for i in attends], "double_z": False,
-    }
-    convolutions = count_of(state, "quantize.quant_resi.qresi_ls")
+    named = _translate(state)
+    finest = 16  # of the published scales, in codes of each side
+    resolution = finest * 2 ** (count(named, r"encoder\.down\.(\d+)\.") - 1)
+    ddconfig, decoder = network_sizes(named, resolution)
+    convolutions = count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     params = {
-        "ddconfig": ddconfig, "lossconfig": DUMMY, "n_embed": n_embed, "embed_dim": embed_dim,
+        "ddconfig": ddconfig, "lossconfig": NO_LOSS, "n_embed": n_embed, "embed_dim": embed_dim,
         "quant_conv_kernel": state["quant_conv.weight"].shape[-1],
         "quantizer_config": {
             "target": "taming.modules.quantizers.multi_scale.MultiScaleResidualVQ",
             "params": {"codebook_size": n_embed, "dim": embed_dim, "num_convolutions": convolutions},
         },
     }
+    if decoder:
+        params["decoder_config"] = {"params": decoder}
     return {"target": "taming.models.vqgan.VQModel", "params": params}
 
 
