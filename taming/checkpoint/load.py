@@ -93,7 +93,9 @@ def load_model(
             model hub.
         cls: what the model must be, `VQModel` for instance; for type checkers, its type as well.
         device: where to put it.
-        config: a YAML file or a mapping; None takes that of the checkpoint (see `config_of`).
+        config: a YAML file or a mapping; None takes that of the checkpoint (see `config_of`). Of a published
+            checkpoint, a section `model` without `target` changes arguments of the model that its names and
+            shapes give: `{"model": {"params": {"ddconfig": {"heads": 4}}}}`.
         mmap: on the CPU, leave the weights in the file until they are used; see `read_checkpoint`.
         revision, token, cache_dir: of the model hub: branch, tag or commit; access token; folder for
         downloads.
@@ -142,11 +144,11 @@ def config_of(
 ) -> DictConfig:
     """Return the config, with a section `model`, of a checkpoint that was read from the file `path`.
 
-    In this order: `config`; the checkpoint's key `config`, with the section `data` of the run directory,
-    whose paths are those of this machine; in a run directory its `configs/*.yaml`, merged in the order of
-    their names; beside the file `config.yaml`, or the file's own name with `.yaml`; that of the family whose
-    names and shapes the file's tensors have. Of a published checkpoint, configs inside and beside it that are
-    not of this package count for nothing.
+    In this order: `config`, on top of that of the file's family if it names no target; the checkpoint's key
+    `config`, with the section `data` of the run directory, whose paths are those of this machine; in a run
+    directory its `configs/*.yaml`, merged in the order of their names; beside the file `config.yaml`, or the
+    file's own name with `.yaml`; that of the family whose names and shapes the file's tensors have. Of a
+    published checkpoint, configs inside and beside it that are not of this package count for nothing.
 
     Raises:
         NoConfigError: there is none of these.
@@ -168,11 +170,13 @@ def _configs(
     files = sorted(run.glob("configs/*.yaml"))
     published = identify(checkpoint["state_dict"])
     inside = checkpoint.get("config")
-    if isinstance(config, str | Path):
-        yield _with_model(load_config(config), str(config)), None
-        return
     if config is not None:
-        yield _with_model(safe_config(config, "the given config"), "the given config"), None
+        is_file, origin = isinstance(config, str | Path), "the given config"
+        given = load_config(config) if is_file else safe_config(config, origin)
+        given = _with_model(given, str(config) if is_file else origin)
+        if published is not None and "target" not in given.model:  # arguments that no shape tells
+            given.model = OmegaConf.merge(published.model, given.model)
+        yield given, None
         return
     if isinstance(inside, dict) and (published is None or _names_model(inside)):
         origin = f"the config inside {path}"

@@ -68,11 +68,10 @@ def test_golden_titok(name, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="heads is missing, the attention heads of the width: 48"):
         load_model(tmp_path / "model.safetensors")
-    config = identify(state).model
-    params = config["params"]
-    params["ddconfig"]["heads"] = 4
-    params["quantizer_config"]["params"]["l2_normalize"] = True
-    model, _, _ = load_model(tmp_path / "model.safetensors", TiTok, config={"model": config})
+    arguments = {"ddconfig": {"heads": 4}, "quantizer_config": {"params": {"l2_normalize": True}}}
+    config = {"model": {"params": arguments}}  # on top of what the shapes tell
+    model, found, _ = load_model(tmp_path / "model.safetensors", TiTok, config=config)
+    assert found.model.params.ddconfig.num_tokens == 8
     assert model.image_size == (32, 32) and model.code_shape(32, 32) == (1, 8)
     x = given["x"] * 2 - 1
     z = model.encode_to_prequant(x)
