@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from taming.checkpoint import load_model, save_exported
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.priors.llama import Llama, rotary_table, rotate
+from taming.modules.priors.rar import RAR
 from taming.sampling import SamplingOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -190,3 +192,28 @@ def test_a_codebook_is_where_embeddings_begin():
     rows = model.transformer.tok_embeddings.weight
     distances = [torch.cdist(x, x).flatten() for x in (codes, rows)]
     assert torch.corrcoef(torch.stack(distances))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("target", [Llama, RAR])
+@pytest.mark.parametrize(("condition", "key"), [(CLASSES, "class_label"), ("__is_first_stage__", "image")])
+def test_a_model_generates_any_size_and_is_read_back(target, condition, key, tmp_path):
+    torch.manual_seed(0)
+    params = dict(vocab_size=12, condition_vocab_size=13, n_layer=2, n_head=2, n_embd=16)
+    params["embedding_from_codebook"] = True
+    config = {"model": {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": dict(
+        transformer_config={"target": f"{target.__module__}.{target.__name__}", "params": params},
+        first_stage_config=FIRST, cond_stage_config=condition, cond_stage_key=key, null_token=12,
+    )}}
+    model = Net2NetTransformer(**config["model"]["params"]).eval()
+    given = torch.tensor([3]) if key == "class_label" else torch.rand(1, 3, 20, 28) * 2 - 1
+    c = model.encode_conditions(given)
+    how = SamplingOptions(guidance=2.0, guidance_schedule="linear", seed=4)
+    codes = model.sample_codes(c, how, size=(20, 28))
+    assert codes.shape == (1, 10, 14)
+    assert torch.equal(codes, model.sample_codes(c, how.replace(wavefront=True), size=(20, 28)))
+    again, _, _ = load_model(save_exported(model, config, tmp_path))
+    assert torch.equal(again.sample_codes(c, how, size=(20, 28)), codes)
+    known, mask = codes.roll(1, 2), torch.zeros(10, 14, dtype=torch.bool)
+    mask[:5] = True  # a completion
+    completed = model.sample_codes(c, how, size=(20, 28), known=known, mask=mask)
+    assert torch.equal(completed[:, :5], known[:, :5]) and not torch.equal(completed, known)
