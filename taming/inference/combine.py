@@ -7,7 +7,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint
-from taming.checkpoint.families import identify
 from taming.config import get_obj_from_str, instantiate_from_config, storable
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Tokenizer
@@ -46,8 +45,7 @@ def combine(
             factor = instantiate_from_config({**first, "params": without}).factor
         size = grid[0] * factor, grid[1] * factor
     if size is not None and "resolution" in ddconfig:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        ddconfig["resolution"] = sides[0] if sides[0] == sides[1] else list(sides)
+        _resize(ddconfig, (size, size) if isinstance(size, int) else size)
     config = OmegaConf.create({"model": {
         "target": "taming.models.cond_transformer.Net2NetTransformer",
         "params": {
@@ -62,12 +60,21 @@ def combine(
     return instantiate_from_config(config.model).eval(), config
 
 
+def _resize(ddconfig: dict[str, Any], sides: tuple[int, int]) -> None:
+    """Set the training size of a network, (H, W) in pixels; its attention stays in the levels where it is."""
+    old = ddconfig["resolution"]
+    before, now = old if isinstance(old, int) else min(old), min(sides)
+    ddconfig["resolution"] = now if sides[0] == sides[1] else list(sides)
+    levels = range(len(ddconfig.get("ch_mult", ())))  # sides are halved between them
+    kept = [i for i in levels if before // 2**i in ddconfig.get("attn_resolutions", ())]
+    if kept:
+        ddconfig["attn_resolutions"] = [now // 2**i for i in kept]
+
+
 def _section(path: str | Path, contract: type) -> dict[str, Any]:
     """Return `{target, params}` of the model in a file, with its `ckpt_path`."""
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file, tensors=())
-    published = identify(checkpoint["state_dict"])
-    section = published.model if published else storable(config_of(checkpoint, file))["model"]
+    section = storable(config_of(read_checkpoint(file, tensors=()), file))["model"]
     target = get_obj_from_str(section["target"])
     if not issubclass(target, contract):
         raise ValueError(f"{file} is a {target.__name__}, not a {contract.__name__.lower()}")

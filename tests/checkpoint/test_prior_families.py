@@ -163,27 +163,33 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 
 def tokenizer(folder, codes=12):
-    model = instantiate_from_config({**FIRST, "params": FIRST["params"] | {"n_embed": codes}})
-    return save_exported(model, {"model": {**FIRST, "params": FIRST["params"] | {"n_embed": codes}}}, folder)
+    """One of 16 pixels, with attention where it has 8x8 of them."""
+    params = FIRST["params"] | {"n_embed": codes, "ddconfig": DDCONFIG | {"attn_resolutions": [8]}}
+    section = {**FIRST, "params": params}
+    return save_exported(instantiate_from_config(section), {"model": section}, folder)
 
 
 @pytest.mark.parametrize("make", [llamagen, rar])
 def test_prior_and_tokenizer_become_a_model(make, tmp_path, capsys):
-    """The grid of LlamaGen's file is a guess, 16x16 codes; that of RAR is in the file."""
+    """Of any size where positions are not learned: LlamaGen's file does not say how large its grid was."""
     alone, state = make()
     torch.save(state, tmp_path / "prior.bin")
     first = tokenizer(tmp_path / "vq")
-    words = [] if make is rar else ["--size", "16x16"]
+    words, height, width = ([], 8, 8) if make is rar else (["--size", "24x20"], 12, 10)
     out = tmp_path / "whole"
     assert convert([str(tmp_path / "prior.bin"), str(out), "--first-stage", str(first), *words]) == 0
     assert "written" in capsys.readouterr().out
     model, config, _ = load_model(out, Net2NetTransformer)
-    assert model.null_token == 7 and model.cond_stages[0].vocab_size == 7 and model.latent_shape() == (8, 8)
+    assert model.null_token == 7 and model.cond_stages[0].vocab_size == 7
+    assert model.latent_shape() == (height, width)
     loaded = model.transformer.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in alone.state_dict().items())
     c = model.encode_conditions(torch.tensor([2]))
     image = model.generate(c, SamplingOptions(guidance=3.0, guidance_schedule="cosine", seed=1))
-    assert image.shape == (1, 3, 16, 16) and "ckpt_path" not in str(config)
+    assert image.shape == (1, 3, 2 * height, 2 * width) and "ckpt_path" not in str(config)
+    trained, _, _ = load_model(first)
+    assert sum("attn" in name for name, _ in trained.named_parameters()) > 20
+    assert model.first_stage_model.state_dict().keys() == trained.state_dict().keys()
 
 
 def test_what_does_not_combine_is_said(tmp_path, capsys):
