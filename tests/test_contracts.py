@@ -136,6 +136,9 @@ PRIORS = {
     "RAR": {"target": "taming.modules.priors.rar.RAR", "params": dict(
         vocab_size=CODES, condition_vocab_size=20, n_layer=1, n_head=2, n_embd=8, random_until=5,
         raster_from=10)},
+    "MaskGIT": {"target": "taming.modules.priors.maskgit.MaskGIT", "params": dict(
+        vocab_size=CODES, condition_vocab_size=20, block_size=200, n_layer=1, n_head=2, n_embd=8,
+        likelihood_steps=3)},
 }
 IMPOSSIBLE = {("PixelSNAIL", "tokens")}  # neither a class nor a grid
 LAYOUT = {"layout": [6, [HEIGHT // 4, WIDTH // 4]]}  # of tokens that the data make
@@ -143,7 +146,7 @@ LAYOUT = {"layout": [6, [HEIGHT // 4, WIDTH // 4]]}  # of tokens that the data m
 
 def prior_config(name, condition):
     config = PRIORS[name]
-    fixed = condition == "tokens" and name not in ("GPT", "PixelSNAIL")
+    fixed = condition == "tokens" and name in ("Llama", "RAR")
     return {**config, "params": {**config["params"], **(LAYOUT if fixed else {})}}
 
 

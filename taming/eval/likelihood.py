@@ -49,6 +49,7 @@ def evaluate_likelihood(subject: Subject, source: DatasetImages, *, batch_size: 
     return Result(
         protocol={
             "name": "likelihood", "version": VERSION, "rounding": "nearest 8-bit",
+            "likelihood": subject.model.transformer.likelihood,
             "images": source.describe() | {"sha256": hash_of_set(measured["hash"])},
         },
         metrics={

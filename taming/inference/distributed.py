@@ -87,6 +87,7 @@ class TokenBar(tqdm):
         off = images == 0 or rank_and_world_size()[0] != 0
         super().__init__(total=0, unit="token", unit_scale=True, disable=off)
         self.images = images
+        self.done = 0  # codes of each image of this batch
 
     def next_batch(self, size: int, num_codes: int) -> None:
         """Announce a batch of `size` images of `num_codes` codes each; later images count as many codes."""
@@ -94,6 +95,8 @@ class TokenBar(tqdm):
             self.total = self.n + self.images * num_codes
             self.refresh()
         self.images -= size
+        self.done = 0
 
     def __call__(self, step: int, codes: Tensor) -> None:
-        self.update(len(codes))
+        self.update(len(codes) * (step + 1 - self.done))  # a masked prior decides on several at once
+        self.done = step + 1

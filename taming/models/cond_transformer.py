@@ -42,7 +42,7 @@ from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider  # noqa: F401  # notebooks of 2021 import it from here
 from taming.parameters import AtLeastMinusOne, NonNegativeFloat, NonNegativeInt, Probability
-from taming.sampling import SamplingOptions, filter_logits, sample_tokens
+from taming.sampling import SamplingOptions, filter_logits
 from taming.sampling.logits_sampler import Generators
 from taming.sampling.options import resolve
 
@@ -393,14 +393,14 @@ class Net2NetTransformer(ImageModel):
     ) -> Tensor:
         """Continue codes x (B, n) under condition tokens c (B, M) by `steps`: (B, n + steps); the 2021 call.
 
-        Takes the most likely code each time unless `sample`; see `taming.sampling.sample_tokens`.
+        Takes the most likely code each time unless `sample`; see `Prior.sample`.
         """
-        codes = sample_tokens(
-            self.transformer, torch.cat((c, x), dim=1), steps, temperature=temperature, top_k=top_k,
-            top_p=top_p, greedy=not sample, generator=generator, codebook_size=self.codebook_size,
+        options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, greedy=not sample)
+        return self.transformer.sample(
+            c, (1, x.shape[1] + steps), options, known=x, generator=generator,
+            codebook_size=self.codebook_size,
             callback=None if callback is None else lambda step, codes: callback(step),
         )
-        return torch.cat((x, codes), dim=1)
 
     @property
     def codebook_size(self) -> int:

@@ -45,6 +45,7 @@ class LogitsSampler:
         options: see `SamplingOptions`.
         has_null: whether null tokens are given; guidance other than 1 needs them.
         generator, codebook_size: see `sample_tokens`.
+        codes_per_step: number of codes that one step samples, each with a random number of its own.
 
     Raises:
         ValueError: a temperature that is not above 0, guidance without null tokens.
@@ -52,7 +53,7 @@ class LogitsSampler:
 
     def __init__(
         self, batch_size: int, steps: int, device: torch.device, options: SamplingOptions, *, has_null: bool,
-        generator: Generators, codebook_size: int | None,
+        generator: Generators, codebook_size: int | None, codes_per_step: int = 1,
     ):
         self.filters = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
         self.greedy, self.codebook_size = options.greedy, codebook_size
@@ -76,20 +77,32 @@ class LogitsSampler:
         if not self.greedy:
             if generator is None and options.seed is not None:
                 generator = image_generators(options.seed, range(batch_size))
-            self.numbers = uniform_numbers(batch_size, steps, generator).to(device)  # (B, S)
+            numbers = uniform_numbers(batch_size, steps * codes_per_step, generator)
+            self.numbers = numbers.view(batch_size, steps, codes_per_step).to(device)  # (B, S, 1 or more)
 
     def __call__(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
-        """Sample codes (B, Q) of Q steps from logits (B, Q, V), null ones last if (2B, Q, V)."""
+        """Sample codes (B, Q) of Q steps from logits (B, Q, V), null ones last if (2B, Q, V).
+
+        If a step samples several codes, it is one step of Q codes.
+        """
+        return self.choose(self.guide(logits, steps), steps)
+
+    def guide(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
+        """Return logits (B, Q, V) of the codes that are allowed; those of both halves (2B, Q, V) mixed."""
         logits = logits[..., : self.codebook_size]
         if len(logits) > len(self.scales[0]):
             given, null = logits.float().chunk(2)
             # Ho and Salimans 2022; lerp gives the very logits of the condition where the scale is 1
             logits = torch.lerp(null, given, self.scales[steps].T[..., None].to(logits.device))
+        return logits
+
+    def choose(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
+        """Sample codes (B, Q) from logits (B, Q, V) that `guide` returned."""
         if self.numbers is None:  # greedy
             return logits.argmax(-1)
         temperature = self.temperature
         if torch.is_tensor(temperature):
-            temperature = temperature[steps].T  # (B, Q)
+            temperature = temperature[steps].T.expand(logits.shape[:2])  # (B, Q)
         logits = filter_logits(logits, temperature=temperature, **self.filters)
         return sample_from(logits.flatten(0, 1), self.numbers[:, steps].flatten()).view(logits.shape[:2])
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from taming.sampling.filters import Number
-from taming.sampling.schedules import GUIDANCE_SCHEDULES, Schedule, guidance_schedule
+from taming.sampling.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, Schedule, guidance_schedule
 from taming.util import number
 
 PRECISIONS = ("32", "bf16", "16")
+MASK_ORDERS = ("confidence", "halton")
 
 
 def _option(default: Any, help: str, read: Callable[[str], Any] | None = None, **more: Any) -> Any:
@@ -52,6 +53,8 @@ class SamplingOptions:
         wavefront: compute all positions that do not depend on each other in one batch; for stride 1.
         seed: image number i of a seed is the same in any batch; None uses torch's global random numbers.
         precision: of the transformer's weights when a command or the page loads it.
+        steps, mask_schedule, mask_order, mask_temperature: how a masked prior decides on its codes; see
+            `taming.sampling.masked`. Other priors do not read them.
     """
 
     temperature: Schedule = _option(
@@ -93,6 +96,19 @@ class SamplingOptions:
     precision: str = _option(
         "32", "bits of the transformer's weights; bf16 takes half the memory and time; 16 is for older GPUs",
         choices=PRECISIONS,
+    )
+    steps: int = _option(12, "masked priors: number of steps that decide on all codes", number(int, 1))
+    mask_schedule: str = _option(
+        "cosine", "masked priors: share of the codes that is still open after each step",
+        choices=tuple(MASK_SCHEDULES),
+    )
+    mask_order: str = _option(
+        "confidence", "masked priors: which codes are decided first: the most certain, or those that spread "
+        "most evenly over the image", choices=MASK_ORDERS,
+    )
+    mask_temperature: float = _option(
+        4.5, "masked priors: noise in the order of the most certain codes, falling to 0 at the last step",
+        number(float, 0),
     )
 
     def replace(self, **changes: Any) -> Self:
@@ -141,6 +157,8 @@ class SamplingOptions:
             "guidance": (0.0, None, "0 or more; 1 is none", False),
             "stride": (1, window_width, f"1 to {window_width}, the width of the window in codes", False),
             "seed": (0, None, "a whole number, 0 or more", False),
+            "steps": (1, None, "1 or more", False),
+            "mask_temperature": (0.0, None, "0 or more; 0 is no noise", False),
         }
         for name, (low, high, remedy, above) in ranges.items():
             value = getattr(self, name)
@@ -156,8 +174,10 @@ class SamplingOptions:
             )
         if self.wavefront and self.stride != 1:
             raise ValueError(f"stride is {self.stride}: a wavefront is for stride 1; leave out one of them")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}: give one of {', '.join(PRECISIONS)}")
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{field.name} is {value!r}: give one of {', '.join(choices)}")
 
 
 def resolve(options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:

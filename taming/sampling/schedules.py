@@ -1,4 +1,4 @@
-"""Schedules of temperature and guidance: values that change from step to step.
+"""Schedules: values of temperature and guidance that change from step to step, and shares of masked codes.
 
 A `Schedule` is a number, a tensor (B,) of one per image, or any callable from the step (an int, from 0) to
 one of these; the common ones are here. `sample_tokens` counts the codes that it samples, `sample_window` the
@@ -114,6 +114,36 @@ def guidance_schedule(
     if not 0 <= first <= last:
         raise ValueError(f"guidance_interval is {first},{last}: give the first and the last step, from 0")
     return Interval(schedule, first, last)
+
+
+# Share of the codes that is masked at a progress in [0, 1], float64: from 1 to 0: figure 8 of Chang et al.
+# 2022 ("MaskGIT"); "arccos" by Yu et al. 2024 ("TiTok") and Weber et al. 2024 ("MaskBit").
+MASK_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda r: torch.cos(r * (math.pi / 2)),
+    "arccos": lambda r: torch.acos(r) / (math.pi / 2),
+    "linear": lambda r: 1 - r,
+    "square": lambda r: 1 - r**2,
+    "cubic": lambda r: 1 - r**3,
+    "root": lambda r: 1 - r**0.5,
+}
+
+
+def num_masked(schedule: str, steps: Tensor, step: int, units: Tensor, left: Tensor) -> Tensor:
+    """Return how many of `units` codes (B,) stay masked after a step, from 0, of `steps` (B,): int64 (B,).
+
+    Each step decides at least one of the `left` codes that are still masked, and leaves at least one for each
+    later step; the last one decides all. There must be as many codes as steps.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    if schedule not in MASK_SCHEDULES:
+        raise ValueError(f"mask_schedule is {schedule!r}: give one of {', '.join(MASK_SCHEDULES)}")
+    progress = (step + 1) / steps.double()
+    share = MASK_SCHEDULES[schedule](progress.clamp(max=1.0))
+    count = (units * share + 1e-9).floor().long()  # without the rounding errors of whole numbers
+    count = torch.minimum(torch.maximum(count, steps - 1 - step), left - 1)
+    return torch.where(progress < 1, count, 0)
 
 
 def _progress(step: int, steps: int) -> float:

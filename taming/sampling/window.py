@@ -66,11 +66,13 @@ def sample_window(
         Cancelled: by the callback; it holds the grid so far.
     """
     options = resolve(options, changes)
-    view = _view(transformer, condition, null_condition, shape, window, condition_windows, options.stride)
+    view = window_view(
+        transformer.block_size, condition, null_condition, shape, window, condition_windows, options.stride
+    )
     if options.wavefront and options.stride != 1:
         raise ValueError(f"a wavefront is for stride 1, not {options.stride}")
     height, width = view.shape
-    kept = _kept_positions((view.batch_size, height, width), start, known, mask).to(view.device)  # (B, H, W)
+    kept = kept_positions((view.batch_size, height, width), start, known, mask).to(view.device)  # (B, H, W)
     codes = torch.zeros(view.batch_size, height, width, dtype=torch.int64, device=view.device)
     if known is not None:
         codes = torch.where(kept, known.to(view.device), codes)
@@ -107,7 +109,9 @@ def window_nll(
         ValueError: see `sample_window`.
     """
     shape = (codes.shape[1], codes.shape[2])
-    view = _view(transformer, condition, None, shape, window, condition_windows, stride=1)
+    view = window_view(
+        transformer.block_size, condition, None, shape, window, condition_windows, stride=1
+    )
     origins, rows = _origins(*shape, view.window, 1), []
     for i in range(shape[0]):
         logits = _logits_at(transformer, view, codes, False, [(i, j) for j in range(shape[1])], origins)
@@ -119,7 +123,7 @@ def window_nll(
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """What the transformer reads at each place of the window."""
 
     condition_at: ConditionAt
@@ -139,11 +143,11 @@ class _View:
         return torch.cat(halves), conditions[0].shape[1]
 
 
-def _view(
-    transformer: CachedTransformer, condition: Condition, null_condition: Condition | None,
+def window_view(
+    block_size: int, condition: Condition, null_condition: Condition | None,
     shape: Position | None, window: int | Position, condition_windows: Sequence[Position | None] | None,
     stride: int,
-) -> _View:
+) -> View:
     """Bring conditions to one form, and check that window, grid, conditions and block size agree."""
     sides = (window, window) if isinstance(window, int) else window
     condition_at: ConditionAt
@@ -172,12 +176,12 @@ def _view(
                 raise ValueError("null_condition {} does not fit the condition {}".format(*shapes))
             null_at = _cut(nulls, inner, sides)
     needed = length + sides[0] * sides[1] - 1
-    if needed > transformer.block_size:
+    if needed > block_size:
         raise ValueError(
             f"condition and codes of a window of {sides[0]}x{sides[1]} need a block size of {needed}; the "
-            f"transformer's is {transformer.block_size}: take the window that it was trained on"
+            f"transformer's is {block_size}: take the window that it was trained on"
         )
-    return _View(condition_at, null_at, sides, (height, width), len(first), first.device)
+    return View(condition_at, null_at, sides, (height, width), len(first), first.device)
 
 
 def _as_list(condition: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -242,7 +246,7 @@ Step = tuple[Tensor, list[Position]]  # logits (B or 2B, Q, V), and the Q positi
 
 
 def _one_by_one(
-    transformer: CachedTransformer, view: _View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
+    transformer: CachedTransformer, view: View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
     origins: list[list[Position]],
 ) -> Iterator[Step]:
     """Yield logits (B, 1, V) of one position after the other, over the cache while the window stays."""
@@ -263,7 +267,7 @@ def _one_by_one(
 
 
 def _wavefront(
-    transformer: CachedTransformer, view: _View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
+    transformer: CachedTransformer, view: View, codes: Tensor, guided: list[bool], todo: list[list[bool]],
     origins: list[list[Position]],
 ) -> Iterator[Step]:
     """Yield logits (B, Q, V) of all Q positions whose windows are complete, by one forward each time."""
@@ -273,7 +277,7 @@ def _wavefront(
 
 
 def _logits_at(
-    transformer: CachedTransformer, view: _View, codes: Tensor, both: bool, positions: list[Position],
+    transformer: CachedTransformer, view: View, codes: Tensor, both: bool, positions: list[Position],
     origins: list[list[Position]],
 ) -> Tensor:
     """Return logits (B or 2B, Q, V) of Q positions, each in its own window, by one forward."""
@@ -316,7 +320,7 @@ def _dependency_levels(
     return groups
 
 
-def _kept_positions(
+def kept_positions(
     shape: tuple[int, int, int], start: Position | None, known: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     """Return which codes stay, (B, H, W)."""

@@ -19,6 +19,7 @@ from taming.images import image_grid, load_png, to_pil
 from taming.inference.loading import decode
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Grid, Size, as_list
+from taming.sampling.masked import UNDECIDED
 
 INTERVAL = 0.25  # seconds between two messages, at least
 PREVIEW_SHARE = 0.2  # of the time that decoding the image so far may take
@@ -141,8 +142,10 @@ def preview(
 
     `codes` is what a callback of the sampler sees: the grid (B, h, w), or the codes so far (B, step + 1) in
     the permuter's order, or of two levels those of both grids, or all of them (B, N). There is nothing to see
-    of the finer grid before its first code, so that the result is None.
+    of the finer grid before its first code, so that the result is None. A masked prior has `UNDECIDED` in
+    place of codes that are to come.
     """
+    masked = bool((codes == UNDECIDED).any())
     grids: list[Size] = as_list(shape)
     count = sum(math.prod(grid) for grid in grids)
     if codes.ndim == 2 and len(grids) == 1:
@@ -153,6 +156,8 @@ def preview(
         codes = F.pad(codes.flatten(1), (0, count - codes[0].numel()))
         kept = torch.cat([_kept(keep, grid).flatten() for grid in grids])
         there = kept | ((~kept).cumsum(0) <= step + 1)
+    if masked:
+        there, codes = (codes != UNDECIDED).all(0), codes.clamp(min=0)
     filled, start = [], 0
     for grid in grids:
         end = start + math.prod(grid)

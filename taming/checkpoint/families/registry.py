@@ -10,6 +10,7 @@ from taming.checkpoint.families.ibq import IBQ
 from taming.checkpoint.families.llamagen_gpt import LLAMAGEN_GPT
 from taming.checkpoint.families.maskbit import MASKBIT
 from taming.checkpoint.families.maskgit import MASKGIT
+from taming.checkpoint.families.maskgit_generator import MASKBIT_GENERATOR, TITOK_BERT, TITOK_UVIT
 from taming.checkpoint.families.movq import MOVQ
 from taming.checkpoint.families.open_magvit2 import OPEN_MAGVIT2
 from taming.checkpoint.families.rar import RAR
@@ -36,6 +37,9 @@ FAMILIES: tuple[Family, ...] = (
     OPEN_MAGVIT2,
     TITOK,
     VAR,
+    TITOK_BERT,
+    TITOK_UVIT,
+    MASKBIT_GENERATOR,
 )
 
 # Beginnings of the names of a tokenizer inside the file of another model: of latent diffusion, of Janus, and

@@ -44,6 +44,11 @@ class Prior(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def likelihood(self) -> str:
+        """What the sum of `log_prob` is, for reports: "exact", or which bound."""
+        return "exact"
+
     def set_batches_seen(self, batches: int) -> None:
         """Take the number of batches that were learned from, before each loss, for schedules of training."""
 
@@ -64,7 +69,7 @@ class Prior(nn.Module):
     def sample(
         self, condition: Tensor, shape: tuple[int, int], options: SamplingOptions | None = None, *,
         null_condition: Tensor | None = None, generator: Generators = None,
-        callback: Callback | None = None, codebook_size: int | None = None,
+        callback: Callback | None = None, codebook_size: int | None = None, known: Tensor | None = None,
     ) -> Tensor:
         """Sample codes (B, N), N = h * w.
 
@@ -73,6 +78,7 @@ class Prior(nn.Module):
             shape: (h, w), that of training.
             options, generator, callback, codebook_size: see `taming.sampling.sample_tokens`.
             null_condition: null tokens in place of the condition, (B or 1, M), for guidance.
+            known: the first codes (B, n), n < N, which are given and stay.
         """
         raise NotImplementedError
 
@@ -143,13 +149,17 @@ class AutoregressivePrior(Prior):
     def sample(
         self, condition: Tensor, shape: tuple[int, int], options: SamplingOptions | None = None, *,
         null_condition: Tensor | None = None, generator: Generators = None,
-        callback: Callback | None = None, codebook_size: int | None = None,
+        callback: Callback | None = None, codebook_size: int | None = None, known: Tensor | None = None,
     ) -> Tensor:
         """Sample codes (B, N) one by one; see `Prior.sample`."""
-        return sample_tokens(
-            self, condition, shape[0] * shape[1], options, null_prefix=null_condition, generator=generator,
-            callback=callback, codebook_size=codebook_size,
+        known, null_prefix = condition[:, :0] if known is None else known, None
+        if null_condition is not None:
+            null_prefix = torch.cat((null_condition.expand(len(condition), -1), known), dim=1)
+        codes = sample_tokens(
+            self, torch.cat((condition, known), dim=1), shape[0] * shape[1] - known.shape[1], options,
+            null_prefix=null_prefix, generator=generator, callback=callback, codebook_size=codebook_size,
         )
+        return torch.cat((known, codes), dim=1)
 
     def sample_window(
         self, condition: Condition, options: SamplingOptions | None = None, **arguments: Any
