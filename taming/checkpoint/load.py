@@ -287,7 +287,7 @@ def fill_model(
     options: Any = {"ignore": ignore, "optional": optional, "assign": assign}
     try:
         weights = state
-        if published is not None and _fitting(model, published.state) > _fitting(model, state):
+        if published is not None and _fitting(model, published.state) >= _fitting(model, state):
             weights = published.state
         return load_weights(model, weights, source=source, **options)
     except ValueError as error:

@@ -71,7 +71,7 @@ def test_what_is_no_maskbit_says_so():
         state = MaskBit(2**6, 5, 16, 2, n_layer=1, n_embd=16).state_dict()
     state["prediction_layer.weight"] = torch.empty(17, 16)
     with pytest.raises(ValueError, match="MaskBit generator of 6 bits does not predict 17 values"):
-        identify(state)
+        _ = identify(state).model
 
 
 @pytest.mark.parametrize("name", ["imagebert", "uvitbert"])
