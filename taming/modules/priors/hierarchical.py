@@ -247,7 +247,7 @@ class HierarchicalPrior(Prior):
 
     # ---- sampling
 
-    def sample(
+    def sample(  # type: ignore[override]  # no known codes: they are at two levels
         self, condition: Tensor, shape: Any, options: SamplingOptions | None = None, *,
         null_condition: Tensor | None = None, generator: Generators = None,
         callback: Callback | None = None, codebook_size: int | None = None,
