@@ -1,4 +1,4 @@
-"""Generate images with a transformer: of classes, or without a condition.
+"""Generate images: with a transformer, of classes or without a condition; or of noise, with a VAE or a GAN.
 
     taming sample -r logs/RUN -n 64 --top-k 100 --grid
 
@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from taming.checkpoint import find_checkpoint
 from taming.cli.options import (
@@ -25,10 +26,12 @@ from taming.images import image_grid, is_complete_png, load_png
 from taming.inference import distributed
 from taming.inference.completion import count_codes
 from taming.inference.distributed import TokenBar, own_batches
-from taming.inference.loading import decode, load_transformer
+from taming.inference.loading import decode, load_generator
 from taming.inference.provenance import is_generated, run_directory, save_image
+from taming.models.base import LatentGenerator
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import class_numbers, conditions_of
-from taming.sampling import image_generators
+from taming.sampling import SamplingOptions, image_generators
 from taming.training.console import rank_zero_print
 from taming.util import number
 
@@ -51,10 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load, generate what is missing, save, and write the sheet."""
     file, sampling = find_checkpoint(options.run), sampling_options(options)
-    model, _, metadata = load_transformer(file, sampling, device=options.device)
+    model, _, metadata = load_generator(file, sampling, device=options.device)
     named = None if options.classes == "imagenet" else options.classes  # the default of 2021
-    classes = class_numbers(named, model)
-    conditions_of(model, len(classes or [0]), given={"class": classes})  # errors come before any output
+    classes = classes_of(model, named)
     folder = check_folder(options.outdir or default_folder(file, metadata, named))
     grid = folder / "grid.png" if options.grid is True else options.grid
     if grid is not None:
@@ -67,27 +69,59 @@ def run(options: argparse.Namespace) -> None:
     rank_zero_print(f"{len(paths)} samples in {folder}, {there} of them there already")
     with TokenBar(sum(map(len, batches))) as bar:
         for numbers in batches:
-            bar.next_batch(len(numbers), count_codes(model, model.first_stage_model.image_size))
             chosen = classes and [classes[i % len(classes)] for i in numbers]
-            codes = model.sample_codes(
-                conditions_of(model, len(numbers), given={"class": chosen}), sampling, callback=bar,
-                generator=image_generators(options.seed, numbers),
-            )
-            for i, image in zip(numbers, decode(model, codes), strict=True):
+            images = generate(model, chosen, image_generators(options.seed, numbers), sampling, bar)
+            for i, image in zip(numbers, images, strict=True):
                 save_image(image, paths[i], metadatas[i])
     if grid is not None and distributed.rank_and_world_size()[0] == 0:
         distributed.wait_for(paths[:MOST_ON_SHEET])
         print(f"sheet: {write_sheet(paths[:MOST_ON_SHEET], len(labels), grid)}")
 
 
+def classes_of(model: Net2NetTransformer | LatentGenerator, named: str | None) -> list[int] | None:
+    """Return the classes that the samples take in turn, or None.
+
+    Raises:
+        ValueError: classes that the model does not have, or other conditions that it needs.
+    """
+    if isinstance(model, LatentGenerator):
+        if named is not None:
+            raise ValueError(f"--classes {named}: {type(model).__name__} has no condition; leave it out")
+        return None
+    classes = class_numbers(named, model)
+    conditions_of(model, len(classes or [0]), given={"class": classes})
+    return classes
+
+
+def generate(
+    model: Net2NetTransformer | LatentGenerator, classes: list[int] | None,
+    generators: list[torch.Generator], sampling: SamplingOptions, bar: TokenBar,
+) -> Tensor:
+    """Return images (B, C, H, W) in [-1, 1], on the CPU, each with a generator of its own."""
+    count = len(generators)
+    if isinstance(model, LatentGenerator):
+        bar.next_batch(count, 1)
+        samples = []
+        for generator in generators:
+            samples.append(model.sample(1, generator))
+            bar.update(1)
+        return torch.cat(samples).float().clamp(-1.0, 1.0).cpu()
+    bar.next_batch(count, count_codes(model, model.first_stage_model.image_size))
+    conditions = conditions_of(model, count, given={"class": classes})
+    return decode(model, model.sample_codes(conditions, sampling, callback=bar, generator=generators))
+
+
 def default_folder(file: Path, metadata: dict[str, str], classes: str | None) -> Path:
     """Return RUN/samples/<settings>/<step> of the run of a checkpoint, as in 2021."""
-    named = {name: metadata[name] for name in ("seed", "top_k", "top_p", "temperature")}
+    usual = ("seed", "top_k", "top_p", "temperature")
+    named: dict[str, str] = {name: metadata[name] for name in usual if name in metadata}
     defaults = {
         "min_p": "None", "guidance": "1.0", "guidance_schedule": "constant", "guidance_power": "4.0",
         "guidance_interval": "None", "precision": "32",
     }
-    named |= {name: metadata[name] for name, default in defaults.items() if metadata[name] != default}
+    named |= {
+        name: metadata[name] for name, default in defaults.items() if metadata.get(name, default) != default
+    }
     named |= {"classes": classes.replace(",", "-")[:80]} if classes else {}
     settings = "_".join(f"{key}_{value.strip('()').replace(', ', '-')}" for key, value in named.items())
     return run_directory(file) / "samples" / settings / metadata["step"]

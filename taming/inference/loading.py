@@ -1,9 +1,10 @@
-"""Load a transformer to the device of this process, in the precision asked for, and decode what it samples.
+"""Load a model that generates images, in the precision asked for, and decode what it samples.
 
 B batch, C channels, H W pixels, h w latent grid.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -12,8 +13,10 @@ from torch import Tensor
 from taming.checkpoint import find_checkpoint, load_model
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, options_metadata
+from taming.models.autoencoder import Autoencoder
+from taming.models.base import LatentGenerator
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.tokenizer import Codes
+from taming.models.tokenizer import Codes, Tokenizer
 from taming.sampling import SamplingOptions
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -39,8 +42,39 @@ def load_transformer(
     """
     file = find_checkpoint(path)
     model, config, step = load_model(file, device=own_device(device))
+    return _prepared(model, config, step, file, options)
+
+
+def load_generator(
+    path: str | Path, options: SamplingOptions, *, device: str | None = None
+) -> tuple[Net2NetTransformer | LatentGenerator, DictConfig, dict[str, str]]:
+    """Load a transformer as `load_transformer` does, or a model that turns noise into images: a VAE, a GAN.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: it holds a model that only gives back images; options of sampling that it does not have.
+    """
+    file = find_checkpoint(path)
+    model, config, step = load_model(file, device=own_device(device))
+    if not isinstance(model, LatentGenerator):  # an ImageModel as well
+        return _prepared(model, config, step, file, options)
+    given, usual = options_metadata(options), options_metadata(SamplingOptions())
+    if changed := [name for name in given if name != "seed" and given[name] != usual[name]]:
+        raise ValueError(
+            f"{changed[0]} is for transformers: {type(model).__name__} makes each image of noise at once, "
+            "and has a seed alone"
+        )
+    network: Any = model.eval()  # type: ignore[attr-defined]  # a module
+    metadata = model_metadata(network, config) | {"seed": given["seed"]}
+    return network, config, metadata | {"checkpoint": file.name, "step": str(step)}
+
+
+def _prepared(
+    model: Any, config: DictConfig, step: int, file: Path, options: SamplingOptions
+) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
+    """Check that a model is a transformer that can do what is asked for; bring it to the precision."""
     if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: give a run of stage 2, a transformer")
+        raise ValueError(f"{file} is a {type(model).__name__}: {_why_no_samples(model)}")
     options.check(
         codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
         has_null=model.null_token is not None,
@@ -48,6 +82,13 @@ def load_transformer(
     metadata = model_metadata(model, config)  # of the weights before they are rounded
     model.transformer.to(PRECISIONS[options.precision])
     return model, config, metadata | options_metadata(options) | {"checkpoint": file.name, "step": str(step)}
+
+
+def _why_no_samples(model: Any) -> str:
+    """Say what to give in place of a model that cannot generate images by itself."""
+    if isinstance(model, Autoencoder) and not isinstance(model, Tokenizer | LatentGenerator):
+        return "it has no prior over its latents, and only gives back images; see `taming reconstruct`"
+    return "give a run of stage 2, a transformer"
 
 
 @torch.no_grad()

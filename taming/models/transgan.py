@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.config import instantiate_from_config
 from taming.models.base import ImageModel, LatentGenerator
 from taming.models.tokenizer import ImageSizes
 from taming.modules.discriminator.diffaugment import DiffAugment
@@ -49,7 +50,11 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
             0 to leave it out. Needs `generator.entry_stage`.
         locality: list of [epoch, radius]: before that epoch, queries of the last stage see pixels up to the
             radius; epochs and radii rise. Afterwards, and in sampling, they see all.
-        ema_decay: share of the running means that is kept in each step of the generator.
+        ema_decay: share of the running means that is kept in each step of the generator: 0.999 forgets over
+            1,000 of them. Short runs need less, for instance 0.99; 0 keeps the weights themselves.
+        generator_config, discriminator_config: `{target, params}` of other networks, which take the size of
+            the images, of the generator also that of the latents, and `params`; for instance
+            `taming.modules.transgan.convolutional.ConvGenerator`.
 
     Raises:
         ValueError: settings that do not go together.
@@ -65,10 +70,13 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
         drift_weight: NonNegativeFloat = 1e-3, n_critic: PositiveInt = 5, sr_weight: NonNegativeFloat = 0.0,
         locality: list[tuple[NonNegativeInt, NonNegativeInt]] | None = None,
         ema_decay: Probability = 0.999, betas: Betas = (0.0, 0.99), scheduler_config: dict | None = None,
+        generator_config: dict | None = None, discriminator_config: dict | None = None,
     ):
         super().__init__(monitor, scheduler_config)
-        self.generator = TransGANGenerator(**generator)
-        self.discriminator = ViTDiscriminator(**discriminator)
+        self.generator: Any = _other(generator_config, generator, "resolution", "latent_dim") \
+            if generator_config else TransGANGenerator(**generator)
+        self.discriminator: Any = _other(discriminator_config, discriminator, "resolution") \
+            if discriminator_config else ViTDiscriminator(**discriminator)
         self.augment = None if augment is None else DiffAugment(**augment)
         self.resolution, self.factor = self.generator.resolution, 1
         if self.generator.image_size != self.discriminator.image_size:
@@ -282,3 +290,9 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
             low = F.adaptive_avg_pool2d(x, self.generator.grids[self.generator.entry_stage - 1])
             shown["super_resolution"] = self.generator.super_resolve(low)
         return shown | {"samples": self.sample(len(x))}
+
+
+def _other(config: dict, settings: dict, *shared: str) -> Any:
+    """Build a network of `{target, params}`, with those settings that it shares with TransGAN's own."""
+    params = {name: settings[name] for name in shared if name in settings} | (config.get("params") or {})
+    return instantiate_from_config({"target": config.get("target"), "params": params})

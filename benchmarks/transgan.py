@@ -1,0 +1,207 @@
+#!/usr/bin/env python
+"""Ablations of TransGAN at toy scale, on the built-in landscapes of 32 pixels.
+
+    python benchmarks/transgan.py --steps 1000                       all rows
+    python benchmarks/transgan.py vit_vit full --steps 40 -n 64      two rows, to see that it runs
+
+The rows are those of tables 1 to 3 of Jiang, Chang and Wang 2021 (arXiv 2102.07074): convolutions or
+transformers as generator G and discriminator D, of about as many parameters; then augmentation, co-training
+with super-resolution, and growing windows, one after the other. All see the same batches. A second start goes
+on where the first was stopped, also within a row.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sampling import machine
+from tokenizers import check_folder
+
+from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
+from taming.cli import evaluate
+from taming.cli.parser import Parser, build_parser
+from taming.images import image_grid
+from taming.inference.provenance import save_image
+from taming.sampling import image_generators
+from taming.training.command import main as train
+from taming.util import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+CONFIG = "transgan/transgan_landscapes"
+SHOWN = 12  # samples of each row on the sheet
+EPOCH = 250  # batches; the configuration's windows are for 1,000 batches
+CONVOLUTIONAL = "taming.modules.transgan.convolutional"
+CONV_G = (f"generator_config.target={CONVOLUTIONAL}.ConvGenerator", "generator_config.params.channels=128",
+          "generator_config.params.num_up=3")
+CONV_D = (f"discriminator_config.target={CONVOLUTIONAL}.ConvDiscriminator",
+          "discriminator_config.params.channels=80", "discriminator_config.params.num_down=3")
+NO_AUGMENT, NO_SR, NO_WINDOWS = ("augment=null",), ("sr_weight=0", "generator.entry_stage=null"), ("locality=null",)
+BARE = (*NO_SR, *NO_WINDOWS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is changed of the configuration, in model.params."""
+
+    title: str
+    changes: tuple[str, ...] = ()
+
+
+ROWS = {
+    "conv_conv": Row("G convolutions, D convolutions", (*CONV_G, *CONV_D, *NO_AUGMENT, *BARE)),
+    "vit_conv": Row("G transformer, D convolutions", (*CONV_D, *NO_AUGMENT, *BARE)),
+    "conv_vit": Row("G convolutions, D transformer", (*CONV_G, *NO_AUGMENT, *BARE)),
+    "vit_vit": Row("G transformer, D transformer", (*NO_AUGMENT, *BARE)),
+    "conv_conv_aug": Row("convolutions + DiffAugment", (*CONV_G, *CONV_D, *BARE)),
+    "aug": Row("transformers + DiffAugment", BARE),
+    "aug_sr": Row("+ super-resolution", NO_WINDOWS),
+    "full": Row("+ growing windows: the full recipe"),
+    "full_no_aug": Row("the full recipe without DiffAugment", NO_AUGMENT),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and evaluate the rows; print a table, and write it, the numbers and a sheet of samples."""
+    argv = sys.argv[1:] if argv is None else argv
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    add = parser.add_argument
+    add("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}; default: all")
+    add("--steps", type=int, default=1000, help="batches of 16, each a step of D, every second one of G")
+    add("--threads", type=int, default=1, help="of torch; default: 1")
+    add("-n", "--num-images", type=int, default=2048, help="samples, and images to compare with")
+    add("--seeds", type=int, default=1, help="runs of each row; the table has their mean and range")
+    add("--folder", type=Path, help="of the runs; default: logs/transgan_<steps>")
+    add("--out", type=Path, help="the JSON file; the table and the sheet are put beside it; default: "
+        "benchmarks/results/<date>_transgan.json")
+    options = parser.parse_args(argv)
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
+    torch.set_num_threads(options.threads)
+    folder = options.folder or Path("logs") / f"transgan_{options.steps}"
+    check_folder(folder, {
+        "steps": options.steps, "threads": options.threads, "num_images": options.num_images,
+    })
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in options.rows or ROWS:
+        for seed in range(options.seeds):
+            print(f"\n## {ROWS[name].title}, seed {seed}", flush=True)
+            if (measured := measure(name, seed, folder, options)) is None:
+                return 130  # stopped by Ctrl-C: the run is saved
+            found.setdefault(name, []).append(measured)
+    out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_transgan.json"
+    write(out, f"python benchmarks/transgan.py {shlex.join(argv)}".rstrip(), found)
+    return 0
+
+
+def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
+    label = f"{name}_seed{seed}"
+    kept = folder / f"{label}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    run = next(iter(sorted(folder.glob(f"*_{label}"))), None)
+    words = ["-t", "-r", str(run), "--gpus", "0"]
+    if run is None or not (run / "checkpoints" / "last.ckpt").exists():
+        words = start_words(name, seed, label, folder, options.steps)
+    if status := train(words):
+        if status == 130:
+            return None
+        sys.exit(f"the row {label} failed: see above")
+    run = next(iter(sorted(folder.glob(f"*_{label}"))))
+    states = read_checkpoint(find_checkpoint(run), tensors=())["callbacks"]
+    seconds = next(state["seconds"] for key, state in states.items() if "Budget" in key)
+    model, _, _ = load_model(find_checkpoint(run))
+    measured = {
+        "name": name, "seed": seed, "run": str(run), "cpu_minutes": round(seconds / 60, 3),
+        "parameters": {
+            part: sum(p.numel() for p in getattr(model, part).parameters())
+            for part in ("generator", "discriminator")
+        },
+        "evaluation": evaluated(run, options.num_images),
+    }
+    with atomic_write(kept) as partial:
+        partial.write_text(json.dumps(measured), encoding="utf-8")
+    return measured
+
+
+def start_words(name: str, seed: int, label: str, folder: Path, steps: int) -> list[str]:
+    """Return the words of the training command for a new run; windows grow over the run's epochs."""
+    budget = "lightning.callbacks.budget"
+    per_epoch = max(1, round(EPOCH * steps / 1000))
+    return [
+        "--base", CONFIG, "-t", "-n", label, "--logdir", str(folder), "--seed", str(seed), "--gpus", "0",
+        "--max_steps", "-1", "--limit_train_batches", str(min(EPOCH, per_epoch)), "--limit_val_batches", "0",
+        "--enable_progress_bar", "False", "--enable_model_summary", "False",
+        "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
+        f"{budget}.params.planned_batches={steps}", f"{budget}.params.batches={steps}",
+        *(f"model.params.{change}" for change in ROWS[name].changes),
+    ]
+
+
+def evaluated(run: Path, count: int) -> dict[str, Any]:
+    """Compare samples with as many unseen images, as `taming evaluate` does."""
+    parser = build_parser(evaluate, "transgan.py")
+    assert isinstance(parser, Parser)
+    words = [str(run), "--device", "cpu", "-n", str(count), f"data.params.validation.params.length={count}"]
+    (result,) = evaluate.evaluate_run(evaluate.load_subject(run, device="cpu"), parser.read(words))
+    assert result is not None  # there is one process
+    return json.loads(result.to_json())
+
+
+# ---- what is written
+
+
+def write(out: Path, command: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the table; write it, all numbers and a sheet with samples of the first seed of each row."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = markdown(command, found)
+    print(f"\n{text}")
+    content = {
+        "command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "rows": found
+    }
+    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    samples = []
+    for rows in found.values():
+        model, _, _ = load_model(find_checkpoint(rows[0]["run"]))
+        samples += [model.eval().sample(1, each)[0] for each in image_generators(0, range(SHOWN))]
+    grid = image_grid(torch.stack(samples).clamp(-1, 1), SHOWN)
+    save_image(grid.repeat_interleave(2, 1).repeat_interleave(2, 2), out.with_suffix(".png"))
+    print(f"written to {out}, .md and .png")
+
+
+def markdown(command: str, found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table: means over the seeds, and the range where there are several."""
+    metrics = list(dict.fromkeys(
+        metric for rows in found.values() for metric in rows[0]["evaluation"]["metrics"]
+    ))
+    heads = ["", "G", "D", *metrics, "minutes"]
+    lines = [f"    {command}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, rows in found.items():
+        sizes = [f"{rows[0]['parameters'][part] / 1e6:.2f}M" for part in ("generator", "discriminator")]
+        cells = [ROWS[name].title, *sizes]
+        for metric in metrics:
+            values = [row["evaluation"]["metrics"].get(metric) for row in rows]
+            known = [value for value in values if value is not None]
+            mean = f"{sum(known) / len(known):.4g}" if known else "-"
+            cells.append(mean + (f" ({min(known):.4g} to {max(known):.4g})" if len(known) > 1 else ""))
+        cells.append(f"{sum(row['cpu_minutes'] for row in rows) / len(rows):.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    protocol = next(iter(found.values()))[0]["evaluation"]["protocol"]
+    network = protocol.get("network") or {}
+    lines += ["", f"{protocol.get('count')} samples; {network.get('name')} ({str(network.get('sha256'))[:12]}). "
+              "The rows of the sheet are those of the table."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    logging.getLogger("taming.checkpoint").setLevel(logging.WARNING)
+    sys.exit(main())
