@@ -36,13 +36,13 @@ from taming.util import atomic_write
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "transgan/transgan_landscapes"
 SHOWN = 12  # samples of each row on the sheet
-EPOCH = 250  # batches; the configuration's windows are for 1,000 batches
+EPOCH = 250  # batches, of 4,000 images
 CONVOLUTIONAL = "taming.modules.transgan.convolutional"
-CONV_G = (f"generator_config.target={CONVOLUTIONAL}.ConvGenerator", "generator_config.params.channels=128",
-          "generator_config.params.num_up=3")
+CONV_G = (f"generator_config.target={CONVOLUTIONAL}.ConvGenerator", "generator_config.params.channels=256")
 CONV_D = (f"discriminator_config.target={CONVOLUTIONAL}.ConvDiscriminator",
-          "discriminator_config.params.channels=80", "discriminator_config.params.num_down=3")
-NO_AUGMENT, NO_SR, NO_WINDOWS = ("augment=null",), ("sr_weight=0", "generator.entry_stage=null"), ("locality=null",)
+          "discriminator_config.params.channels=24")
+NO_AUGMENT, NO_WINDOWS = ("augment=null",), ("locality=null",)
+NO_SR = ("sr_weight=0", "generator.entry_stage=null")
 BARE = (*NO_SR, *NO_WINDOWS)
 
 
@@ -135,12 +135,14 @@ def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> 
 def start_words(name: str, seed: int, label: str, folder: Path, steps: int) -> list[str]:
     """Return the words of the training command for a new run; windows grow over the run's epochs."""
     budget = "lightning.callbacks.budget"
-    per_epoch = max(1, round(EPOCH * steps / 1000))
+    per_epoch = min(EPOCH, max(1, steps // 4))
+    quarter = max(1, round(steps / 4 / per_epoch))  # of the run, in epochs
     return [
         "--base", CONFIG, "-t", "-n", label, "--logdir", str(folder), "--seed", str(seed), "--gpus", "0",
-        "--max_steps", "-1", "--limit_train_batches", str(min(EPOCH, per_epoch)), "--limit_val_batches", "0",
+        "--max_steps", "-1", "--limit_train_batches", str(per_epoch), "--limit_val_batches", "0",
         "--enable_progress_bar", "False", "--enable_model_summary", "False",
         "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
+        f"model.params.locality=[[{quarter},4],[{2 * quarter},8]]",
         f"{budget}.params.planned_batches={steps}", f"{budget}.params.batches={steps}",
         *(f"model.params.{change}" for change in ROWS[name].changes),
     ]
@@ -197,8 +199,8 @@ def markdown(command: str, found: dict[str, list[dict[str, Any]]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     protocol = next(iter(found.values()))[0]["evaluation"]["protocol"]
     network = protocol.get("network") or {}
-    lines += ["", f"{protocol.get('count')} samples; {network.get('name')} ({str(network.get('sha256'))[:12]}). "
-              "The rows of the sheet are those of the table."]
+    judge = f"{network.get('name')} ({str(network.get('sha256'))[:12]})"
+    lines += ["", f"{protocol.get('count')} samples; {judge}. The rows of the sheet are those of the table."]
     return "\n".join(lines) + "\n"
 
 

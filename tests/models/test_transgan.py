@@ -287,3 +287,22 @@ def test_the_networks_are_all_that_is_saved():
     keys = gan(generator=CO_TRAINED, sr_weight=1.0).state_dict()
     assert "generator.from_rgb.weight" in keys and "generator_ema.from_rgb.weight" not in keys
     assert isinstance(gan().augment, nn.Module)
+
+
+# ---- other networks
+
+
+def test_convolutional_networks_take_the_place_of_transformers():
+    """With the size of images and latents that the settings of the transformers give."""
+    home = "taming.modules.transgan.convolutional"
+    model = gan(
+        generator_config={"target": f"{home}.ConvGenerator", "params": {"channels": 64}},
+        discriminator_config={"target": f"{home}.ConvDiscriminator", "params": {"channels": 4}},
+    )
+    assert model.latent_dim == 16 and model.image_size == (16, 16)
+    trainer, watch = fit(model, batches=3, n_critic=2)
+    assert all(watch.moved(batch, "discriminator") for batch in range(3))
+    assert [watch.moved(batch, "generator") for batch in range(3)] == [True, False, True]
+    assert model.sample(2).shape == (2, 3, 16, 16) and trainer.callback_metrics["val/loss"].isfinite()
+    with pytest.raises(ValueError, match="need both|needs both"):
+        gan(generator_config={"target": f"{home}.ConvGenerator", "params": {"channels": 64}}, sr_weight=50.0)

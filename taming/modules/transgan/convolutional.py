@@ -1,7 +1,8 @@
 """A convolutional generator and discriminator, to compare TransGAN's transformers with.
 
-Residual networks as Gulrajani et al. 2017 have them, "Improved training of Wasserstein GANs", appendix F: no
-batch statistics, so that the gradient penalty is that of single images. B batch, H W pixels, C channels.
+Residual networks as Gulrajani et al. 2017 have them, "Improved training of Wasserstein GANs", appendix F, but
+with half the channels at twice the resolution. There are no batch statistics, so that the gradient penalty is
+that of single images. B batch, H W pixels, C channels, h w of a block.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,12 @@ class ConvGenerator(nn.Module):
 
     Args:
         resolution: size of the images, a side or (height, width), in pixels.
-        channels: C, the same at every resolution; a multiple of 8.
+        channels: C of the first grid; half of them after each block.
         latent_dim: size of z.
-        num_up: doublings of the resolution.
+        num_up: blocks, each of which doubles the resolution.
 
     Raises:
-        ValueError: a size that is no multiple of 2 ** num_up, or channels that are none of 8.
+        ValueError: a size that is no multiple of 2 ** num_up, or channels that are none of 8 * 2 ** num_up.
     """
 
     entry_stage = None  # images of low resolution do not enter
@@ -36,14 +37,15 @@ class ConvGenerator(nn.Module):
     ):
         super().__init__()
         height, width = _sides(resolution, 2**num_up)
-        if channels % GROUPS:
-            raise ValueError(f"channels: {channels} is no multiple of {GROUPS}")
+        if channels % (GROUPS * 2**num_up):
+            raise ValueError(f"channels: {channels} is no multiple of {GROUPS * 2**num_up}")
         self.resolution, self.image_size, self.latent_dim = resolution, (height, width), latent_dim
         self.grid = height >> num_up, width >> num_up
         self.first = nn.Linear(latent_dim, channels * self.grid[0] * self.grid[1])
-        self.blocks = nn.Sequential(*(UpBlock(channels) for _ in range(num_up)))
+        self.blocks = nn.Sequential(*(UpBlock(channels >> k) for k in range(num_up)))
         self.last = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1)
+            nn.GroupNorm(GROUPS, channels >> num_up), nn.ReLU(),
+            nn.Conv2d(channels >> num_up, 3, 3, padding=1),
         )
 
     def forward(self, z: Tensor, radius: int | None = None) -> Tensor:
@@ -52,18 +54,19 @@ class ConvGenerator(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the resolution: x enlarged, plus two convolutions of it."""
+    """Doubles the resolution and halves the channels: two convolutions, beside a 1x1 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, channels) for _ in range(2))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, channels), nn.GroupNorm(GROUPS, channels // 2)
+        self.conv1 = nn.Conv2d(channels, channels // 2, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels // 2, channels // 2, 3, padding=1)
+        self.skip = nn.Conv2d(channels, channels // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, C, h, w) to (B, C, 2 h, 2 w)."""
-        y = F.interpolate(F.relu(self.norms[0](x)), scale_factor=2.0)
-        y = self.convs[1](F.relu(self.norms[1](self.convs[0](y))))
-        return F.interpolate(x, scale_factor=2.0) + y
+        """Map x (B, C, h, w) to (B, C / 2, 2 h, 2 w)."""
+        y = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2.0))
+        return F.interpolate(self.skip(x), scale_factor=2.0) + self.conv2(F.relu(self.norm2(y)))
 
 
 class ConvDiscriminator(nn.Module):
@@ -71,8 +74,8 @@ class ConvDiscriminator(nn.Module):
 
     Args:
         resolution: size of the images, a side or (height, width), in pixels.
-        channels: C, the same at every resolution.
-        num_down: halvings.
+        channels: C at the full resolution; twice as many after each block.
+        num_down: blocks.
 
     Raises:
         ValueError: a size that is no multiple of 2 ** num_down.
@@ -84,19 +87,27 @@ class ConvDiscriminator(nn.Module):
         super().__init__()
         self.image_size = _sides(resolution, 2**num_down)
         self.first = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-            for _ in range(num_down)
-        )
-        self.head = nn.Linear(channels, 1)
+        self.blocks = nn.Sequential(*(DownBlock(channels << k) for k in range(num_down)))
+        self.head = nn.Linear(channels << num_down, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Judge images (B, 3, H, W)."""
-        x = self.first(x)  # (B, C, H, W)
-        for first, second in self.blocks:  # type: ignore[misc]  # two of each
-            y = second(F.relu(first(F.relu(x))))
-            x = F.avg_pool2d(x + y, 2)
-        return self.head(F.relu(x).mean((2, 3)))
+        return self.head(F.relu(self.blocks(self.first(x))).mean((2, 3)))
+
+
+class DownBlock(nn.Module):
+    """Halves the resolution and doubles the channels: two convolutions, beside a 1x1 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        self.skip = nn.Conv2d(channels, 2 * channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, C, h, w) to (B, 2 C, h / 2, w / 2)."""
+        y = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return F.avg_pool2d(y, 2) + self.skip(F.avg_pool2d(x, 2))
 
 
 def _sides(resolution: Resolution, factor: int) -> tuple[int, int]:
