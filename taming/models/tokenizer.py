@@ -37,10 +37,12 @@ class ImageSizes:
     Attributes:
         resolution: training size in pixels, a side or (height, width).
         factor: what both sides are multiples of, in pixels.
+        size_settings: the parameters of the model that are its training size.
     """
 
     resolution: int | Sequence[int]
     factor: int
+    size_settings: tuple[str, ...] = ("ddconfig.resolution",)
 
     @property
     def image_size(self) -> Size:

@@ -112,6 +112,8 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
+    size_settings = ("generator.resolution", "discriminator.resolution")
+
     @property
     def latent_dim(self) -> int:
         """Size d of the noise."""

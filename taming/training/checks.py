@@ -119,7 +119,8 @@ def size_remedy(error: SizeMismatch, config: DictConfig, model: Any) -> str:
     if "size" in config:
         return f"set size={size}"
     if is_first_stage:
-        return f"set model.params.ddconfig.resolution={found}, or the size of the data to {wanted}"
+        settings = " and ".join(f"model.params.{name}={found}" for name in model.size_settings)
+        return f"set {settings}, or the size of the data to {wanted}"
     return f"set the size of the data to {wanted}, or train a first stage for {found}"
 
 

@@ -51,6 +51,23 @@ def test_sizes_and_channels_of_the_first_stage(tmp_path, capsys, words, message)
         assert main(["-b", str(yaml), *words, *shlex.split(cure)]) == 0
 
 
+@pytest.mark.parametrize("has_size", [True, False])
+def test_the_size_of_a_gan_is_one_key_or_those_of_both_networks(tmp_path, capsys, has_size):
+    config = load_config(find_config("transgan/transgan_landscapes"))
+    if not has_size:
+        OmegaConf.resolve(config)
+        del config.size
+    OmegaConf.save(config, tmp_path / "gan.yaml")
+    words = [f"data.params.{split}.params.size=64" for split in ("train", "validation")]
+    words += [f"data.params.{split}.params.length=16" for split in ("train", "validation")]
+    error, cure = error_of(capsys, "-b", tmp_path / "gan.yaml", *words), ["size=64"]
+    if not has_size:
+        cure = [f"model.params.{network}.resolution=64" for network in ("generator", "discriminator")]
+    assert "has images of 64x64 pixels (height x width), but the model is made for 32x32" in error
+    assert f"set {' and '.join(cure)}" in error
+    assert main(["-b", str(tmp_path / "gan.yaml"), *words, *cure]) == 0
+
+
 def test_images_for_validation_are_looked_at_too(tmp_path, capsys):
     error = error_of(capsys, "-b", write_vqgan(tmp_path), "data.params.validation.params.size=64")
     assert "the validation data has images of 64x64 pixels" in error

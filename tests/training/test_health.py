@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from taming.metrics import CodebookUsage
+from taming.modules.dvae.relaxation import GumbelSoftmax
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
 from taming.training.callbacks import Health, Unhealthy
@@ -218,9 +219,14 @@ def test_wrong_options_are_named(options, message):
 
 def test_an_action_that_the_model_has_no_part_for_is_named_at_the_start():
     model = Model()
-    model.quantize = GumbelQuantize(4, 4, 6)
-    with pytest.raises(ValueError, match="health.codes: restart needs a codebook"):
-        Health(codes="restart").on_train_start(a_trainer(model), model)
+    for quantizer, message in (
+        (torch.nn.Identity(), "health.codes: restart needs a codebook of vectors"),
+        (GumbelQuantize(4, 4, 6), "GumbelQuantize chooses codes by logits, .*: raise kl_weight"),
+        (GumbelSoftmax(6), "GumbelSoftmax chooses codes by logits, .*: raise kl_weight"),
+    ):
+        model.quantize = quantizer
+        with pytest.raises(ValueError, match=message):
+            Health(codes="restart").on_train_start(a_trainer(model), model)
     trainer, model.loss = a_trainer(model), torch.nn.Identity()
     with pytest.raises(ValueError, match="health.discriminator: lower needs a loss with a discriminator"):
         Health(discriminator="lower").on_train_start(trainer, model)

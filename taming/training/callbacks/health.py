@@ -15,8 +15,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from taming.modules.discriminator.model import weights_init
+from taming.modules.dvae.relaxation import GumbelSoftmax
 from taming.modules.util import ActNorm
-from taming.modules.vqvae.quantize import VectorQuantizer2
+from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
 from taming.training.callbacks.saving import reset_running_statistics
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Health(Callback):
             if self.actions[fault] in ("lower", "restart") and discriminator is None:
                 raise ValueError(f"health.{fault}: {self.actions[fault]} needs a loss with a discriminator")
         if self.actions["codes"] == "restart" and not can_restart_codes(pl_module):
-            raise ValueError("health.codes: restart needs a codebook of vectors, not frozen, without remap")
+            raise ValueError(f"health.codes: restart {why_no_restart(pl_module)}")
         pl_module.skips_losses = self.actions["non_finite"] in ("skip", "lower")
         if self._bounded is not None:
             pl_module.loss.disc_weight_max = self._bounded
@@ -239,6 +240,17 @@ def can_restart_codes(pl_module: Any) -> bool:
     quantizer = getattr(pl_module, "quantize", None)
     frozen = "quantize" in getattr(pl_module, "frozen", ())
     return isinstance(quantizer, VectorQuantizer2) and quantizer.remap is None and not frozen
+
+
+def why_no_restart(pl_module: Any) -> str:
+    """Say why no codes can be moved."""
+    quantizer = getattr(pl_module, "quantize", None)
+    if isinstance(quantizer, GumbelQuantize | GumbelSoftmax):  # an unused code keeps its low logits
+        return (
+            f"moves the vectors of codes, but {type(quantizer).__name__} chooses codes by logits, which that "
+            "leaves as they are: raise kl_weight, or begin with a higher temperature, and set codes: warn"
+        )
+    return "needs a codebook of vectors, not frozen, without remap"
 
 
 @torch.no_grad()
