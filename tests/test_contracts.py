@@ -65,6 +65,7 @@ TOKENIZERS = {
     "GumbelVQ": stage("vqgan.GumbelVQ", temperature_scheduler_config=GUMBEL),
     "VQNoDiscModel": stage("vqgan.VQNoDiscModel", NO_DISCRIMINATOR),
     "latent diffusion's VQModel": stage("latent_diffusion.VQModel"),
+    "MOVQ": stage("movq.MOVQ"),
     "VQVAE": vq_vae("vqvae.VQVAE", kmeans_steps=2, revive_after=3),
     "VQVAE, gradients": vq_vae("vqvae.VQVAE", decay=None),
     "DVAE": {"target": "taming.models.dvae.DVAE", "params": dict(

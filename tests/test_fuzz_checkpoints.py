@@ -14,7 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 from taming.checkpoint import load_model, read_checkpoint, save_exported, write_checkpoint
+from taming.checkpoint.families import identify
 from taming.config import ConfigError, instantiate_from_config, load_config
+from tests.checkpoint.published import LAYOUTS, meta, pack, shard, to_flax
 
 TOTAL = int(os.environ.get("TAMING_FUZZ", "2000"))
 SECONDS = 20  # that any file may take
@@ -122,3 +124,46 @@ def test_configurations(tmp_path, watchdog):
             OmegaConf.to_container(load_config(file))
         except ConfigError as error:
             assert len(str(error).splitlines()) == 1 and "config.yaml" in str(error), (number, str(error))
+
+
+@pytest.mark.slow
+def test_published_forms(tmp_path, watchdog):
+    """Arrays of flax have no checksums; a change of their structure is one line of error, as of an index."""
+    state = {f"down.{i}.conv.weight": torch.rand(4, 3, 3, 3) for i in range(6)} | {"norm.bias": torch.ones(5)}
+    index = shard(state, tmp_path, "pytorch_model.bin") / "pytorch_model.bin.index.json"
+    flax = tmp_path / "flax_model.msgpack"
+    flax.write_bytes(pack(to_flax(state)))
+    for file in (flax, index):
+        for number, changed in enumerate(mutations(file.read_bytes(), TOTAL // 10, seed=5)):
+            file.write_bytes(changed)
+            watchdog()
+            try:
+                found = read_checkpoint(file)["state_dict"]
+            except ValueError as error:
+                assert file.name in str(error) and len(str(error).splitlines()) == 1, (number, str(error))
+                continue
+            assert all(isinstance(value, torch.Tensor) for value in found.values()), number
+
+
+@pytest.mark.slow
+def test_names_of_families_with_other_shapes(watchdog):
+    """Whatever shapes the tensors have, it is a config or one line of error."""
+    rng = random.Random(6)
+    for layout, shapes in LAYOUTS.items():
+        for number in range(TOTAL // 100):
+            state = meta(shapes)
+            for key in rng.sample(sorted(state), rng.choice((1, 3, 20))):
+                if rng.random() < 0.4:
+                    del state[key]
+                    continue
+                shape = [rng.choice((0, 1, 3, 96, 2**12)) for _ in range(rng.randrange(6))]
+                state[key] = torch.empty(shape, device="meta")
+            watchdog()
+            try:
+                published = identify(state)
+                section = published and published.model
+                weights = published and published.state
+            except ValueError as error:
+                assert len(str(error).splitlines()) == 1, (layout, number, str(error))
+                continue
+            assert published is None or ("target" in section and len(weights) > 0), (layout, number)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -65,6 +65,19 @@ def to_flax(state: State) -> dict:
             node = node.setdefault(name, {})
         node[kind] = np.ascontiguousarray(array)
     return tree
+
+
+def shard(state: State, folder: Path, name: str, number: int = 3) -> Path:
+    """Write a state dict in pieces, with an index, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, _, suffix = name.rpartition(".")
+    keys = sorted(state)
+    places = {key: f"{stem}-{i % number + 1:05}-of-{number:05}.{suffix}" for i, key in enumerate(keys)}
+    for file in set(places.values()):
+        piece = {key: state[key].contiguous() for key in keys if places[key] == file}
+        save_file(piece, folder / file) if suffix == "safetensors" else torch.save(piece, folder / file)
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
 
 
 def pack(value: object) -> bytes:

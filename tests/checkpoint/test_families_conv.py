@@ -216,6 +216,18 @@ def test_sizes_follow_from_shapes(n_embed, z, changes, target):
         assert len(state) == 293 and sum(v.numel() for v in state.values()) // 100_000 == 687
 
 
+@pytest.mark.parametrize("of_decoder", [
+    {"ch_mult": [1, 1, 2, 3]}, {"num_res_blocks": 1}, {"attn_resolutions": [32]},
+    {"ch": 96, "ch_mult": [1, 2, 2, 3]},
+])
+def test_a_decoder_of_other_sizes_than_the_encoder(of_decoder):
+    decoder = {"target": "taming.modules.diffusionmodules.model.Decoder", "params": of_decoder}
+    params = {"ddconfig": DDCONFIG, "lossconfig": NO_LOSS, "n_embed": 9, "embed_dim": 4}
+    params["decoder_config"] = decoder
+    _, published = built(on_meta("taming.models.vqgan.VQModel", **params))
+    assert published.model["params"] == params
+
+
 @pytest.mark.parametrize("target, n_embed, embed_dim, z, changes, tensors, values", [
     ("taming.models.vqgan.VQModel", 8192, 64, 64, {  # aMUSEd
         "ch_mult": [1, 2, 2, 4, 6], "attn_type": "none"}, 277, 146.2),

@@ -21,7 +21,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import build_first_stage
 from taming.models.vqgan import VQModel
 from taming.training.stages import complete_stage
-from tests.checkpoint.published import LAYOUTS, golden, meta, pack
+from tests.checkpoint.published import LAYOUTS, golden, meta, pack, shard
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 NO_LOSS = {"target": "taming.modules.losses.DummyLoss"}
@@ -44,19 +44,6 @@ def codes_of(model, llamagen):
 
 
 # ---- forms of files
-
-
-def shard(state, folder, name, number=3):
-    """Write a state dict in pieces, with an index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem, _, suffix = name.rpartition(".")
-    keys = sorted(state)
-    places = {key: f"{stem}-{i % number + 1:05}-of-{number:05}.{suffix}" for i, key in enumerate(keys)}
-    for file in set(places.values()):
-        piece = {key: state[key].contiguous() for key in keys if places[key] == file}
-        save_file(piece, folder / file) if suffix == "safetensors" else torch.save(piece, folder / file)
-    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return folder
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -217,11 +204,16 @@ def test_a_checkpoint_of_the_wrong_family_says_which_it_is(published, tmp_path):
     model = AutoencoderKL(ddconfig, NO_LOSS, 4)
     with pytest.raises(ValueError, match="it is LlamaGen VQ, a VQModel: load_model builds it"):
         model.init_from_ckpt(published)
-    generator, _, _ = golden("transgan_generator")
-    torch.save(generator, tmp_path / "gan.pt")
     vqgan = VQModel(**identify(golden("ldm_vq")[0]).model["params"])
-    with pytest.raises(ValueError, match="it is TransGAN generator, a TransGANGenerator: load_model"):
-        vqgan.init_from_ckpt(tmp_path / "gan.pt")
+    for case, name, cls in (
+        ("transgan_generator", "TransGAN generator", "TransGANGenerator"),
+        ("llamagen_gpt", "LlamaGen GPT", "Llama"),
+    ):
+        torch.save({"model": golden(case)[0]}, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=f"it is {name}, a {cls}: load_model builds it"):
+            vqgan.init_from_ckpt(tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=rf"names and shapes {name}\) holds a .*\.{cls}, not a"):
+            load_model(tmp_path / "x.pt", VQModel)
 
 
 def test_another_size_says_which_arguments_fit(published, tmp_path):

@@ -17,6 +17,7 @@ from taming.checkpoint.families.movq import movq_config
 from taming.checkpoint.families.taming import LATENT_KL
 
 CODEBOOK = "quantize.embedding.weight"
+MAX_LATENTS = 1024  # channels; published are 4 to 32, and twice as many for their variance
 RULES = (  # patterns, and what replaces them
     (r"^encoder\.down_blocks\.(\d+)", r"encoder.down.\1"),
     (r"\.resnets\.(\d+)", r".block.\1"),
@@ -71,6 +72,8 @@ def _kl_to_ours(state: State) -> dict[str, Tensor]:
         if f"{name}.weight" not in found:
             weight = found[f"{network}.weight"]
             channels = weight.shape[0 if name == "quant_conv" else 1]
+            if channels > MAX_LATENTS:
+                raise ValueError(f"latents of {channels} channels are no images'")
             eye = torch.eye(channels, dtype=weight.dtype, device=weight.device)
             found[f"{name}.weight"], found[f"{name}.bias"] = eye[:, :, None, None], torch.zeros_like(eye[0])
     return found

@@ -91,7 +91,10 @@ def is_kl(state: State) -> bool:
 
 
 def _latent_config(state: State) -> Config:
-    return vq_model(state, 256, target="taming.models.latent_diffusion.VQModel")
+    found = vq_model(state, 256)
+    if "decoder_config" not in found["params"]:  # which that project's class does not take
+        found["target"] = "taming.models.latent_diffusion.VQModel"
+    return found
 
 
 def _is_latent(state: State) -> bool:

@@ -14,7 +14,7 @@ def _to_ours(state: State) -> dict[str, Tensor]:
     for key, value in state.items():
         name, _, kind = key.rpartition(".")
         if name in ("quantize_t", "quantize_b"):
-            found[f"{name}.{KEYS[kind]}"] = value.t().contiguous()
+            found[f"{name}.{KEYS[kind]}"] = value.t()
         else:
             found[key] = value
     return found
