@@ -69,10 +69,13 @@ def kept_codes(model: Net2NetTransformer, size: Size, known: float, mask: Path |
             resolution, but the shape of the images.
 
     Raises:
-        ValueError: a share outside [0, 1); a mask of another shape, or that leaves nothing to generate; both.
+        ValueError: a share outside [0, 1); a mask of another shape, or that leaves nothing to generate; both;
+            codes that have no place in the image.
     """
     if not 0 <= known < 1:
         raise ValueError(f"--known {known} is outside [0, 1)")
+    if (known or mask is not None) and not model.first_stage_model.spatial:
+        model.check_window()
     h, w = model.coarse_shape(*size)
     if mask is None:
         kept = torch.zeros(h, w, dtype=torch.bool)

@@ -171,6 +171,8 @@ def preview(
         filled.append(own.view(-1, *grid))
         start = end
     images = decode(model, filled if len(grids) > 1 else filled[0])
+    if not model.first_stage_model.spatial:  # each code may describe any part of the image
+        there_here = torch.ones_like(there_here)
     there = there_here.view(1, 1, *grids[-1]).float().cpu()
     visible = F.interpolate(there, size=(images.shape[2], images.shape[3]))[0] > 0
     images = torch.where(visible, images, torch.full_like(images, BLANK))

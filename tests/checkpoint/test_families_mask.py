@@ -16,6 +16,7 @@ from taming.checkpoint.families import identify
 from taming.config import instantiate_from_config
 from taming.models.titok import TiTok
 from taming.models.vqgan import VQModel
+from taming.modules.discriminator.model import NLayerDiscriminator
 from tests.test_golden import GOLDEN, read
 
 LAYOUTS = json.loads(gzip.decompress((GOLDEN / "layouts_mask.json.gz").read_bytes()))
@@ -99,9 +100,29 @@ def test_golden_open_magvit2(tmp_path):
         close(model.codes_to_latents(given["codes"]), want["codebook_entry"])
         close(model.decode_codes(codes), want["decoded"])
         close(model.decode_codes(given["codes"]), want["decode_codes"])
-        # training: the weights of entropies and commitment are those of the published configuration
-        loss = model.quantize.train()(model.encode_to_prequant(given["x"]))[1]
-    close(loss, 0.1 * want["train.entropy_aux_loss"] + 0.25 * want["train.commitment"])
+
+
+def test_golden_training_of_open_magvit2(tmp_path):
+    """Losses and gradients of one batch, with the weights of the published configuration."""
+    state, given, want = read("open_magvit2_tokenizer")
+    torch.save({"state_dict": state}, tmp_path / "imagenet.ckpt")
+    model, _, _ = load_model(tmp_path / "imagenet.ckpt", VQModel)
+    discriminator = NLayerDiscriminator(ndf=8, n_layers=2)
+    prefix = "loss.discriminator."
+    discriminator.load_state_dict({
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    })
+    rec, codebook_loss = model.train()(given["x"])
+    close(codebook_loss.detach(), 0.1 * want["train.entropy_aux_loss"] + 0.25 * want["train.commitment"])
+    logits = discriminator.train()(rec).flatten(1).mean(1)  # one of each image
+    rec_loss, g_loss = (rec - given["x"]).abs().mean(), torch.nn.functional.softplus(-logits).mean()
+    close(rec_loss.detach(), want["log_g.reconstruct_loss"])
+    loss = rec_loss + codebook_loss + 0.1 * g_loss
+    close(loss.detach(), want["train.gen_loss"])
+    loss.backward()
+    for name in ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"):
+        got, grad = model.get_parameter(f"{name}.weight").grad, want[f"grad.{name}.weight"]
+        torch.testing.assert_close(got, grad, rtol=0, atol=2e-4 * grad.abs().max().item())
 
 
 @torch.no_grad()

@@ -7,11 +7,13 @@ from torch.utils.data import DataLoader
 
 from taming.config import ConfigError, instantiate_from_config
 from taming.eval.reconstruction import reconstruct
-from taming.images import from_uint8, to_uint8
+from taming.images import from_uint8, to_pil, to_uint8
+from taming.inference.completion import kept_codes
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.titok import TiTok
 from taming.models.tokenizer import SizeMismatch, Tokenizer
 from taming.models.vqgan import VQModel
+from taming.web.progress import preview
 
 HEIGHT, WIDTH, CODES = 16, 24, 16
 CONV = dict(
@@ -163,6 +165,13 @@ def test_titok_takes_one_size_and_no_window():
         prior.generate(c, known=torch.zeros(1, 1, 6).long(), mask=torch.ones(1, 1, 6).bool())
     with pytest.raises(ValueError, match="made for 16x24"):
         prior.generate(c, size=(32, 48))
+    with pytest.raises(ValueError, match="no part be kept"):
+        kept_codes(prior, (HEIGHT, WIDTH), 0.5, None)
+    assert kept_codes(prior, (HEIGHT, WIDTH), 0.0, None) is None
+    # a preview of two of six codes shows all of the image, not its first third
+    shown = preview(prior, (1, 6), torch.zeros(1, 6, dtype=torch.bool), 1, torch.tensor([[3, 5]]))
+    want = prior.decode_codes(torch.tensor([[[3, 5, 3, 5, 3, 5]]]))
+    assert shown.tobytes() == to_pil(want[0].clamp(-1, 1)).tobytes()
 
 
 @torch.no_grad()
