@@ -71,17 +71,6 @@ TOKENIZERS = {
     "DVAE": {"target": "taming.models.dvae.DVAE", "params": dict(
         ddconfig=dict(resolution=[HEIGHT, WIDTH], n_hid=8, n_init=4, n_blk_per_group=1, n_groups=3),
         n_embed=CODES, temperature_scheduler_config=GUMBEL)},
-}
-NETWORKS = "taming.modules"
-TOKENIZERS |= {
-    "VQModel, MaskGIT's networks": stage(
-        "vqgan.VQModel", encoder_config={"target": f"{NETWORKS}.maskgit.networks.Encoder"},
-        decoder_config={"target": f"{NETWORKS}.maskgit.networks.Decoder"},
-    ),
-    "VQModel, Open-MAGVIT2's networks": stage(
-        "vqgan.VQModel", encoder_config={"target": f"{NETWORKS}.magvit2.networks.Encoder"},
-        decoder_config={"target": f"{NETWORKS}.magvit2.networks.Decoder"}, embed_dim=8, quant_conv_kernel=0,
-    ),
     "TiTok": stage("titok.TiTok", ddconfig=dict(
         resolution=[HEIGHT, WIDTH], num_tokens=24, z_channels=4, patch_size=4, width=8, num_layers=1, heads=2,
     )),
@@ -108,6 +97,12 @@ QUANTIZERS = {  # one grid of codes each
                             combined=True),
     "GroupedVQ": quantizer("grouped.GroupedVQ", n_embed=9, codebook_size=3, dim=4, groups=2, combined=True),
 }
+PARTS = {**QUANTIZERS, **{
+    f"networks of {name}": stage("vqgan.VQModel", **params, **{
+        f"{part.lower()}_config": {"target": f"taming.modules.{name}.networks.{part}"}
+        for part in ("Encoder", "Decoder")
+    }) for name, params in (("maskgit", {}), ("magvit2", dict(embed_dim=8, quant_conv_kernel=0)))
+}}
 SEVERAL_GRIDS = {
     "ResidualVQ": quantizer("residual.ResidualVQ", codebook_size=CODES, dim=4, num_quantizers=3,
                             shared=True, decay=0.9),
@@ -142,13 +137,13 @@ PRIORS = {
         likelihood_steps=3)},
 }
 IMPOSSIBLE = {("PixelSNAIL", "tokens")}  # neither a class nor a grid
-LAYOUT = {"layout": [6, [HEIGHT // 4, WIDTH // 4]]}  # of tokens that the data make
 
 
-def prior_config(name, condition):
+def prior_config(name, condition, grid=(HEIGHT // 4, WIDTH // 4)):
     config = PRIORS[name]
     fixed = condition == "tokens" and name in ("Llama", "RAR")
-    return {**config, "params": {**config["params"], **(LAYOUT if fixed else {})}}
+    layout = {"layout": [6, list(grid)]} if fixed else {}  # of tokens that the data make
+    return {**config, "params": {**config["params"], **layout}}
 
 
 def of_two_levels(top, bottom, **params):
@@ -242,9 +237,9 @@ def check_evaluation(model, x):
     assert torch.equal(again, to_uint8(model.decode_codes(codes)))
 
 
-@pytest.mark.parametrize("name", [*TOKENIZERS, *QUANTIZERS, *FROZEN_ONLY])
+@pytest.mark.parametrize("name", [*TOKENIZERS, *PARTS, *FROZEN_ONLY])
 def test_tokenizers(name, tmp_path):
-    config = {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[name]
+    config = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}[name]
     model = build(config)
     assert isinstance(model, Tokenizer) and isinstance(model.quantize, Quantizer)
     x = torch.stack([item(i)["image"] for i in range(2)]).permute(0, 3, 1, 2)
@@ -364,10 +359,10 @@ def test_conditions(name, tmp_path):
         assert len(default) == 1 and conditioner.encode(default)[2][2].numel() == count
 
 
-# a quantizer's codes are numbers to priors and conditions: one condition is enough
+# codes are numbers to priors and conditions, whatever made them: one condition is enough
 MATRIX = [
     *itertools.product([*TOKENIZERS, *FROZEN_ONLY], PRIORS, CONDITIONS),
-    *itertools.product(QUANTIZERS, PRIORS, ["class"]),
+    *itertools.product(PARTS, PRIORS, ["class"]),
 ]
 
 
@@ -384,10 +379,12 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
                 cond_stage_key=CONDITIONS[condition][1],
             )
         return
-    config, first = prior_config(prior, condition), {**TOKENIZERS, **QUANTIZERS, **FROZEN_ONLY}[tokenizer]
+    grid = GRIDS.get(tokenizer, (4, 6))
+    config = prior_config(prior, condition, grid)
+    first = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}[tokenizer]
     if "condition_vocab_size" in config["params"]:  # its vocabulary is that of the codes
         config["params"]["vocab_size"] = build(first).codebook_size
-    check_transformer(config, first, condition, GRIDS.get(tokenizer, (4, 6)), tmp_path)
+    check_transformer(config, first, condition, grid, tmp_path)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
