@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from taming.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from taming.checkpoint.families import dalle
 from taming.config import instantiate_from_config
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.autoencoder import Autoencoder, Betas
@@ -89,17 +90,8 @@ class DVAE(Tokenizer, ImageConditioner, Autoencoder):
             states[name] = read_checkpoint(find_checkpoint(file))["state_dict"]
             if not {"blocks.input.w", "blocks.output.conv.w"} <= set(states[name]):
                 raise ValueError(f"{file} is not the {name} of DALL-E: it has no blocks.input.w")
-        first, last = (states["encoder"][f"blocks.{part}.w"] for part in ("input", "output.conv"))
-        groups = {key.split(".")[1] for key in states["encoder"] if key.startswith("blocks.group_")}
-        blocks = {key.split(".")[2] for key in states["encoder"] if key.startswith("blocks.group_1.")}
-        model = cls(
-            ddconfig={
-                "resolution": 256, "in_channels": first.shape[1], "n_hid": first.shape[0],
-                "n_init": states["decoder"]["blocks.input.w"].shape[0], "n_blk_per_group": len(blocks),
-                "n_groups": len(groups),
-            },
-            n_embed=last.shape[0],
-        )
+        whole = {f"{half}.{key}": value for half, state in states.items() for key, value in state.items()}
+        model = cls(**dalle.sizes(whole))
         load_weights(model.encoder, states["encoder"], source=encoder)
         load_weights(model.decoder, states["decoder"], source=decoder)
         return model.eval()

@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming.checkpoint.families.vqvae2 import KEYS
 from taming.models.autoencoder import Betas
 from taming.models.two_level import TwoLevelModel, by_level
 from taming.models.vqvae import PIXELS_ALONE, DDConfig
 from taming.modules.vqvae.networks import Decoder, Encoder
 from taming.parameters import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability
-
-# Names of codebooks in checkpoints of rosinality/vq-vae-2-pytorch, where codes are columns, and here.
-KEYS = {
-    "embed": "embedding.weight", "cluster_size": "embedding.cluster_size", "embed_avg": "embedding.embed_avg",
-}
 
 
 class VQVAE2(TwoLevelModel):

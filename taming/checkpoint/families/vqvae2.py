@@ -4,7 +4,7 @@ from torch import Tensor
 
 from taming.checkpoint.families.base import Config, Family, State
 
-KEYS = {  # of each quantizer, and here
+KEYS = {  # of each quantizer: names there, where codes are columns, and here
     "embed": "embedding.weight", "cluster_size": "embedding.cluster_size", "embed_avg": "embedding.embed_avg",
 }
 
