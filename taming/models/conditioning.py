@@ -91,6 +91,8 @@ def build_prior(config: dict) -> Any:
         window = {key: params[key] for key in ("bottom_window",) if key in params}
         for name, parts in sequences(params.get("layout", ()), **window).items():
             if name in params:
+                if not isinstance(params[name], Mapping):
+                    raise ValueError(f"{name}: {params[name]!r} is no prior: give {{target, params}} of one")
                 params[name] = build_prior(_complete_level(params[name], parts, params.get("vocab_size")))
     prior = instantiate_from_config({**config, "params": params})
     if path is not None:

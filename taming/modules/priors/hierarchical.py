@@ -51,6 +51,8 @@ class _Layout:
         *parts, coarse, fine = [part if isinstance(part, int) else (part[0], part[1]) for part in layout]
         if isinstance(coarse, int) or isinstance(fine, int) or fine[0] % coarse[0] or fine[1] % coarse[1]:
             raise ValueError(f"layout: {list(layout)} must end in a grid and one finer by whole factors")
+        if bottom_window is not None and len(bottom_window) != 2:
+            raise ValueError(f"bottom_window: {list(bottom_window)} must be [height, width], in fine codes")
         (height, width), (h, w) = fine, bottom_window or fine
         h, w = min(h, height), min(w, width)
         windows: list[Size | None] = []
@@ -312,6 +314,8 @@ class HierarchicalPrior(Prior):
             factors = [n // m for n, m in zip(shape[1], shape[0], strict=True)]
             masks[1] = mask.repeat_interleave(factors[0], -2).repeat_interleave(factors[1], -1)
         arguments: dict[str, Any] = {"generator": generator, "codebook_size": codebook_size}
+        if known is not None and not (isinstance(known, list) and len(known) == 2):
+            raise ValueError("known codes are those of both grids, a list, the coarse one first")
         known, watch = known or [None, None], _Watch(callback)
 
         def sample_top(callback: Callback) -> Tensor:

@@ -231,6 +231,9 @@ def test_schedules_of_training_reach_both_priors():
                                      "condition and then the codes: leave it out, or give 30; or let a"),
     ({"top": gpt(block_size=5)}, "top.params.block_size: 5 is too short"),
     ({"top": {"target": "torch.nn.Linear", "params": {"in_features": 1, "out_features": 1}}}, "Linear"),
+    ({"bottom_window": [2]}, "bottom_window: [2] must be [height, width], in fine codes"),
+    ({"bottom_window": [2, 2, 2]}, "bottom_window: [2, 2, 2] must be [height, width]"),
+    ({"bottom": "GPT"}, "bottom: 'GPT' is no prior: give {target, params} of one"),
     ({"bottom": gpt(vocab_size=3)}, "bottom.params.vocab_size: 3 is below vocab_size: 5"),
 ])
 def test_what_does_not_fit_is_named(change, message):
@@ -253,6 +256,14 @@ def test_a_prior_of_two_levels_is_no_level_of_another():
 def test_there_are_no_logits_of_whole_grids_where_a_window_slides():
     with pytest.raises(ValueError, match="with bottom_window there are no logits of whole grids"):
         prior(bottom_window=[2, 4]).code_logits(flat(codes()), torch.tensor([[3], [1]]))
+
+
+def test_known_codes_of_one_grid_are_too_few():
+    with pytest.raises(ValueError, match="known codes are those of both grids, a list"):
+        prior().sample_window(
+            [torch.tensor([[3], [1]])], shape=[COARSE, FINE], window=[COARSE, FINE], known=codes()[0],
+            mask=torch.zeros(COARSE).bool(),
+        )
 
 
 def test_conditions_that_change_with_the_window_are_for_one_level():
