@@ -108,7 +108,7 @@ SEVERAL_GRIDS = {
                             shared=True, decay=0.9),
     "GroupedVQ": quantizer("grouped.GroupedVQ", codebook_size=CODES, dim=4, groups=2, l2_normalize=True),
     "MultiScaleResidualVQ": quantizer("multi_scale.MultiScaleResidualVQ", codebook_size=CODES, dim=4,
-                                      scales=[1, 2, 4]),
+                                      scales=[1, 2, 4], num_convolutions=3),
 }
 TWO_LEVELS = {
     "VQVAE2": vq_vae("vqvae2.VQVAE2", kmeans_steps=2),

@@ -45,7 +45,7 @@ class MultiScaleResidualVQ(VectorQuantizer2):
         revive_after, kmeans_steps: see `VectorQuantizer2`.
 
     Raises:
-        ValueError: scales that do not grow.
+        ValueError: scales that do not grow, or are so few that convolutions have none.
     """
 
     def __init__(
@@ -63,6 +63,12 @@ class MultiScaleResidualVQ(VectorQuantizer2):
             )
         self.scales, self.num_levels = tuple(scales), len(scales)
         self.ratio, self.estimator = ratio, check_estimator(estimator)
+        used = len({self._convolution_of(level, num_convolutions) for level in range(len(scales))})
+        if used < num_convolutions:  # weights without a gradient, which `ddp` does not allow
+            raise ValueError(
+                f"num_convolutions: {num_convolutions}, but {len(scales)} scales use {used} of them: set "
+                f"num_convolutions={min(2, len(scales))}, or as many as there are scales"
+            )
         convolutions = [nn.Conv2d(dim, dim, 3, padding=1) for _ in range(num_convolutions)]
         self.quant_resi = nn.ModuleDict({"qresi_ls": nn.ModuleList(convolutions)})
         self.register_load_state_dict_pre_hook(_drop_counter)

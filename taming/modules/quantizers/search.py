@@ -15,7 +15,7 @@ CPU_TILE_BYTES = 8 << 20  # of distances held at once: about a second-level cach
 GPU_TILE_BYTES = 256 << 20  # for which the matrix products are large enough to keep all cores busy
 CHUNK_BYTES = 64 << 20  # of vectors for which all codes are gone through
 TILE_ROWS = 1024  # vectors of a tile, where there are as many
-MAX_GROUP = 32  # codes that are reduced to their smallest distance before its index is looked for
+MAX_GROUP = 64  # codes that are reduced to their smallest distance before its index is looked for
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def nearest_code(
         scale = -2.0 if euclidean else -1.0
         if 4 * len(z) * len(codebook) <= tile_bytes:
             lengths = codebook.square().sum(1) if euclidean else z.new_zeros(len(codebook))
-            return _min(torch.addmm(lengths, z, codebook.t(), alpha=scale))[1]
+            return _argmin(torch.addmm(lengths, z, codebook.t(), alpha=scale))
         rows = max(1, CHUNK_BYTES // (4 * z.shape[1] + 4))
         parts = z.split(rows)
         return torch.cat([_search(part, codebook, scale, euclidean, tile_bytes // 4) for part in parts])
@@ -79,22 +79,41 @@ def _search(z: Tensor, codebook: Tensor, scale: float, euclidean: bool, elements
         parts = zip(z.split(rows), best.split(rows), index.split(rows), strict=True)
         for vectors, smallest, where in parts:
             distances = tile[:len(vectors) * len(codes)].view(len(vectors), len(codes))
-            value, here = _min(torch.mm(vectors, codes.t(), out=distances))
-            better = (value < smallest) | (value.isnan() & ~smallest.isnan())  # NaN first, as for argmin
-            smallest.copy_(torch.where(better, value, smallest))
-            where.copy_(torch.where(better, here + start, where))
+            _keep_nearer(torch.mm(vectors, codes.t(), out=distances), start, smallest, where)
     return index
 
 
-def _min(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest value of each row (n, k) and its first index, both (n,).
+def _keep_nearer(distances: Tensor, start: int, smallest: Tensor, where: Tensor) -> None:
+    """Put the smallest distance of each row of a tile (n, k), and its code, in place where it is smaller.
 
-    As `x.min(1)`, in a third of its time on a CPU: the minimum of a group of neighbors is vectorised there,
-    the search for an index is not.
+    The tile begins at the code `start`; `smallest` and `where`, (n,), are what was found before.
     """
+    groups = _groups(distances)
+    value, which = groups.amin(2).min(1)
+    better = (value < smallest) | (value.isnan() & ~smallest.isnan())  # NaN first, as for argmin
+    if distances.is_cpu:  # others would have to wait for the number of rows
+        rows = better.nonzero().squeeze(1)
+    else:
+        rows = torch.arange(len(better), device=better.device)
+        value = torch.where(better, value, smallest)
+    here = start + which[rows] * groups.shape[2] + groups[rows, which[rows]].argmin(1)
+    smallest[rows] = value[rows]
+    where[rows] = torch.where(better[rows], here, where[rows])
+
+
+def _argmin(x: Tensor) -> Tensor:
+    """Return the first index (n,) of the smallest value of each row (n, k).
+
+    As `x.argmin(1)`, in a third of its time on a CPU: the minimum of a group of neighbors is vectorised
+    there, the search for an index is not.
+    """
+    groups = _groups(x)
+    which = groups.amin(2).argmin(1)
+    return which * groups.shape[2] + groups[torch.arange(len(x), device=x.device), which].argmin(1)
+
+
+def _groups(x: Tensor) -> Tensor:
+    """Return rows (n, k) as groups of neighbors, (n, k / group, group)."""
     width = x.shape[1]
     group = max(size for size in range(1, min(MAX_GROUP, width) + 1) if width % size == 0)
-    groups = x.view(len(x), width // group, group)
-    value, which = groups.amin(2).min(1)
-    inside = groups[torch.arange(len(x), device=x.device), which].argmin(1)
-    return value, which * group + inside
+    return x.view(len(x), width // group, group)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from taming.config import instantiate_from_config
-from taming.modules.quantizers.multi_scale import MultiScaleResidualVQ
+from taming.modules.quantizers.multi_scale import SCALES, MultiScaleResidualVQ
 from tests.test_contracts import stage
 
 
@@ -22,9 +22,10 @@ def naive(z, codebook, convolutions, sides, of_scale, ratio):
     return grids, total
 
 
-def quantizer_of(scales=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), **arguments):
+def quantizer_of(scales=SCALES, **arguments):
     torch.manual_seed(0)
-    quantizer = MultiScaleResidualVQ(40, 6, scales=scales, **arguments)
+    count = min(4, len(scales) - 1)
+    quantizer = MultiScaleResidualVQ(40, 6, scales=scales, num_convolutions=count, **arguments)
     torch.nn.init.normal_(quantizer.embedding.weight)
     return quantizer
 
@@ -90,6 +91,8 @@ def test_bad_input():
     for scales in ([2, 1], [1, 1, 2], []):
         with pytest.raises(ValueError, match="give growing sides, the coarsest first"):
             MultiScaleResidualVQ(8, 4, scales=scales)
+    with pytest.raises(ValueError, match="num_convolutions: 4, but 3 scales use 3 of them: set .*=2, or as"):
+        MultiScaleResidualVQ(8, 4, scales=[1, 2, 4])
     quantizer = quantizer_of((1, 2, 4))
     grids = [torch.zeros(1, *grid, dtype=torch.int64) for grid in quantizer.grids(4, 4)]
     with pytest.raises(ValueError, match="takes 3 grids of codes, .* not "):
@@ -101,7 +104,7 @@ def test_bad_input():
 def test_a_vqgan_of_several_grids_encodes_and_decodes():
     model = instantiate_from_config(stage("vqgan.VQModel", quantizer_config={
         "target": "taming.modules.quantizers.multi_scale.MultiScaleResidualVQ",
-        "params": dict(codebook_size=12, dim=4, scales=[1, 2, 4]),
+        "params": dict(codebook_size=12, dim=4, scales=[1, 2, 4], num_convolutions=2),
     })).eval()
     assert model.levels == 3 and model.code_shape(16, 24) == [(1, 2), (2, 3), (4, 6)]
     assert model.num_codes(16, 24) == 2 + 6 + 24
