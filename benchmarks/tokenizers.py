@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Tokenizers and autoencoders at equal time, on the built-in landscapes of 64 pixels (Table 5 at toy scale).
 
-    python benchmarks/tokenizers.py --minutes 10                 all rows, 10 minutes of the processor each
+    python benchmarks/tokenizers.py --minutes 10                 all systems, 10 minutes of the processor each
     python benchmarks/tokenizers.py --steps 1000                 the same at equal batches
     python benchmarks/tokenizers.py vqgan_f8 --minutes 0.3       one row, to see that it runs
+    python benchmarks/tokenizers.py recipes --minutes 3          one choice at a time in the VQGAN of f = 8
 
 All rows have about a million parameters, 512 codes where they have codes, batches of 8, and the same images
 in the same order. Time is that of training steps on the processor, of all threads: other work on the machine
@@ -43,7 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 SHOWN = 8  # images on the sheet
 SCALE = 2  # enlargement of the sheet
 LABEL = 150  # pixels for the names of its rows
-VALIDATE_EVERY = 100  # batches; not part of the time
+VALIDATE_EVERY = 500  # batches; not part of the time
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Row:
 
     title: str
     config: str
-    changes: tuple[str, ...] = ()  # in model.params
+    changes: tuple[str, ...] = ()  # in model.params, or in the configuration where they begin with "model."
 
 
-ROWS = {
+SYSTEMS = {
     "vae": Row("VAE", "vae/vae_landscapes", ("ddconfig.ch=16",)),
     "vqvae": Row("VQ-VAE", "vqvae/vqvae_landscapes", ("ddconfig.ch=152", "n_embed=512")),
     "vqvae2": Row("VQ-VAE-2", "vqvae2/vqvae2_landscapes", ("ddconfig.ch=120", "n_embed=512")),
@@ -67,6 +68,45 @@ ROWS = {
         ("ddconfig.ch=12", "ddconfig.num_groups=4", "n_embed=512"),
     ),
 }
+
+
+def quantizer(title: str, target: str, params: str) -> Row:
+    """Return the row of a VQGAN with another quantizer, of 512 codes, in place of its own."""
+    target = f"taming.modules.quantizers.{target}"
+    return Row(title, "landscapes/landscapes_vqgan", (
+        "legacy=true", "revive_after=null",
+        f"quantizer_config={{target: {target}, params: {{{params}}}}}",
+    ))
+
+
+LEARNED = "codebook_size: 512, dim: 16"
+RECIPES = {
+    "2021": Row("codes and pixel loss of 2021", "landscapes/landscapes_vqgan", (
+        "legacy=true", "revive_after=null", "lossconfig.params.pixel_loss=l1",
+        "lossconfig.params.pixelloss_weight=1.0",
+    )),
+    "base": Row("landscapes_vqgan: L2, codes revived", "landscapes/landscapes_vqgan"),
+    "not_revived": Row("codes not revived", "landscapes/landscapes_vqgan", ("revive_after=null",)),
+    "unit_length": quantizer(
+        "8 channels of unit length (LlamaGen)", "vector.VQ", f"{LEARNED}, codebook_dim: 8, l2_normalize: true"
+    ),
+    "rotation": quantizer(
+        "rotation trick", "vector.VQ", f"{LEARNED}, revive_after: 10, estimator: rotation"
+    ),
+    "diveq": quantizer("DiVeQ", "vector.VQ", f"{LEARNED}, revive_after: 10, estimator: diveq"),
+    "running_means": quantizer(
+        "codes as running means", "vector.VQ", f"{LEARNED}, revive_after: 10, decay: 0.99"
+    ),
+    "kmeans": quantizer("start from clusters", "vector.VQ", f"{LEARNED}, revive_after: 10, kmeans_steps: 10"),
+    "sim_vq": quantizer("SimVQ", "sim_vq.SimVQ", LEARNED),
+    "ibq": quantizer("IBQ", "index_propagation.IBQ", LEARNED),
+    "fsq": quantizer("FSQ, 8x8x8", "fsq.FSQ", "levels: [8, 8, 8], dim: 16"),
+    "lfq": quantizer("LFQ, 9 bits", "lookup_free.LFQ", LEARNED),
+    "bsq": quantizer("BSQ, 9 bits", "lookup_free.BSQ", LEARNED),
+    "averages": Row("averages of the weights", "landscapes/landscapes_vqgan", ("model.ema_decay=0.998",)),
+}
+ROWS = SYSTEMS | RECIPES
+SETS = {"systems": tuple(SYSTEMS), "recipes": tuple(RECIPES)}
 METRICS = ("PSNR", "SSIM", "ST-LPIPS", "LPIPS", "rFD", "rFID")  # in the table: what their names begin with
 
 
@@ -76,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     as_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     add = parser.add_argument
-    add("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}; default: all")
+    names = f"{', '.join(SYSTEMS)}, or {', '.join(RECIPES)}"
+    add("rows", nargs="*", metavar="ROW", help=f"any of {names}; or systems, recipes; default: systems")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of the processor, for the training steps of each row")
     budget.add_argument("--steps", type=int, help="batches of each row, in place of --minutes")
@@ -87,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, help="the JSON file; the table and the sheet are put beside it; default: "
         "benchmarks/results/<date>_tokenizers.json")
     options = parser.parse_args(argv)
-    if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
+    if unknown := set(options.rows) - {*ROWS, *SETS}:
+        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join((*ROWS, *SETS))}")
     torch.set_num_threads(options.threads)
     amount = f"{options.minutes:g}min" if options.minutes else f"{options.steps}steps"
     folder = options.folder or Path("logs") / f"tokenizers_{amount}"
@@ -96,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         "minutes": options.minutes, "steps": options.steps, "threads": options.threads,
         "num_images": options.num_images, "seed": options.seed,
     })
-    names = options.rows or list(ROWS)
+    names = [name for each in options.rows or ["systems"] for name in SETS.get(each, (each,))]
     found = {}
     for name in names:
         print(f"\n## {ROWS[name].title}", flush=True)
@@ -160,7 +201,7 @@ def start_words(row: Row, name: str, folder: Path, options: argparse.Namespace) 
         "--enable_progress_bar", "False", "--enable_model_summary", "False",
         "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
         f"{budget}.params.planned_batches={planned}", f"{budget}.params.{amount}",
-        *(f"model.params.{change}" for change in row.changes),
+        *(change if change.startswith("model.") else f"model.params.{change}" for change in row.changes),
     ]
 
 
