@@ -136,12 +136,20 @@ PRIORS = {
         vocab_size=CODES, condition_vocab_size=20, block_size=200, n_layer=1, n_head=2, n_embd=8,
         likelihood_steps=3)},
 }
+PRIORS |= {
+    "MaskBit": {"target": "taming.modules.priors.maskbit.MaskBit", "params": dict(
+        vocab_size=16, condition_vocab_size=20, block_size=200, bit_groups=2, n_layer=1, n_head=2, n_embd=8,
+        likelihood_steps=3)},
+    "BAR": {"target": "taming.modules.priors.bar.BAR", "params": dict(
+        vocab_size=16, condition_vocab_size=20, n_layer=1, n_head=2, n_embd=8, bit_groups=2, head_layers=1)},
+}
+BITS = {"MaskBit", "BAR"}  # they need a power of two of codes, here with an even number of bits
 IMPOSSIBLE = {("PixelSNAIL", "tokens")}  # neither a class nor a grid
 
 
 def prior_config(name, condition, grid=(HEIGHT // 4, WIDTH // 4)):
     config = PRIORS[name]
-    fixed = condition == "tokens" and name in ("Llama", "RAR")
+    fixed = condition == "tokens" and name in ("Llama", "RAR", "BAR")
     layout = {"layout": [6, list(grid)]} if fixed else {}  # of tokens that the data make
     return {**config, "params": {**config["params"], **layout}}
 
@@ -383,7 +391,13 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
     config = prior_config(prior, condition, grid)
     first = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}[tokenizer]
     if "condition_vocab_size" in config["params"]:  # its vocabulary is that of the codes
-        config["params"]["vocab_size"] = build(first).codebook_size
+        config["params"]["vocab_size"] = size = build(first).codebook_size
+        if prior in BITS and size != 16:
+            message = "bit_groups: 2 does not divide the 3 bits" if size == 8 else "codes has no bits: give"
+            stage, key = CONDITIONS[condition]
+            with pytest.raises(ValueError, match=message):
+                Net2NetTransformer(config, first, stage, cond_stage_key=key)
+            return
     check_transformer(config, first, condition, grid, tmp_path)
 
 
@@ -476,7 +490,8 @@ def test_a_step_from_a_code_cache_is_one_from_images(prior, condition, tmp_path)
     for cached in (False, True):
         torch.manual_seed(0)
         model = Net2NetTransformer(
-            prior_config(prior, condition), TOKENIZERS["VQModel"], stage, cond_stage_key=key, pkeep=0.9,
+            prior_config(prior, condition), QUANTIZERS["LFQ"] if prior in BITS else TOKENIZERS["VQModel"],
+            stage, cond_stage_key=key, pkeep=0.9,
             **({} if condition == "none" else {"null_token": NULL, "cond_dropout": 0.5}),
         )
         items = cache_of(model.eval(), tmp_path) if cached else None

@@ -69,7 +69,7 @@ def sample_tokens(
         return codes
     sample = LogitsSampler(
         batch_size, steps, prefix.device, resolve(options, changes), has_null=null_prefix is not None,
-        generator=generator, codebook_size=codebook_size,
+        generator=generator, codebook_size=codebook_size, head=getattr(transformer, "code_head", None),
     )
     guided_steps, halves, cache = _guided_stretch(sample.guided), 0, None
     for step in range(steps):

@@ -5,6 +5,7 @@ B batch, S steps, Q positions sampled at once, V vocabulary.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class LogitsSampler:
         has_null: whether null tokens are given; guidance other than 1 needs them.
         generator, codebook_size: see `sample_tokens`.
         codes_per_step: number of codes that one step samples, each with a random number of its own.
+        head: makes codes of features, which then take the place of logits; see
+            `taming.modules.priors.bar.BitHead`.
 
     Raises:
         ValueError: a temperature that is not above 0, guidance without null tokens.
@@ -54,7 +57,12 @@ class LogitsSampler:
     def __init__(
         self, batch_size: int, steps: int, device: torch.device, options: SamplingOptions, *, has_null: bool,
         generator: Generators, codebook_size: int | None, codes_per_step: int = 1,
+        head: Any = None,
     ):
+        if head is not None:  # filters are for each group of bits: more values than it has are all of them
+            options = options.replace(top_k=at_most(options.top_k, head.group_size))
+            codes_per_step, codebook_size = head.groups, None
+        self.head = head
         self.filters = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
         self.greedy, self.codebook_size = options.greedy, codebook_size
         temperature = options.temperature
@@ -85,7 +93,19 @@ class LogitsSampler:
 
         If a step samples several codes, it is one step of Q codes.
         """
-        return self.choose(self.guide(logits, steps), steps)
+        if self.head is None:
+            return self.choose(self.guide(logits, steps), steps)
+        halves = len(logits) // len(self.scales[0])
+        parts = logits.new_zeros(
+            len(self.scales[0]), logits.shape[1], self.head.groups, dtype=torch.int64
+        )  # (B, Q, G)
+        masked = torch.ones_like(parts, dtype=torch.bool)
+        for group in range(self.head.groups):  # in the order of the exact chain
+            read, hidden = (each.repeat(halves, 1, 1) for each in (parts, masked))
+            guided = self.guide(self.head(logits, read, hidden)[:, :, group], steps)
+            parts[..., group] = self.choose(guided, steps, group)
+            masked[..., group] = False
+        return self.head.join(parts)
 
     def guide(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
         """Return logits (B, Q, V) of the codes that are allowed; those of both halves (2B, Q, V) mixed."""
@@ -96,15 +116,23 @@ class LogitsSampler:
             logits = torch.lerp(null, given, self.scales[steps].T[..., None].to(logits.device))
         return logits
 
-    def choose(self, logits: Tensor, steps: slice | list[int]) -> Tensor:
-        """Sample codes (B, Q) from logits (B, Q, V) that `guide` returned."""
+    def choose(self, logits: Tensor, steps: slice | list[int], part: int | None = None) -> Tensor:
+        """Sample codes (B, Q), or a part of each, from logits (B, Q, V) that `guide` returned."""
         if self.numbers is None:  # greedy
             return logits.argmax(-1)
         temperature = self.temperature
         if torch.is_tensor(temperature):
             temperature = temperature[steps].T.expand(logits.shape[:2])  # (B, Q)
         logits = filter_logits(logits, temperature=temperature, **self.filters)
-        return sample_from(logits.flatten(0, 1), self.numbers[:, steps].flatten()).view(logits.shape[:2])
+        numbers = self.numbers[:, steps] if part is None else self.numbers[:, steps, part]
+        return sample_from(logits.flatten(0, 1), numbers.flatten()).view(logits.shape[:2])
+
+
+def at_most(value: Any, most: int) -> Any:
+    """Limit a number, or a tensor of numbers; None stays."""
+    if value is None:
+        return None
+    return value.clamp(max=most) if isinstance(value, Tensor) else min(value, most)
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:

@@ -78,7 +78,7 @@ def sample_window(
         codes = torch.where(kept, known.to(view.device), codes)
     sample = LogitsSampler(
         view.batch_size, height * width, view.device, options, has_null=view.null_at is not None,
-        generator=generator, codebook_size=codebook_size,
+        generator=generator, codebook_size=codebook_size, head=getattr(transformer, "code_head", None),
     )
     todo = (~kept.all(0)).tolist()  # a position is sampled unless it is known in all images
     origins = _origins(height, width, view.window, options.stride)
@@ -113,8 +113,12 @@ def window_nll(
         transformer.block_size, condition, None, shape, window, condition_windows, stride=1
     )
     origins, rows = _origins(*shape, view.window, 1), []
+    head = getattr(transformer, "code_head", None)
     for i in range(shape[0]):
         logits = _logits_at(transformer, view, codes, False, [(i, j) for j in range(shape[1])], origins)
+        if head is not None:
+            rows.append(-head.log_prob(logits, codes[:, i]))
+            continue
         rows.append(F.cross_entropy(logits.float().transpose(1, 2), codes[:, i], reduction="none"))
     return torch.stack(rows, dim=1)
 

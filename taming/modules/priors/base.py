@@ -130,6 +130,14 @@ class AutoregressivePrior(Prior):
         """Append tokens (B, T) to the cache; return logits (B, V) of what follows the last."""
         raise NotImplementedError
 
+    @property
+    def code_head(self) -> Any:
+        """What makes codes of features, if `forward` and `extend` return features in place of logits.
+
+        See `taming.modules.priors.bar.BitHead`; None where they return logits.
+        """
+        return None
+
     def code_logits(self, codes: Tensor, condition: Tensor) -> Tensor:
         """Return logits (B, N, V) of codes, given the condition (B, M) and the codes (B, N) before each."""
         tokens = torch.cat((condition, codes), dim=1)  # (B, M + N)

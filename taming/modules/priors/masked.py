@@ -17,7 +17,7 @@ from taming.modules.priors.base import Prior
 from taming.modules.transformer.positions import Part, layout_positions
 from taming.parameters import NonNegativeFloat, PositiveInt, Probability
 from taming.sampling import SamplingOptions, halton_order, sample_masked, sample_masked_window
-from taming.sampling.logits_sampler import Callback, Generators
+from taming.sampling.logits_sampler import Callback, Generators, at_most
 from taming.sampling.masked import report_masked
 from taming.sampling.options import resolve
 from taming.sampling.schedules import MASK_SCHEDULES, num_masked
@@ -204,7 +204,7 @@ class MaskedPrior(Prior):
 
         vocabulary = codebook_size if self.groups == 1 else None
         if self.groups > 1:  # filters are for codes; of a group, more values than there are is all of them
-            options = options.replace(top_k=_at_most(options.top_k, self.group_size))
+            options = options.replace(top_k=at_most(options.top_k, self.group_size))
         order = None
         if options.mask_order == "halton":
             each = torch.arange(self.groups)
@@ -259,10 +259,3 @@ def start_positions(layout: Sequence[Part] | None, positions: Tensor) -> None:
 def _random_rank(count: int) -> Tensor:
     """Return the place of each of so many units in a random order that is always the same, (U,)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
-
-
-def _at_most(value: Any, most: int) -> Any:
-    """Limit a number, or a tensor of numbers; None stays."""
-    if value is None:
-        return None
-    return value.clamp(max=most) if isinstance(value, Tensor) else min(value, most)
