@@ -196,13 +196,16 @@ def test_real_items_fit_the_model(path):
     model = instantiate_from_config(config.model).eval()
     with torch.no_grad():
         if "transformer_config" in config.model.params:
-            logits, target = model(*model.get_xc(batch))
-            gpt = config.model.params.transformer_config.params
+            x, c = model.get_xc(batch)
             codes = model.first_stage_model.num_codes(*model.first_stage_model.image_size)
-            assert logits.shape == (2, codes, gpt.vocab_size)
-            _, tokens = model.encode_to_c(model.get_xc(batch)[1])
+            by_code = hasattr(model.transformer, "code_logits")
+            if by_code and getattr(model.transformer, "code_head", None) is None:  # logits of each code
+                logits, target = model(x, c)
+                assert logits.shape == (2, codes, config.model.params.transformer_config.params.vocab_size)
+                assert target.shape == (2, codes)
+            _, tokens = model.encode_to_c(c)
             assert tokens.shape[1] + codes - 1 == model.transformer.block_size  # no more than is needed
-            assert target.shape == (2, codes)
+            assert model.nll(x, c).shape == (2,)
         else:
             x = model.get_input(batch, model.image_key)
             assert made_of(model, x).shape == x.shape and x.shape[2:] == (config.size, config.size)
