@@ -240,10 +240,11 @@ def test_real_items_of_another_size_fit_the_model(path, size):
         if "transformer_config" not in config.model.params:
             assert made_of(model, model.get_input(batch, model.image_key)).shape[2:] == (height, width)
             return
-        logits, _ = model(*model.get_xc(batch))
-        first = model.first_stage_model
+        x, c = model.get_xc(batch)
+        codes, first = model.encode_to_z(x)[1], model.first_stage_model
         coarsest = (height // first.factor) * (width // first.factor)
-        assert logits.shape[1] == coarsest * (1 if first.levels == 1 else 1 + 4)  # the finer grid has four
+        assert codes.shape[1] == coarsest * (1 if first.levels == 1 else 1 + 4)  # the finer grid has four
+        assert model.nll(x, c).isfinite().all()
 
 
 @each_config

@@ -143,7 +143,7 @@ PRIORS |= {
     "BAR": {"target": "taming.modules.priors.bar.BAR", "params": dict(
         vocab_size=16, condition_vocab_size=20, n_layer=1, n_head=2, n_embd=8, bit_groups=2, head_layers=1)},
 }
-BITS = {"MaskBit", "BAR"}  # they need a power of two of codes, here with an even number of bits
+BITS = ("MaskBit", "BAR")  # they need a power of two of codes, here with an even number of bits
 IMPOSSIBLE = {("PixelSNAIL", "tokens")}  # neither a class nor a grid
 
 
@@ -369,8 +369,11 @@ def test_conditions(name, tmp_path):
 
 # codes are numbers to priors and conditions, whatever made them: one condition is enough
 MATRIX = [
-    *itertools.product([*TOKENIZERS, *FROZEN_ONLY], PRIORS, CONDITIONS),
+    *itertools.product(
+        [*TOKENIZERS, *FROZEN_ONLY], [name for name in PRIORS if name not in BITS], CONDITIONS
+    ),
     *itertools.product(PARTS, PRIORS, ["class"]),
+    *itertools.product(["LFQ"], BITS, [name for name in CONDITIONS if name != "class"]),
 ]
 
 
