@@ -75,7 +75,8 @@ class Tokenizer(ImageSizes):
 
     Attributes:
         levels: number of grids.
-        factor: pixels per code along each side, on the coarsest grid.
+        factor: pixels per code along each side: on the coarsest grid, or on the finest where one quantizer
+            makes several grids from one of latents (`Quantizer.num_levels`).
         pixel_range: lowest and highest value of a pixel inside the network. Images are in [-1, 1] in any
             case; a network that was trained on another range converts them.
         spatial: whether a code describes the place of the image that it has in its grid. If not, no window
