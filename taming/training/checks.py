@@ -8,43 +8,50 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
-from taming.config import get_obj_from_str, instantiate_from_config
+from taming.config import get_obj_from_str
 from taming.data.datamodule import DataModuleFromConfig
 from taming.data.items import ItemSpec
+from taming.models.autoencoder import build_loss
 from taming.models.base import ImageModel
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import ImageSizes, SizeMismatch
-from taming.modules.losses.lpips import LPIPS, MissingWeights
+from taming.modules.frozen import Frozen
+from taming.modules.losses.lpips import MissingWeights
 from taming.parameters import did_you_mean
 
 LOSS = "model.params.lossconfig.params"
 
 
 def check_loss_files(model_config: DictConfig, download: bool) -> None:
-    """Make sure that the weights of the perceptual loss are on disk, before anything large is built.
+    """Make sure that the weights of frozen networks in the loss are on disk, before anything large is built.
 
-    With `download` they are fetched if they are missing, else only the server is asked for them.
+    With `download` they are fetched if they are missing, else only the server is asked for those of LPIPS.
 
     Raises:
-        FileNotFoundError: the weights are missing; the message says what to add to the command.
+        FileNotFoundError: weights are missing; the message says what to add to the command.
     """
     loss_config = model_config.params.get("lossconfig")
     if not loss_config or not get_obj_from_str(loss_config.target).__module__.startswith("taming."):
         return
     with torch.device("meta"):  # no memory, no random numbers
-        loss: Any = instantiate_from_config(loss_config)
-    if getattr(loss, "perceptual_weight", 1.0) <= 0:
-        return
-    try:
-        for part in loss.modules():
-            if isinstance(part, LPIPS):
-                part.ensure_weights(download)
-    except MissingWeights as error:
-        by_path = f"give its path: {LOSS}.perceptual_path=FILE"
-        remedy = error.remedy.replace("give its path as trunk_path", by_path)
-        raise FileNotFoundError(
-            f"{error.reason}: {remedy}, or train without LPIPS: {LOSS}.perceptual_weight=0"
-        ) from None
+        loss: Any = build_loss(loss_config)
+    without = ("perceptual_loss",) if getattr(loss, "perceptual_weight", 1.0) <= 0 else ()
+    for name, part in loss.named_modules():
+        if not isinstance(part, Frozen) or name.startswith(without):
+            continue
+        try:
+            part.ensure_weights(download)
+        except MissingWeights as error:
+            by_path = f"give its path: {LOSS}.perceptual_path=FILE"
+            remedy = error.remedy.replace("give its path as trunk_path", by_path)
+            raise FileNotFoundError(
+                f"{error.reason}: {remedy}, or train without LPIPS: {LOSS}.perceptual_weight=0"
+            ) from None
+        except FileNotFoundError as error:
+            remedy = "perceptual_path=FILE, or train without it: perceptual_weight=0"
+            if not name.startswith("perceptual_loss"):
+                remedy = "disc_config.params.weights=FILE"
+            raise FileNotFoundError(f"{error}; here that is {LOSS}.{remedy}") from None
 
 
 def check_agreement(

@@ -5,6 +5,8 @@ Source: Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supe
 al. 2023, "Exposing flaws of generative model evaluation metrics".
 """
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,11 +111,24 @@ class DINOv2(nn.Module):
         Args:
             x: images (B, 3, H, W), H and W multiples of 14, with ImageNet's mean and deviation.
         """
+        return self.norm(self.blocks(self.embed(x))[:, 0])
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Turn images (B, 3, H, W) into tokens with positions, the class token first: (B, N, D)."""
         height, width = (size // PATCH for size in x.shape[2:])
         tokens = self.patch_embed(x)  # (B, h*w, D)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)  # (B, N, D)
-        tokens = self.blocks(tokens + self.positions(height, width))
-        return self.norm(tokens[:, 0])
+        return tokens + self.positions(height, width)
+
+    def maps(self, x: Tensor, blocks: Collection[int]) -> list[Tensor]:
+        """Return the tokens of the patches after some blocks, counted from 0, as maps (B, D, h, w)."""
+        height, width = (size // PATCH for size in x.shape[2:])
+        tokens, maps = self.embed(x), []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number in blocks:
+                maps.append(self.norm(tokens[:, 1:]).transpose(1, 2).unflatten(2, (height, width)))
+        return maps
 
     def positions(self, height: int, width: int) -> Tensor:
         """Interpolate the position embeddings to a grid of h x w patches: (1, N, D).

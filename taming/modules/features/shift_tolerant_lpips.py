@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.modules.losses.lpips import NetLinLayer, ScalingLayer, spatial_average
+from taming.modules.features.lpips_layers import NetLinLayer, ScalingLayer, spatial_average
 
 
 class BlurDownsample(nn.Module):

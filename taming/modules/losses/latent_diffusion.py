@@ -53,7 +53,7 @@ class LPIPSWithDiscriminator(vqperceptual.VQLPIPSWithDiscriminator):
         self, disc_start: NonNegativeFloat, logvar_init: float = 0.0, kl_weight: NonNegativeFloat = 1.0,
         pixelloss_weight: NonNegativeFloat = 1.0, disc_num_layers: PositiveInt = 3,
         disc_in_channels: PositiveInt = 3, disc_factor: NonNegativeFloat = 1.0,
-        disc_weight: NonNegativeFloat = 1.0, perceptual_weight: NonNegativeFloat = 1.0,
+        disc_weight: NonNegativeFloat = 1.0, perceptual_weight: vqperceptual.Weights = 1.0,
         use_actnorm: bool = False, disc_conditional: bool = False, disc_loss: str = "hinge", **kwargs: Any,
     ):
         super().__init__(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from taming.checkpoint import read_checkpoint
+from taming.modules.features.lpips_layers import NetLinLayer, ScalingLayer, spatial_average
+from taming.modules.frozen import Frozen
 from taming.util import lpips_heads
 
 logger = logging.getLogger(__name__)
@@ -74,47 +76,12 @@ _TRUNK_KEY = re.compile(r"(?:^|\.)(?:features|net\.slice\d)\.(\d+\.(?:\w+\.)*(?:
 _HEAD_KEY = re.compile(r"(?:^|\.)lin(\d)\.model\.\d\.weight$")
 
 
-class ScalingLayer(nn.Module):
-    """Map images from [-1, 1] to the range of the ImageNet networks: mean 0 and deviation 1 per color."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self):
-        super().__init__()
-        # (2 * mean - 1) and (2 * deviation) of ImageNet, rounded as the heads were trained with
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
-
-    def forward(self, inp: Tensor) -> Tensor:
-        """Scale images (B, 3, H, W)."""
-        return (inp - self.shift) / self.scale
-
-
-class NetLinLayer(nn.Module):
-    """A head: one weight per feature channel, as a 1x1 convolution; dropout acted in its training only."""
-
-    def __init__(self, chn_in: int, chn_out: int = 1, use_dropout: bool = False):
-        super().__init__()
-        dropout = [nn.Dropout()] if use_dropout else []
-        self.model = nn.Sequential(*dropout, nn.Conv2d(chn_in, chn_out, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weigh and add up feature differences (B, c, h, w): (B, 1, h, w)."""
-        return self.model(x)
-
-
 def normalize_tensor(x: Tensor, eps: float = 1e-10) -> Tensor:
     """Scale features (B, c, h, w) to length 1 at each position.
 
     `eps` is inside the root: outside, as in 2021, the gradient is NaN where all features are 0.
     """
     return x / torch.sqrt(x.square().sum(dim=1, keepdim=True) + eps)
-
-
-def spatial_average(x: Tensor, keepdim: bool = True) -> Tensor:
-    """Average over the positions of (B, c, h, w)."""
-    return x.mean((2, 3), keepdim=keepdim)
 
 
 class FeatureNet(nn.Module):
@@ -214,15 +181,13 @@ def _part(name: str) -> property:
     return property(lambda self: getattr(self.network(), name))
 
 
-class LPIPS(nn.Module):
+class LPIPS(Frozen):
     """Perceptual distance of two batches of images; frozen, and not part of its owner's state.
 
     Nothing is read when it is built: network and heads are loaded by the first forward, or when one of their
-    attributes is read. The network comes from `trunk_path`, else from the torch hub cache, else from
-    torchvision's server; the heads from the same file if it holds them, as first-stage checkpoints of 2021
-    do, else from the `lpips` package. It is held outside of PyTorch's registry, so that no optimizer, no
-    state dict and no distributed wrapper sees it, and no cast reaches it: it always computes in float32, in
-    evaluation mode, on the device of its input. Weights that checkpoints of 2021 hold for it are skipped when
+    attributes is read; see `Frozen`. The network comes from `trunk_path`, else from the torch hub cache,
+    else from torchvision's server; the heads from the same file if it holds them, as first-stage checkpoints
+    of 2021 do, else from the `lpips` package. Weights that checkpoints of 2021 hold for it are skipped when
     such a file is loaded; `load_trunk_state` takes them.
 
     Args:
@@ -256,9 +221,6 @@ class LPIPS(nn.Module):
         self.trunk_path = trunk_path
         self.random_trunk = random_trunk
         self.chns = list(TRUNKS[net].channels)
-        self._loaded: list[_FrozenNetwork] = []  # a list, since an attribute would be registered
-        self._device = torch.device("cpu")
-        self.eval()
 
     @classmethod
     def from_pretrained(cls, name: str = "vgg_lpips") -> "LPIPS":
@@ -276,10 +238,6 @@ class LPIPS(nn.Module):
     def extra_repr(self) -> str:
         """Describe the network, since it is not among the submodules."""
         return f"net={self.net_name!r}, loaded={bool(self._loaded)}"
-
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stay in evaluation mode."""
-        return super().train(False)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Measure the distance of each pair of images.
@@ -332,22 +290,6 @@ class LPIPS(nn.Module):
         if not self.random_trunk and not _trunk_file(self.net_name, self.trunk_path).is_file():
             _download(TRUNKS[self.net_name], only_ask=not download)
 
-    def network(self) -> _FrozenNetwork:
-        """Return the network on the device of this module or of the last input, loaded if it was not yet."""
-        # Validation may come first, in inference mode; tensors made there could not be used in training.
-        with torch.inference_mode(False):
-            if not self._loaded:
-                self._loaded.append(self._load())
-            return self._loaded[0].to(self._device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LPIPS":
-        """Follow moves to another device; casts do not reach the network."""
-        super()._apply(fn, recurse)
-        device = fn(torch.empty(0, device=self._device)).device
-        if device.type != "meta":
-            self._device = device
-        return self
-
     def _check(self, input: Tensor, target: Tensor) -> None:
         if input.ndim != 4 or input.shape != target.shape:
             raise ValueError(
@@ -366,7 +308,8 @@ class LPIPS(nn.Module):
                 f"which needs {smallest}: use larger ones, {REMEDY}"
             )
 
-    def _load(self) -> _FrozenNetwork:
+    def load(self) -> nn.Module:
+        """Return the network and the heads, with their weights."""
         network = _FrozenNetwork(self.net_name, self.use_dropout)
         state: Mapping[str, Tensor] = {}
         source = ""

@@ -1,25 +1,51 @@
-"""The VQGAN's loss: pixels, perceptual distance, codebook and patch discriminator.
+"""The VQGAN's loss: pixels, perceptual distance, codebook and discriminator.
 
 B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions
 runs in float32, also under autocast. Steps are batches, counted by the model. Source: Esser et al. 2021,
 equations 4 to 7.
 """
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from taming.modules.discriminator.blur import gaussian_blur
+from taming.modules.discriminator.diffaugment import DiffAugment
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.distributed import all_reduce_mean
+from taming.modules.losses.adversarial import (
+    GENERATOR_LOSSES,
+    PATCH_LOSSES,
+    generator_loss,
+    hinge_d_loss,
+    not_twice_differentiable,
+    r1_penalty,
+    vanilla_d_loss,
+)
+from taming.modules.losses.lecam import LeCam
 from taming.modules.losses.lpips import LPIPS
-from taming.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
+from taming.modules.losses.perceptual import build_perceptual
+from taming.parameters import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    ParametersOf,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    did_you_mean,
+)
 
 __all__ = [  # losses of other code bases build on `from ... import *`, torch's names among them
     "DummyLoss", "F", "LPIPS", "NLayerDiscriminator", "VQLPIPS", "VQLPIPSWithDiscriminator", "adopt_weight",
     "hinge_d_loss", "nn", "torch", "vanilla_d_loss", "weights_init",
 ]
 
+Weights = NonNegativeFloat | list[NonNegativeFloat]
+Maker = dict | Callable[..., nn.Module]
 PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
@@ -32,14 +58,14 @@ def adopt_weight(weight: float, global_step: int, threshold: float = 0, value: f
     return value if global_step < threshold else weight
 
 
-def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Return the discriminator's hinge loss (Lim and Ye 2017): real patches above 1, generated below -1."""
-    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
-
-
-def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Return the discriminator's cross-entropy (Goodfellow et al. 2014) on logits, in nats."""
-    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+def _maker(name: str, config: Maker | None) -> Callable[..., nn.Module] | None:
+    """Return what makes a network, if it is not None."""
+    if isinstance(config, dict):
+        raise ValueError(
+            f"{name}: {config} is for a model, which builds it by taming.models.autoencoder.build_loss; in "
+            "Python give the class of the network, or functools.partial of it"
+        )
+    return config
 
 
 class VQLPIPS(nn.Module):
@@ -48,20 +74,24 @@ class VQLPIPS(nn.Module):
     Args:
         codebook_weight: weight of the quantizer's loss.
         pixelloss_weight: weight of the distance of pixels.
-        perceptual_weight: weight of LPIPS; 0 leaves it out, and its network is never loaded.
-        perceptual_net, perceptual_path: network of LPIPS ("vgg", "alex", "squeeze"), and a file of its
-            weights.
+        perceptual_weight: weight of the perceptual distance; 0 leaves it out, and its network is never
+            loaded. A list has a weight for each network.
+        perceptual_net, perceptual_path: the distance, and a file of its weights: LPIPS with "vgg", "alex" or
+            "squeeze", or another, or a list of several; see `perceptual.perceptual_distance`.
+        perceptual_config: makes another distance, called as distance(inputs, rec), with a result
+            (B, 1, 1, 1). In a configuration `{target, params}`; see `taming.models.autoencoder.build_loss`.
         pixel_loss: distance of pixels: "l1" as in the paper, or "l2" (squared), for images that are mostly
             background, such as edges, where the median that minimizes L1 is the background alone.
 
     Raises:
-        ValueError: `pixel_loss` is unknown.
+        ValueError: `pixel_loss` or `perceptual_net` is unknown.
     """
 
     def __init__(
         self, codebook_weight: NonNegativeFloat = 1.0, pixelloss_weight: NonNegativeFloat = 1.0,
-        perceptual_weight: NonNegativeFloat = 1.0, *,
-        perceptual_net: str = "vgg", perceptual_path: str | None = None, pixel_loss: str = "l1",
+        perceptual_weight: Weights = 1.0, *,
+        perceptual_net: str | list[str] = "vgg", perceptual_path: str | None = None, pixel_loss: str = "l1",
+        perceptual_config: Maker | None = None,
     ):
         super().__init__()
         if pixel_loss not in PIXEL_LOSSES:
@@ -69,8 +99,9 @@ class VQLPIPS(nn.Module):
         self.terms: tuple[str, ...] = ("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss")  # logged
         self.pixel_loss = PIXEL_LOSSES[pixel_loss]
         self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
-        self.perceptual_weight = perceptual_weight
-        self.perceptual_loss = LPIPS(net=perceptual_net, trunk_path=perceptual_path)
+        self.perceptual_loss, self.perceptual_weight = build_perceptual(
+            perceptual_net, perceptual_weight, perceptual_path, _maker("perceptual_config", perceptual_config)
+        )
 
     def forward(
         self, codebook_loss: Tensor, inputs: Tensor, reconstructions: Tensor, split: str = "train"
@@ -93,7 +124,7 @@ class VQLPIPS(nn.Module):
         return nll_loss + self.codebook_weight * codebook_loss, nll_loss, log
 
     def _distances(self, inputs: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of both distances, (B, C, H, W), and LPIPS alone, (B, 1, 1, 1) or (1,)."""
+        """Return the weighted sum of both distances, (B, C, H, W), and the perceptual one, (B, 1, 1, 1)."""
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
             rec_loss = self.pixel_weight * self.pixel_loss(rec, inputs, reduction="none")  # (B, C, H, W)
@@ -110,12 +141,14 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
     Args:
         disc_start: batch from which the discriminator is trained.
         codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net, perceptual_path,
-            pixel_loss: see `VQLPIPS`.
+            perceptual_config, pixel_loss: see `VQLPIPS`.
         disc_num_layers, disc_in_channels, disc_ndf, use_actnorm: see `NLayerDiscriminator`.
         disc_factor: factor of both adversarial losses.
         disc_weight: factor of the generator's adversarial loss, in addition to the adaptive weight.
         disc_conditional: the discriminator also sees `cond`, as further channels.
-        disc_loss: "hinge" or "vanilla".
+        disc_loss: "hinge", "vanilla" (cross-entropy of each patch) or "non_saturating" (of each image).
+        gen_loss: the generator's term: "linear", minus the mean logit, or "non_saturating", a cross-entropy;
+            None: linear, but for the `disc_loss` "non_saturating".
         gen_start: batch from which the generator's loss has its adversarial term; `disc_start` when None.
         gen_ramp: batches over which that term then grows linearly to its full weight.
         disc_adaptive: scale the adversarial gradient to that of the reconstruction at the decoder's last
@@ -123,46 +156,105 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         disc_adaptive_sync: compare the gradients of the batch of all processes together, so that several
             train as one would with that batch; False compares each process's own, as in 2021.
         disc_weight_max: upper bound of the adaptive weight.
+        disc_config: makes another discriminator, given `input_nc`, the channels of images. It is called
+            with images (B, C, H, W), and gives logits of any shape that begins with B. In a configuration
+            `{target, params}`; see `taming.models.autoencoder.build_loss`.
+        disc_augment: arguments of `DiffAugment`, for what the discriminator sees in training; None: nothing.
+        disc_blur: deviation in pixels of a blur of what the discriminator sees in training.
+        disc_blur_batches: batches from `disc_start` on over which the blur goes to 0; 0: it stays.
+        lecam_weight, lecam_decay: weight of the LeCam regularisation, and its running means; see `LeCam`.
+        r1_weight: weight of the R1 penalty, 1/2 E |grad D|^2 at real images; see `r1_penalty`.
+        r1_every: batches from one R1 penalty to the next; its weight is multiplied by that (Karras et al.
+            2020, "Analyzing and improving the image quality of StyleGAN", appendix B).
 
     Raises:
-        ValueError: `disc_loss` or `pixel_loss` is unknown, or `gen_start` is before `disc_start`.
+        ValueError: a name is unknown, `gen_start` is before `disc_start`, or the discriminator cannot be
+            differentiated twice, as R1 requires.
     """
 
     def __init__(
         self, disc_start: NonNegativeFloat, codebook_weight: NonNegativeFloat = 1.0,
         pixelloss_weight: NonNegativeFloat = 1.0, disc_num_layers: PositiveInt = 3,
         disc_in_channels: PositiveInt = 3, disc_factor: NonNegativeFloat = 1.0,
-        disc_weight: NonNegativeFloat = 1.0, perceptual_weight: NonNegativeFloat = 1.0,
+        disc_weight: NonNegativeFloat = 1.0, perceptual_weight: Weights = 1.0,
         use_actnorm: bool = False, disc_conditional: bool = False, disc_ndf: PositiveInt = 64,
-        disc_loss: str = "hinge", *, gen_start: NonNegativeFloat | None = None,
+        disc_loss: str = "hinge", *, gen_loss: str | None = None, gen_start: NonNegativeFloat | None = None,
         gen_ramp: NonNegativeFloat = 0, disc_adaptive: bool = True, disc_adaptive_sync: bool = True,
-        disc_weight_max: PositiveFloat = 1e4, perceptual_net: str = "vgg",
-        perceptual_path: str | None = None, pixel_loss: str = "l1",
+        disc_weight_max: PositiveFloat = 1e4, disc_config: Maker | None = None,
+        disc_augment: Annotated[dict, ParametersOf(DiffAugment)] | None = None,
+        disc_blur: NonNegativeFloat = 0.0, disc_blur_batches: NonNegativeInt = 0,
+        lecam_weight: NonNegativeFloat = 0.0, lecam_decay: Probability = 0.999,
+        r1_weight: NonNegativeFloat = 0.0, r1_every: PositiveInt = 16, **distances: Any,
     ):
-        super().__init__(
-            codebook_weight, pixelloss_weight, perceptual_weight, perceptual_net=perceptual_net,
-            perceptual_path=perceptual_path, pixel_loss=pixel_loss,
-        )
-        if disc_loss not in ("hinge", "vanilla"):
-            raise ValueError(f'disc_loss: {disc_loss!r} is unknown; choose "hinge" or "vanilla"')
-        self.discriminator = NLayerDiscriminator(
-            input_nc=disc_in_channels, n_layers=disc_num_layers, use_actnorm=use_actnorm, ndf=disc_ndf
-        ).apply(weights_init)
-        self.channels = disc_in_channels
-        self.terms += ("disc_factor", "d_weight", "g_loss", "disc_loss", "logits_real", "logits_fake")
-        self.discriminator_iter_start = disc_start
+        super().__init__(codebook_weight, pixelloss_weight, perceptual_weight, **distances)
+        if disc_loss not in PATCH_LOSSES:
+            near, known = did_you_mean(str(disc_loss), PATCH_LOSSES), ", ".join(PATCH_LOSSES)
+            raise ValueError(f"disc_loss: {disc_loss!r} is unknown{near}; choose one of {known}")
+        gen_loss = gen_loss or ("non_saturating" if disc_loss == "non_saturating" else "linear")
+        if gen_loss not in GENERATOR_LOSSES:
+            known = " or ".join(GENERATOR_LOSSES)
+            raise ValueError(f"gen_loss: {gen_loss!r} is unknown; choose {known}")
         self.gen_start = disc_start if gen_start is None else gen_start
         if self.gen_start < disc_start:
             raise ValueError(
                 f"gen_start: {gen_start} is before disc_start: {disc_start}, but the generator cannot learn "
                 "from an untrained discriminator: raise gen_start or lower disc_start"
             )
+        patches = {"n_layers": disc_num_layers, "ndf": disc_ndf, "use_actnorm": use_actnorm}
+        if disc_config and patches != {"n_layers": 3, "ndf": 64, "use_actnorm": False}:
+            raise ValueError(
+                "disc_num_layers, disc_ndf and use_actnorm are those of the patch discriminator: give the "
+                "arguments of another one as disc_config.params"
+            )
+        self._make_discriminator = _maker("disc_config", disc_config)
+        self._disc_arguments = {"input_nc": disc_in_channels, **patches}
+        self.discriminator = self.build_discriminator()
+        if r1_weight and not getattr(self.discriminator, "twice_differentiable", True):
+            raise not_twice_differentiable()
+        self.channels = disc_in_channels
+        self.terms += ("disc_factor", "d_weight", "g_loss", "disc_loss", "logits_real", "logits_fake")
+        self.discriminator_iter_start = disc_start
         self.gen_ramp = gen_ramp
-        self.disc_loss = hinge_d_loss if disc_loss == "hinge" else vanilla_d_loss
+        self.gen_loss, self.disc_loss = gen_loss, PATCH_LOSSES[disc_loss]
         self.disc_factor, self.discriminator_weight = disc_factor, disc_weight
         self.disc_adaptive, self.disc_adaptive_sync = disc_adaptive, disc_adaptive_sync
         self.disc_weight_max = disc_weight_max
         self.disc_conditional = disc_conditional
+        self.augment = None if disc_augment is None else DiffAugment(**disc_augment)
+        self.blur, self.blur_batches = disc_blur, disc_blur_batches
+        self.lecam_weight = lecam_weight
+        if lecam_weight:  # only then: its keys would be missing in checkpoints of 2021
+            self.lecam = LeCam(lecam_decay)
+        self.r1_weight, self.r1_every = r1_weight, r1_every
+
+    def build_discriminator(self) -> Any:
+        """Return a new discriminator, with weights as training begins."""
+        if self._make_discriminator is None:
+            return NLayerDiscriminator(**self._disc_arguments).apply(weights_init)
+        return self._make_discriminator(input_nc=self._disc_arguments["input_nc"])
+
+    def check_discriminator(self, images: Tensor) -> None:
+        """Try the discriminator on images (B, C, H, W) before training; its state stays.
+
+        Raises:
+            ValueError, FileNotFoundError: the images are too small for it, R1 is not possible, or a frozen
+                network lacks its weights.
+        """
+        if self.disc_factor == 0 or self.disc_conditional:
+            return
+        was_training = self.discriminator.training
+        self.discriminator.eval()
+        if self.r1_weight:
+            try:
+                penalty = r1_penalty(self.discriminator, images)
+                torch.autograd.grad(penalty, [*self.discriminator.parameters()], allow_unused=True)
+            except RuntimeError as error:
+                if any(words in str(error) for words in ("derivative", "double backward")):
+                    raise not_twice_differentiable() from error
+                raise
+        with torch.no_grad():
+            self.discriminator(images)
+        self.discriminator.train(was_training)
 
     def generator_factor(self, global_step: int) -> float:
         """Return the factor of the generator's adversarial loss: 0 before batch `gen_start`, then a ramp."""
@@ -223,8 +315,9 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         if factor > 0:
             # constants instead of the discriminator's parameters: this pass must not train it
             constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-            logits_fake = functional_call(self.discriminator, constants, (self._seen(reconstructions, cond),))
-            g_loss = -logits_fake.float().mean()
+            seen = self._seen(reconstructions, cond, global_step)
+            logits_fake = functional_call(self.discriminator, constants, (seen,))
+            g_loss = generator_loss(self.gen_loss, logits_fake.float())
             d_weight = loss.new_tensor(self.discriminator_weight)
             if self.disc_adaptive and g_loss.requires_grad:  # there are no gradients in validation
                 d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer)
@@ -238,15 +331,46 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         factor = adopt_weight(self.disc_factor, global_step, threshold=self.discriminator_iter_start)
         if factor == 0:
             return inputs.new_zeros((), dtype=torch.float32), {}
-        logits_real = self.discriminator(self._seen(inputs.detach(), cond)).float()
-        logits_fake = self.discriminator(self._seen(reconstructions.detach(), cond)).float()
-        loss = factor * self.disc_loss(logits_real, logits_fake)
-        log = {
-            "disc_loss": loss.detach(), "logits_real": logits_real.detach().mean(),
+        def judge(images: Tensor) -> Tensor:
+            return self.discriminator(self._seen(images, cond, global_step)).float()
+
+        logits_real, logits_fake = judge(inputs.detach()), judge(reconstructions.detach())
+        loss = self.disc_loss(logits_real, logits_fake)
+        log: dict[str, Tensor | float] = {
+            "disc_loss": factor * loss.detach(), "logits_real": logits_real.detach().mean(),
             "logits_fake": logits_fake.detach().mean(),
         }
-        return loss, log
+        if self.training:
+            for name, weight, value in self._penalties(judge, inputs, logits_real, logits_fake, global_step):
+                loss = loss + weight * value
+                log[name] = value.detach()
+        return factor * loss, log
 
-    def _seen(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        """Return the discriminator's input: the images, with the condition as further channels if given."""
-        return images if cond is None else torch.cat((images, cond), dim=1)
+    def _penalties(
+        self, judge: Callable[[Tensor], Tensor], inputs: Tensor, logits_real: Tensor, logits_fake: Tensor,
+        global_step: int,
+    ) -> list[tuple[str, float, Tensor]]:
+        """Return name, weight and value of what is added to the discriminator's loss in training."""
+        penalties = []
+        if self.lecam_weight:
+            penalties.append(("lecam_loss", self.lecam_weight, self.lecam(logits_real, logits_fake)))
+        if self.r1_weight and global_step % self.r1_every == 0:
+            penalties.append(("r1_penalty", self.r1_weight * self.r1_every, r1_penalty(judge, inputs)))
+        return penalties
+
+    def blur_at(self, global_step: int) -> float:
+        """Return the deviation, in pixels, of the blur of what the discriminator sees."""
+        if not self.blur_batches:
+            return self.blur
+        return self.blur * max(0.0, 1.0 - (global_step - self.discriminator_iter_start) / self.blur_batches)
+
+    def _seen(self, images: Tensor, cond: Tensor | None, global_step: int) -> Tensor:
+        """Return the discriminator's input: images, with a condition as further channels if it is given.
+
+        In training they are augmented and blurred.
+        """
+        images = images if cond is None else torch.cat((images, cond), dim=1)
+        if self.training:
+            images = images if self.augment is None else self.augment(images)
+            images = gaussian_blur(images, self.blur_at(global_step)) if self.blur else images
+        return images

@@ -4,7 +4,6 @@ A fault is said once when it begins, and is a column `health/NAME` of the curves
 acted on, 0 where it is over.
 """
 
-import copy
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from taming.modules.discriminator.model import weights_init
 from taming.modules.dvae.relaxation import GumbelSoftmax
-from taming.modules.util import ActNorm
 from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
 from taming.training.callbacks.saving import reset_running_statistics
 
@@ -200,7 +197,7 @@ class Health(Callback):
             return "skipped, and all learning rates halved"
         discriminator = pl_module.loss.discriminator
         if action == "restart":
-            restart_discriminator(trainer, discriminator, seed=pl_module.batches_seen)
+            restart_discriminator(trainer, pl_module.loss, seed=pl_module.batches_seen)
             return "the discriminator begins again"
         if fault == "discriminator":
             lower_rate(trainer, discriminator.parameters())
@@ -218,20 +215,14 @@ def lower_rate(trainer: pl.Trainer, parameters: Iterable[nn.Parameter]) -> None:
                 group["lr_factor"] = 0.5 * group.get("lr_factor", 1.0)  # see ImageModel.set_learning_rate
 
 
-def restart_discriminator(trainer: pl.Trainer, discriminator: nn.Module, seed: int) -> None:
-    """Initialise a discriminator again, alike on all processes, and forget the moments of its gradients."""
-    fresh = copy.deepcopy(discriminator).cpu()  # random numbers of the CPU are the same everywhere
-    with torch.random.fork_rng(devices=[]):
+def restart_discriminator(trainer: pl.Trainer, loss: Any, seed: int) -> None:
+    """Initialise a loss's discriminator again, alike on all processes, and forget its gradients' moments."""
+    with torch.random.fork_rng(devices=[]):  # random numbers of the CPU are the same everywhere
         torch.manual_seed(seed)
-        for module in fresh.modules():
-            if isinstance(module, ActNorm):
-                module.get_buffer("initialized").zero_()  # the next batch sets its scale and shift
-            elif isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):
-                module.reset_parameters()  # biases and running statistics too
-        fresh.apply(weights_init)
-    discriminator.load_state_dict(fresh.state_dict())
+        fresh = loss.build_discriminator()
+    loss.discriminator.load_state_dict(fresh.state_dict())
     for optimizer in trainer.optimizers:
-        for parameter in discriminator.parameters():
+        for parameter in loss.discriminator.parameters():
             optimizer.state.pop(parameter, None)
 
 

@@ -1,4 +1,4 @@
-"""Files of the networks that metrics use: find, download, verify and read them.
+"""Files of the networks that metrics and losses use: find, download, verify and read them.
 
 A number is worth as much as the file of its network is known, so each file is compared with the SHA-256 that
 its publishers named, and read without running anything in it.
@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taming.checkpoint import load_weights, read_checkpoint
 from taming.checkpoint.deferred_init import DeferredInit
+from taming.checkpoint.load import read_checkpoint
+from taming.checkpoint.state_dict import load_weights
 from taming.util import download, open_file
 
 MAX_BYTES = 2 << 30  # of a file that is downloaded
