@@ -88,7 +88,12 @@ def shrink(model: OmegaConf) -> None:
             params.quantizer_config.params.dim = 32
     loss = params.get("lossconfig", {}).get("params", {})
     if "disc_start" in loss:
-        loss.update(disc_start=0, disc_ndf=8, disc_num_layers=2, perceptual_weight=0.0)
+        loss.update(disc_start=0, perceptual_weight=0.0)
+        small = {"ndf": 8, "n_layers": 2}
+        if "disc_config" in loss:
+            loss.disc_config.params.update(small)
+        else:
+            loss.update({"disc_ndf": 8, "disc_num_layers": 2})
     if "transformer_config" in params:
         shrink_prior(params.transformer_config)
 

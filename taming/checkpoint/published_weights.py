@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.checkpoint.deferred_init import DeferredInit
-from taming.checkpoint.load import read_checkpoint
+from taming.checkpoint.read import read_checkpoint
 from taming.checkpoint.state_dict import load_weights
 from taming.util import download, open_file
 

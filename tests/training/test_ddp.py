@@ -64,7 +64,8 @@ def test_both_stages(tmp_path):
 
 
 ACTNORM = "model.params.lossconfig.params.use_actnorm"
-NORMS = {"ActNorm": [f"{ACTNORM}=true"], "BatchNorm": [f"{ACTNORM}=false", "--sync_batchnorm", "True"]}
+LECAM = "model.params.lossconfig.params.lecam_weight=0.5"  # its means are those of all processes
+NORMS = {"ActNorm": [f"{ACTNORM}=true", LECAM], "BatchNorm": [f"{ACTNORM}=false", "--sync_batchnorm", "True"]}
 
 
 @pytest.mark.parametrize("norm", NORMS)
