@@ -73,9 +73,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if isinstance(lightning, Mapping):
         _check(lightning, "lightning.", OF_LIGHTNING, places)
     for path, mapping in [*_usual_targets(lightning), *_targets(config)]:
-        beside, params = BESIDE_TARGET, mapping.get("params")
+        beside, params = (*BESIDE_TARGET, *(OF_MODEL if path == "model" else ())), mapping.get("params")
         if path == "model":
-            beside = (*BESIDE_TARGET, *OF_MODEL)
             misplaced = {*OF_MODEL} & {*params} if isinstance(params, Mapping) else {}
             for key in sorted({*misplaced} - {*_accepted(mapping)}):
                 raise ConfigError(f"nothing reads the key model.params.{key} (did you mean model.{key}?)")

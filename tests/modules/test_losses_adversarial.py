@@ -63,7 +63,7 @@ def test_golden(case):
         codebook_loss = 0.1 * want["train.entropy_aux_loss"] + 0.25 * want["train.commitment"]
     disc_loss, disc_log = loss(codebook_loss, x, rec, 1, 0)
     gen_loss, log = loss(codebook_loss, x, rec, 0, 0)
-    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
     close(disc_loss.detach(), want["train.disc_loss"])
     close(gen_loss.detach(), want["train.gen_loss"])
     close(disc_log["train/lecam_loss"], want["log_d.lecam_loss"])

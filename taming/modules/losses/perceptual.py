@@ -97,8 +97,9 @@ class ShiftTolerantDistance(Frozen):
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(0)
                 network = ShiftTolerantLPIPS(self.net)
-            for head in network.heads:
-                network.get_submodule(head).model[-1].weight.data.abs_()  # as learned ones are
+            for name, weight in network.named_parameters():
+                if name.startswith("lin"):
+                    weight.data.abs_()  # of the heads, as learned ones are
             return network
         source = published.ST_LPIPS[self.net]
         path = source.ensure(self.weights)

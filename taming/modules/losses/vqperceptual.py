@@ -200,14 +200,14 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
                 f"gen_start: {gen_start} is before disc_start: {disc_start}, but the generator cannot learn "
                 "from an untrained discriminator: raise gen_start or lower disc_start"
             )
-        patches = {"n_layers": disc_num_layers, "ndf": disc_ndf, "use_actnorm": use_actnorm}
+        patches: dict[str, Any] = {"n_layers": disc_num_layers, "ndf": disc_ndf, "use_actnorm": use_actnorm}
         if disc_config and patches != {"n_layers": 3, "ndf": 64, "use_actnorm": False}:
             raise ValueError(
                 "disc_num_layers, disc_ndf and use_actnorm are those of the patch discriminator: give the "
                 "arguments of another one as disc_config.params"
             )
         self._make_discriminator = _maker("disc_config", disc_config)
-        self._disc_arguments = {"input_nc": disc_in_channels, **patches}
+        self._disc_arguments: dict[str, Any] = {"input_nc": disc_in_channels, **patches}
         self.discriminator = self.build_discriminator()
         if r1_weight and not getattr(self.discriminator, "twice_differentiable", True):
             raise not_twice_differentiable()
