@@ -3,8 +3,9 @@
 B batch, C channels, H W pixels. Images are in [-1, 1].
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,22 +27,19 @@ def build_loss(lossconfig: Mapping[str, Any]) -> Any:
     which gets the channels of the images as `input_nc` if it takes them.
     """
     params = lossconfig.get("params") or {}
-    makers = {key: _maker(params[key]) for key in ("perceptual_config", "disc_config") if params.get(key)}
+    named = [key for key in ("perceptual_config", "disc_config") if params.get(key)]
+    makers = {key: partial(_build, params[key]) for key in named}
     if not makers:
         return instantiate_from_config(lossconfig)
     rest = {key: value for key, value in params.items() if key not in makers}
     return instantiate_from_config({**lossconfig, "params": rest}, **makers)
 
 
-def _maker(config: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return a function that builds `{target, params}`; its arguments are defaults of those accepted."""
-
-    def make(**defaults: Any) -> Any:
-        accepted = accepted_parameters(get_obj_from_str(config["target"]))[0] if "target" in config else {}
-        known = {key: value for key, value in defaults.items() if key in accepted}
-        return instantiate_from_config({**config, "params": known | {**(config.get("params") or {})}})
-
-    return make
+def _build(config: Mapping[str, Any], **defaults: Any) -> Any:
+    """Build `{target, params}`, with those of the defaults that it accepts and that are not given."""
+    accepted = accepted_parameters(get_obj_from_str(config["target"]))[0] if "target" in config else {}
+    known = {key: value for key, value in defaults.items() if key in accepted}
+    return instantiate_from_config({**config, "params": known | {**(config.get("params") or {})}})
 
 
 class Autoencoder(ImageSizes, ImageModel):

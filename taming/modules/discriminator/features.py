@@ -73,5 +73,5 @@ class FeatureDiscriminator(nn.Module):
         """Map images (B, C, H, W) in [-1, 1] to logits (B, N), one per position of each layer."""
         check_channels(input, self.input_nc)
         maps = self.features(input)  # (B, c, h, w) each
-        with torch.autocast(input.device.type, enabled=False):  # bfloat16 would spoil the norms of the weights
+        with torch.autocast(input.device.type, enabled=False):  # for the norms of the weights
             return torch.cat([head(x) for head, x in zip(self.heads, maps, strict=True)], dim=1)

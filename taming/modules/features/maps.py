@@ -126,10 +126,14 @@ class FrozenFeatures(Frozen):
         if name not in able:
             raise ValueError(f"there is no network {name!r} for {wanted}; choose one of {', '.join(able)}")
         self.name, self.weights, self.random_weights, self.side = name, weights, random_weights, side
-        self.source = SOURCES[name]
         if side < 1 or side % self.source.multiple:
             raise ValueError(f"side: {side} must be a multiple of {self.source.multiple} pixels for {name}")
         self.channels = self.source.channels
+
+    @property
+    def source(self) -> Source:
+        """What the network is."""
+        return SOURCES[self.name]
 
     def extra_repr(self) -> str:
         """Describe the network, since it is not among the submodules."""
