@@ -176,6 +176,7 @@ def test_a_run_of_stage_2(runs, tmp_path):
     x, c = model.get_xc(data.batch(range(4)))
     nll = model.nll(x, c) / 64
     assert likelihood.metrics["nats per code"] == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert likelihood.protocol["likelihood"] == "exact"  # of a masked prior, which bound
     assert likelihood.metrics["bits per dim of the codes"] == pytest.approx(
         float(nll.mean()) * 64 / (32 * 32 * 3 * np.log(2)), rel=1e-5
     )

@@ -175,6 +175,17 @@ def test_progress_can_be_seen(session, monkeypatch):
         assert gray[0] > 0.9 and gray[-1] < 0.1 and sorted(gray, reverse=True) == gray
 
 
+def test_codes_that_a_masked_prior_has_not_decided_are_gray(session):
+    model = session.load("class_label").model
+    codes = torch.ones(2, 16, dtype=torch.int64)
+    codes[0, 4:], codes[1, 12:] = -1, -1  # a quarter is there in both
+    keep = torch.zeros(4, 4, dtype=torch.bool)
+    for shown in (codes, codes.view(2, 4, 4)):
+        gray = (np.asarray(preview(model, (4, 4), keep, 3, shown))[2 : 2 + SIDE, 2 : 2 + SIDE] == 217).all(-1)
+        assert gray[SIDE // 4 :].all() and not gray[: SIDE // 4].all()
+    assert preview(model, (4, 4), keep, 0, torch.full_like(codes, -1)) is None
+
+
 def test_several_images_are_side_by_side_meanwhile(session):
     model = session.load("class_label").model
     keep = torch.zeros(4, 4, dtype=torch.bool)

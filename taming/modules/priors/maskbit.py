@@ -127,7 +127,8 @@ class MaskBit(MaskedPrior):
         return digits_to_indices(parts, [self.group_size] * self.groups)
 
     def part_logits(self, parts: Tensor, masked: Tensor, condition: Tensor) -> Tensor:
-        x = self.input_proj(signed_bits(parts, masked, self.bits))  #     (B, N, D)
+        bits = signed_bits(parts, masked, self.bits).to(self.input_proj.weight.dtype)  # (B, N, b)
+        x = self.input_proj(bits)  #                                      (B, N, D)
         x = torch.cat((x, self.class_emb(condition)), dim=1)  #           (B, N + M, D)
         x = self.first_layer(x + self.pos_emb[:, : x.shape[1]])
         for layer in self.transformer.layers:

@@ -80,6 +80,15 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 @torch.no_grad()
+def test_half_precision():
+    model, (condition, codes) = make().bfloat16(), inputs()
+    ours = model.sample(condition, GRID, SamplingOptions(guidance=2.0, seed=0),
+                        null_condition=torch.full((1, 1), C - 1))
+    assert 0 <= ours.min() and ours.max() < K
+    assert model.log_prob(codes, condition).isfinite().all()
+
+
+@torch.no_grad()
 def test_windows_slide_and_tell_the_likelihood():
     model, (condition, codes) = make(), inputs()
     grid = codes.view(2, *GRID)

@@ -283,6 +283,17 @@ def test_callbacks_see_decided_codes(name):
     assert (seen[0][1] == -1).any()
 
 
+@each
+@torch.no_grad()
+def test_half_precision(name):
+    """As commands load a model with `--precision bf16`."""
+    model, (condition, codes) = make(name).bfloat16(), inputs()
+    how, null = SamplingOptions(steps=4, guidance=2.0, seed=0), torch.full((1, M), C - 1)
+    ours = model.sample(condition, (3, 4), how, null_condition=null)
+    assert 0 <= ours.min() and ours.max() < K
+    assert model.log_prob(codes, condition).isfinite().all()
+
+
 def test_only_codes_of_the_first_stage_are_sampled():
     model, (condition, _) = make(), inputs(batch=20)
     assert model.sample(condition, (3, 4), SamplingOptions(seed=0), codebook_size=5).max() == 4
