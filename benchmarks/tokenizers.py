@@ -160,12 +160,17 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
         partial.write_text(json.dumps(settings), encoding="utf-8")
 
 
+def run_named(folder: Path, name: str) -> Path | None:
+    """Return the run directory of that name, <time>_<name>: `*_aug` would find that of conv_aug as well."""
+    return next((run for run in sorted(folder.glob(f"*_{name}")) if run.name.split("_", 1)[1] == name), None)
+
+
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
     """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
     kept = folder / f"{name}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    run = next(iter(sorted(folder.glob(f"*_{name}"))), None)
+    run = run_named(folder, name)
     if run is None or not (run / "checkpoints" / "last.ckpt").exists():
         words = start_words(ROWS[name], name, folder, options)
     else:
@@ -174,7 +179,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         if status == 130:
             return None
         sys.exit(f"the row {name} failed: see above")
-    run = next(iter(sorted(folder.glob(f"*_{name}"))))
+    run = run_named(folder, name)
+    assert run is not None  # it has just been trained
     checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
     seconds = next(state["seconds"] for key, state in checkpoint["callbacks"].items() if "Budget" in key)
     model, _, _ = load_model(find_checkpoint(run))

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from sampling import machine
-from tokenizers import check_folder
+from tokenizers import check_folder, run_named
 
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
 from taming.cli import evaluate
@@ -107,7 +107,7 @@ def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> 
     kept = folder / f"{label}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    run = next(iter(sorted(folder.glob(f"*_{label}"))), None)
+    run = run_named(folder, label)
     words = ["-t", "-r", str(run), "--gpus", "0"]
     if run is None or not (run / "checkpoints" / "last.ckpt").exists():
         words = start_words(name, seed, label, folder, options.steps)
@@ -115,7 +115,8 @@ def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> 
         if status == 130:
             return None
         sys.exit(f"the row {label} failed: see above")
-    run = next(iter(sorted(folder.glob(f"*_{label}"))))
+    run = run_named(folder, label)
+    assert run is not None  # it has just been trained
     states = read_checkpoint(find_checkpoint(run), tensors=())["callbacks"]
     seconds = next(state["seconds"] for key, state in states.items() if "Budget" in key)
     model, _, _ = load_model(find_checkpoint(run))
