@@ -14,7 +14,8 @@ import torchvision
 from PIL import Image
 from torchvision import transforms
 
-from taming.eval import networks, weights
+from taming.checkpoint import published_weights as weights
+from taming.eval import networks
 from taming.eval.networks import (
     FEATURE_NETWORKS,
     PERCEPTUAL_DISTANCES,
