@@ -22,7 +22,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-lowest run them in .venv-lowest, with the lowest versions that pyproject.toml allows"
 	@echo "make lint        check style and types"
-	@echo "make bench       measure the speed of sampling and training"
+	@echo "make bench       measure speed and memory; ARGS=--list lists the parts"
 	@echo "make env         install the package for development into $(VENV)"
 	@echo "make clean       remove build products and caches; make clean-venv removes the environments"
 
@@ -42,7 +42,7 @@ lint: $(DEV)
 	$(PY) -m mypy
 
 bench: $(CORE)
-	$(PY) benchmarks/sampling.py $(ARGS)
+	$(PY) -m benchmarks $(ARGS)
 
 env: $(DEV)
 

@@ -1,43 +1,91 @@
-#!/usr/bin/env python
-"""How fast pictures become items, beside Pillow alone, and out of tar shards, on one core.
-
-    python benchmarks/data.py FOLDER_OF_JPEGS
-    python benchmarks/data.py FOLDER_OF_JPEGS --size 128 --limit 200
-
-The ways run in turn over the same files, again and again, and medians are shown, since other work on the
-machine disturbs single runs. What comes out is compared as well. README.md in this folder says what the
-numbers mean.
-"""
+"""How fast image files become items, beside Pillow alone, out of tar shards, and through loader processes."""
 
 import argparse
-import json
 import math
-import os
-import platform
 import shutil
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import numpy as np
-import PIL
-import torch
-import torchvision
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from benchmarks.parts import Row, in_turn, pick, row
 from taming.data.base import ImagePaths
 from taming.data.files.lists import find_images
+from taming.data.landscapes import Landscapes
 from taming.data.shards import TarShards
 from taming.data.shards.writer import pack
 from taming.data.transforms.edges import canny, gray
 from taming.images import from_uint8, to_uint8
 
-T = TypeVar("T")
-Rates = dict[str, list[float]]  # of each way, images a second
+LONGEST = 640  # pixels: files of a given folder whose longer side is another are left out
+
+
+def data(options: argparse.Namespace) -> list[Row]:
+    """JPEGs of 640 pixels to items of 256 x 256: one core, shards, loader processes."""
+    size, count = pick(options, "pixels", 256, 64), 8 if options.quick else 100
+    with TemporaryDirectory() as place, jpegs(options.folder, Path(place, "painted"), count) as paths:
+        folder, packed = Path(place, "folder"), Path(place, "shards")
+        folder.mkdir()
+        for number, path in enumerate(paths):
+            shutil.copy(path, folder / f"{number:06d}.jpg")
+        for _ in pack(folder, packed, max_samples=max(1, len(paths) // 4)):
+            pass
+        files, shards = ImagePaths(find_images(folder), size), TarShards(packed, size)
+        order = np.random.default_rng(0).permutation(len(paths)).tolist()
+        edges = [plain(path, size) for path in paths[:20]]
+        workers = options.workers
+        ways: dict[str, tuple[int, Callable[[], object]]] = {
+            "Pillow alone": (len(paths), lambda: [plain(path, size) for path in paths]),
+            "ImagePaths": (len(paths), lambda: [files.preprocess_image(path) for path in paths]),
+            "folder, at random": (len(paths), lambda: [files[i] for i in order]),
+            "shards, at random": (len(paths), lambda: [shards[i] for i in order]),
+            "edges of images read before": (len(edges), lambda: [canny(gray(image)) for image in edges]),
+            f"folder, {workers} loader processes": (8 * len(paths), lambda: through_workers(files, workers)),
+        }
+        agreement = [psnr(plain(path, size), files.preprocess_image(path)) for path in paths]
+        found = in_turn(options, {name: way for name, (_, way) in ways.items()})
+    against = {"ImagePaths": "Pillow alone", "shards, at random": "folder, at random"}
+    rows = [
+        row(f"{size} pixels, {name}", runs, images_per_s=ways[name][0] / runs.median,
+            **({"speedup": runs.speedup(found[against[name]])} if name in against else {}))
+        for name, runs in found.items()
+    ]
+    rows[1]["psnr_min_db"] = min(agreement)
+    return rows
+
+
+def through_workers(dataset: ImagePaths, workers: int) -> None:
+    """Read a data set eight times over by loader processes, their start included."""
+    indices = [*range(len(dataset))] * 8
+    for _ in DataLoader(dataset, min(16, len(dataset)), sampler=indices, num_workers=workers):
+        pass
+
+
+@contextmanager
+def jpegs(folder: Path | None, place: Path, count: int) -> Iterator[list[str]]:
+    """Yield the paths of so many JPEGs: of a folder, or landscapes that are painted to `place`."""
+    if folder is not None:
+        found = [path for path in find_images(folder, (".jpg", ".jpeg")) if max(size_of(path)) == LONGEST]
+        if not found:
+            raise ValueError(f"no JPEG in {folder} has a longer side of {LONGEST} pixels")
+        yield found[:count]
+        return
+    place.mkdir()
+    painted = Landscapes([480, LONGEST], split="train", length=count, cache=False)
+    paths = [str(place / f"{i:06d}.jpg") for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.fromarray(to_uint8(painted[i]["image"])).save(path, quality=90)
+    yield paths
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """Return width and height of an image file."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def plain(path: str, size: int) -> np.ndarray:
@@ -52,106 +100,9 @@ def plain(path: str, size: int) -> np.ndarray:
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal to noise, in dB, of two pictures in [-1, 1], compared as 8 bits."""
+    """Peak signal to noise, in dB, of two images in [-1, 1], compared as 8 bits."""
     error = np.mean((to_uint8(first).astype(float) - to_uint8(second)) ** 2)
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def rate(read: Callable[[T], object], wanted: Sequence[T]) -> float:
-    """Images a second."""
-    start = time.perf_counter()
-    for one in wanted:
-        read(one)
-    return len(wanted) / (time.perf_counter() - start)
-
-
-def in_turn(ways: dict[str, Callable[[T], object]], wanted: Sequence[T], repeats: int) -> Rates:
-    """Images a second of each way, measured one after the other, again and again."""
-    rates: Rates = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, read in ways.items():
-            rates[name].append(rate(read, wanted))
-    return rates
-
-
-def ratio(rates: Rates, new: str, old: str) -> float:
-    """How much faster one way is than another: the median over pairs of neighbouring runs."""
-    return median(n / o for n, o in zip(rates[new], rates[old], strict=True))
-
-
-def decoding(paths: list[str], size: int, repeats: int) -> dict[str, object]:
-    """Measure both ways in turn, and the worst and the mean agreement of their pictures."""
-    data = ImagePaths(paths, size)
-    agreement = [psnr(plain(path, size), data.preprocess_image(path)) for path in paths]  # also warms up
-    ways = {"pillow": lambda path: plain(path, size), "taming": data.preprocess_image}
-    rates = in_turn(ways, paths, repeats)
-    finite = [value for value in agreement if value < math.inf]
-    return {
-        "images": len(paths), "size": size,
-        "pillow_images_per_s": median(rates["pillow"]), "taming_images_per_s": median(rates["taming"]),
-        "speedup": ratio(rates, "taming", "pillow"),
-        "psnr_min_db": min(agreement), "psnr_mean_db": sum(finite) / len(finite) if finite else math.inf,
-        "all_images_per_s": rates,
-    }
-
-
-def shards(paths: list[str], size: int, repeats: int) -> dict[str, object]:
-    """Measure reading the files, copied into a folder, and the same out of tar shards, in random order."""
-    with TemporaryDirectory() as place:
-        folder, packed = Path(place, "folder"), Path(place, "shards")
-        folder.mkdir()
-        for number, path in enumerate(paths):
-            shutil.copy(path, folder / f"{number:06d}{Path(path).suffix}")
-        for _ in pack(folder, packed, max_samples=max(1, len(paths) // 4)):
-            pass
-        data = {"folder": ImagePaths(find_images(folder), size), "shards": TarShards(packed, size)}
-        order = np.random.default_rng(0).permutation(len(paths)).tolist()
-        ways = {name: each.__getitem__ for name, each in data.items()}
-        in_turn(ways, order, 1)  # warms up
-        rates = in_turn(ways, order, repeats)
-    return {"shards_to_folder": ratio(rates, "shards", "folder"), "all_stored_images_per_s": rates}
-
-
-def edges(paths: list[str], size: int) -> dict[str, object]:
-    """Measure finding the edges of pictures of this size, without reading them."""
-    pictures = {path: plain(path, size) for path in paths[:20]}
-    found = rate(lambda path: canny(gray(pictures[path])), list(pictures))
-    return {"edges_images_per_s": found}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write results/data_<date>.json."""
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
-    parser.add_argument("folder", help="JPEG files; those whose longest side is --longest are taken")
-    parser.add_argument("--size", type=int, default=256, help="pixels of the pictures made; default: 256")
-    parser.add_argument("--longest", type=int, default=640, help="pixels; 0 takes every image; default: 640")
-    parser.add_argument("--limit", type=int, default=100, help="most images; default: 100")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each way; default: 5")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/data_<date>.json")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    paths = [
-        path for path in find_images(options.folder, (".jpg", ".jpeg"))
-        if not options.longest or max(Image.open(path).size) == options.longest
-    ][:options.limit]
-    if not paths:
-        parser.error(f"no JPEG in {options.folder} has a longest side of {options.longest} pixels")
-    results = {
-        "date": time.strftime("%Y-%m-%d %H:%M"), "cores": os.cpu_count(), "load_average": os.getloadavg()[0],
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version(),
-        "pillow": PIL.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
-        **decoding(paths, options.size, options.repeats), **shards(paths, options.size, options.repeats),
-        **edges(paths, options.size),
-    }
-    for key, value in results.items():
-        print(f"{key:22} {value:.4g}" if isinstance(value, float) else f"{key:22} {value}")
-    file = options.out or Path(__file__).parent / "results" / f"data_{time.strftime('%Y-%m-%d_%H-%M')}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {file}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS = {"data": data}

@@ -1,66 +1,41 @@
-#!/usr/bin/env python
-"""What the way from 8-bit images to features costs beside the network alone: benchmarks/features.py
+"""What the way from 8-bit images to features costs beside the network alone.
 
 The whole of `FeatureNetwork` (checks, resize, scaling, copies) and the forward pass of its network on input
-that was prepared before run alternately on the same images. README.md in this folder says what the numbers
-mean.
+that was prepared before run alternately on the same images.
 """
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from taming.cli.parser import exit_status
-from taming.eval.networks import FEATURE_NETWORKS, load_feature_network
+from benchmarks.parts import Row, in_turn, pick, row
+from taming.eval.networks import load_feature_network
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure each size, and print a line for it."""
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
-    parser.add_argument("--network", choices=FEATURE_NETWORKS, default="efflite0", help="default: efflite0")
-    parser.add_argument("--weights", help="its file, or the folder that has it")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 64, 256], help="sides in pixels")
-    parser.add_argument("--batch", type=int, default=32, help="images in a batch; default: 32")
-    parser.add_argument("--repeats", type=int, default=15, help="pairs of measurements; default: 15")
-    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: for a busy machine")
-    return exit_status(measure, parser.parse_args(argv))
-
-
-def measure(options: argparse.Namespace) -> None:
-    """Run both ways alternately, and compare neighbouring runs."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    network = load_feature_network(options.network, options.weights, options.device)
-    clock, unit = (time.process_time, "CPU second") if options.cpu_time else (time.perf_counter, "second")
-    threads = torch.get_num_threads()
-    print(f"{options.network}, {threads} threads, torch {torch.__version__}; images per {unit}")
-    print("pixels  network, at once  network, in chunks  from 8-bit images  to at once  to chunks")
-    for side in options.sizes:
-        images = torch.randint(0, 256, (options.batch, 3, side, side), dtype=torch.uint8)
+def evaluation(options: argparse.Namespace) -> list[Row]:
+    """Features of EfficientNet-Lite0 for metrics, from 8-bit images of several sizes."""
+    network = load_feature_network("efflite0", None, str(options.device))
+    batch, rows = pick(options, "batch", 32, 4), []
+    for side in (options.pixels,) if options.pixels else (64,) if options.quick else (224, 64, 256):
+        images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
         inputs: list[Tensor] = []
         hook = network.network.register_forward_pre_hook(partial(note_input, inputs))
         network(images)
         hook.remove()
-        ways = (
-            partial(forward, network.network, [torch.cat(inputs)]),
-            partial(forward, network.network, inputs),
-            partial(network, images),
-        )
-        times = [
-            [seconds(way, network.device, clock) for way in ways] for _ in range(options.repeats + 1)
-        ][1:]  # the first is slower
-        rates = [options.batch / median(column) for column in zip(*times, strict=True)]
-        shares = [median(line[i] / line[2] for line in times) for i in range(2)]
-        print(f"{side:6d}{rates[0]:18.1f}{rates[1]:20.1f}{rates[2]:19.1f}{shares[0]:12.2f}{shares[1]:11.2f}")
+        found = in_turn(options, {
+            "network, at once": partial(forward, network.network, [torch.cat(inputs)]),
+            "network, in chunks": partial(forward, network.network, inputs),
+            "from 8-bit images": partial(network, images),
+        }, repeats=2 if options.quick else 5 * options.repeats)
+        whole = found["from 8-bit images"]
+        rows += [
+            row(f"{side} pixels, batch {batch}, {name}", runs, images_per_s=batch / runs.median,
+                of_whole=1 / whole.speedup(runs))
+            for name, runs in found.items()
+        ]
+    return rows
 
 
 def note_input(inputs: list[Tensor], _network: nn.Module, arguments: tuple[Tensor]) -> None:
@@ -75,14 +50,4 @@ def forward(network: nn.Module, inputs: list[Tensor]) -> None:
         network(x)
 
 
-def seconds(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
-    """Time one call."""
-    start = clock()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS = {"evaluation": evaluation}

@@ -1,26 +1,19 @@
-#!/usr/bin/env python
-"""How long loading a model takes beside reading the bytes of its file, and how much memory it takes at most.
-
-    python benchmarks/loading.py               both parts; writes, and removes, 4 GB in the temporary folder
-    python benchmarks/loading.py --quick       small sizes, to see that it runs
-
-README.md in this folder says what each number means.
-"""
+"""How long checkpoints take to load and to save, and how much memory, beside reading the bytes of the file."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from sampling import F16, NO_LOSS, Row, derived, in_turn, row, run_parts
 from torch import nn
 
+from benchmarks.parts import F16, NO_LOSS, ROOT, Row, Runs, in_turn, memory_status, row
 from taming.checkpoint import load_model, save_exported, write_checkpoint
 from taming.config import instantiate_from_config
 
@@ -51,7 +44,7 @@ def transformer(layers: int, channels: int) -> dict:
 
 
 def made_up(config: dict) -> nn.Module:
-    """The model of a config with arbitrary weights, which are there without the time of drawing them."""
+    """The model of a config with arbitrary weights, without the time of initializing them."""
     with torch.device("meta"):
         model = instantiate_from_config(config["model"])
     model.to_empty(device="cpu")
@@ -73,7 +66,7 @@ def touch(model: nn.Module) -> float:
 # ---- the parts
 
 
-def seconds(options: argparse.Namespace) -> list[Row]:
+def load(options: argparse.Namespace) -> list[Row]:
     """A VQGAN of the size of vqgan_imagenet_f16_16384, with the file in the page cache."""
     config = vqgan(options.quick)
     with TemporaryDirectory() as folder:
@@ -86,25 +79,54 @@ def seconds(options: argparse.Namespace) -> list[Row]:
             with file.open("rb", buffering=0) as source:
                 assert source.readinto(buffer) == len(buffer)
 
-        found = in_turn(max(5, options.repeats), {
+        found = in_turn(options, {
             "read the bytes": file.read_bytes,
             "read the bytes into memory in use": read_into_used_memory,
             "load_model": lambda: load_model(folder),
             "load_model, and read every tensor": lambda: touch(load_model(folder)[0]),
             "load_model, mmap=True": lambda: load_model(folder, mmap=True),
             "CRC-32 of the bytes": lambda: zlib.crc32(buffer),
-        })
-    reading = found["read the bytes"]
+        }, repeats=max(5, options.repeats))
     return [
-        row(f"{name}, {amount * 1e3:.0f} MB", times, gb_per_s=amount / median(times),
-            times_reading=median(mine / read for mine, read in zip(times, reading, strict=True)))
-        for name, times in found.items()
+        row(f"{name}, {amount * 1e3:.0f} MB", runs, gb_per_s=amount / runs.median,
+            times_reading=1 / runs.speedup(found["read the bytes"]))
+        for name, runs in found.items()
     ]
 
 
-def memory(options: argparse.Namespace) -> list[Row]:
+def save(options: argparse.Namespace) -> list[Row]:
+    """A VQGAN and the moments of its optimizer, written whole or not at all, and by torch alone."""
+    config = vqgan(options.quick)
+    model = made_up(config)
+    content = {
+        "state_dict": model.state_dict(), "config": config,
+        "optimizer_states": [{"moments": [p.detach().clone() for p in model.parameters() for _ in range(2)]}],
+    }
+    amount = (size_of(model) + 2 * sum(p.nbytes for p in model.parameters())) / 1e9
+    with TemporaryDirectory() as folder:
+
+        def plain() -> None:
+            with Path(folder, "plain.ckpt").open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        found = in_turn(options, {
+            "torch.save": plain,
+            "write_checkpoint": lambda: write_checkpoint(content, Path(folder, "last.ckpt")),
+            "save_exported": lambda: save_exported(model, config, Path(folder, "export")),
+        })
+    sizes = {"save_exported": size_of(model) / 1e9}
+    return [
+        row(f"{name}, {sizes.get(name, amount) * 1e3:.0f} MB", runs,
+            gb_per_s=sizes.get(name, amount) / runs.median)
+        for name, runs in found.items()
+    ]
+
+
+def load_memory(options: argparse.Namespace) -> list[Row]:
     """The most memory of a process that loads a large transformer, pages of the mapped file included."""
-    config = transformer(*((2, 256) if options.quick else (options.layers, 1536)))
+    config = transformer(*((2, 256) if options.quick else (16, 1536)))
     rows = []
     with TemporaryDirectory() as folder:
         model = made_up(config)
@@ -113,69 +135,33 @@ def memory(options: argparse.Namespace) -> list[Row]:
         write_checkpoint({"state_dict": model.state_dict(), "config": config}, Path(folder) / "last.ckpt")
         del model
         for name in ("export", "last.ckpt"):
-            command = [sys.executable, __file__, "--measure", str(Path(folder) / name)]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-m", "benchmarks.loading", str(Path(folder) / name)]
+            told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
             result = json.loads(told.splitlines()[-1])
             form = "safetensors" if name == "export" else name
             rows.append(row(
-                f"load_model, {size / 1e9:.2f} GB, {form}", [result["seconds"]],
+                f"load_model, {size / 1e9:.2f} GB, {form}", Runs([result["seconds"]]),
                 peak_of_size=result["loaded"] / size, peak_of_size_all_read=result["read"] / size,
                 gb_before=result["before"] / 1e9,
             ))
     return rows
 
 
-def measure(path: str) -> None:
+def measure_loading(path: str) -> None:
     """Load a model in a process of its own, and print by how many bytes its memory grew at most."""
     with TemporaryDirectory() as folder:  # all imports, and what else the first time brings
         config = transformer(1, 64)
         load_model(save_exported(made_up(config), config, folder))
-    before = status("VmRSS")
+    before = memory_status("VmRSS")
     start = time.perf_counter()
     model = load_model(path)[0]
-    taken, loaded = time.perf_counter() - start, status("VmHWM") - before
+    taken, loaded = time.perf_counter() - start, memory_status("VmHWM") - before
     touch(model)
-    result = {"before": before, "loaded": loaded, "read": status("VmHWM") - before, "seconds": taken}
+    result = {"before": before, "loaded": loaded, "read": memory_status("VmHWM") - before, "seconds": taken}
     print(json.dumps(result))
 
 
-def status(key: str) -> int:
-    """Bytes of this process by /proc: VmRSS now, VmHWM at most so far (ru_maxrss counts a parent's, too)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
-
-
-# ---- the command
-
-PARTS = {"seconds": seconds, "memory": memory}
-
-
-def show(found: Row) -> str:
-    """Phrase a row of the table."""
-    return f"{found['what']:50} {found['median_s']:7.3f} s  {derived(found)}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the parts asked for, print a table, and write results/<date>_loading.json."""
-    argv = sys.argv[1:] if argv is None else argv
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
-    add = parser.add_argument
-    add("--repeats", type=int, default=5, help="measurements of each time, 5 at least")
-    add("--layers", type=int, default=16, help="of the transformer; default: 16; 48 are 1.4 billion weights")
-    add("--quick", action="store_true", help="small sizes: seconds, to see that it runs")
-    add("--out", type=Path, help="the JSON file; default: benchmarks/results/<date>_loading.json")
-    add("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
-    if options.measure:
-        measure(options.measure)
-        return 0
-    run_parts("loading", PARTS, options, argv, show)
-    return 0
-
+PARTS = {"load": load, "save": save, "load_memory": load_memory}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    measure_loading(sys.argv[1])

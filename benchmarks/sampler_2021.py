@@ -1,4 +1,4 @@
-"""The samplers of 2021, over the modules of today's GPT: what `sampling.py` compares with.
+"""The samplers of 2021, over the modules of the GPT: what `sampling.py` compares with.
 
 B batch, T tokens, D channels, P positions of the past, V vocabulary.
 """
@@ -35,7 +35,7 @@ def forward_2021(
             k, v = torch.cat((whole[i, 0], k), dim=-2), torch.cat((whole[i, 1], v), dim=-2)
         weights = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.shape[-1]))
         if whole is None:
-            weights = weights.masked_fill(torch.ones(length, length).tril() == 0, -math.inf)
+            weights = weights.masked_fill(torch.ones(length, length, device=x.device).tril() == 0, -math.inf)
         y = (F.softmax(weights, dim=-1) @ v).transpose(1, 2).contiguous().view(batch, length, channels)
         x = x + attention.proj(y)
         x = x + block.mlp(block.ln2(x))
@@ -45,7 +45,7 @@ def forward_2021(
 @torch.no_grad()
 def sample_2021(gpt: GPT, x: Tensor, steps: int, top_k: int, greedy: bool = False) -> Tensor:
     """Continue tokens x (B, T) as `sample_with_past` did in 2021: the new tokens (B, steps)."""
-    given, drawn, past = x.shape[1], [], []
+    given, sampled, past = x.shape[1], [], []
     for step in range(steps):
         logits, present = forward_2021(gpt, x, past, given + step - 1)
         past.append(torch.stack(present))
@@ -53,15 +53,15 @@ def sample_2021(gpt: GPT, x: Tensor, steps: int, top_k: int, greedy: bool = Fals
         logits[logits < logits.topk(top_k)[0][..., -1, None]] = -math.inf
         probabilities = F.softmax(logits, dim=-1)
         x = probabilities.topk(1)[1] if greedy else torch.multinomial(probabilities, num_samples=1)
-        drawn.append(x)
-    return torch.cat(drawn, dim=1)
+        sampled.append(x)
+    return torch.cat(sampled, dim=1)
 
 
 @torch.no_grad()
 def window_2021(
     gpt: GPT, condition: Tensor, codes: Tensor, columns: range, top_k: int, greedy: bool = False
 ) -> Tensor:
-    """Draw some columns of row 8 as in 2021: a forward over the whole window of 16 x 16 for each code."""
+    """Sample some columns of row 8 as in 2021: a forward over the whole window of 16 x 16 for each code."""
     codes = codes.clone()
     for j in columns:
         inside = slice(j - 8, j + 8)
@@ -69,6 +69,6 @@ def window_2021(
         logits = forward_2021(gpt, tokens[:, :-1], None, 0)[0][:, -256:].view(len(codes), 16, 16, -1)[:, 8, 8]
         logits[logits < logits.topk(top_k)[0][..., -1, None]] = -math.inf
         probabilities = F.softmax(logits, dim=-1)
-        drawn = probabilities.topk(1)[1] if greedy else torch.multinomial(probabilities, num_samples=1)
-        codes[:, 8, j] = drawn[:, 0]
+        sampled = probabilities.topk(1)[1] if greedy else torch.multinomial(probabilities, num_samples=1)
+        codes[:, 8, j] = sampled[:, 0]
     return codes

@@ -34,6 +34,7 @@ COMMANDS = {
     "preview": "show images and conditions of a data set on one sheet",
     "extract-depth": "make depth maps of a folder of images",
     "extract-segmentation": "make label maps of a folder of images",
+    "bench": "measure speed and memory, beside the way of 2021 and what the machine can do",
     "configs": "list the configurations that come with the package, or print one",
 }
 
