@@ -148,7 +148,7 @@ def test_the_committed_counts_are_current(name, committed):
 @pytest.fixture
 def meta(monkeypatch):
     """Let "meta" pass for an accelerator: autocast is off, and the optimizer's one kernel is left out."""
-    monkeypatch.setattr("torch.optim.adam.adam", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "adam", lambda *_, **__: None)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     return "meta"
@@ -213,13 +213,16 @@ class ReadsItsLoss(VQModel):
         losses["train/rec_loss"].item()
 
 
-def test_an_item_in_a_step_is_found(meta):
+def test_an_item_in_a_step_is_found():
     step, batch = Stepper(vqgan("cpu", 0, model=ReadsItsLoss)), images("cpu")
     before = count("stage1_on").waits
     step(batch)
     with Counter() as counter:
         step(batch)
     assert counter.waits["_local_scalar_dense"] == before["_local_scalar_dense"] + 1
+
+
+def test_an_item_in_a_step_fails_without_values(meta):
     with pytest.raises(RuntimeError, match="meta"):
         Stepper(vqgan("meta", 0, model=ReadsItsLoss))(images("meta"))
 

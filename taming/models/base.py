@@ -21,6 +21,7 @@ from taming.checkpoint import checkpoint_weights, fill_model, find_checkpoint, r
 from taming.checkpoint.pretrained import Pretrained
 from taming.config import instantiate_from_config
 from taming.models.averages import WeightAverages
+from taming.modules.distributed import sharded_like, whole
 from taming.parameters import did_you_mean, mismatch
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class ImageModel(Pretrained, pl.LightningModule):
         self._accumulated = 0  # batches whose gradients wait for the next step
         self._before = (0, 0, 0)  # the counters when the batch came
         self._restored_gradients: dict[str, Tensor] = {}  # such gradients of a run that is resumed
+        self.shown: dict[str, Any] = {}  # numbers of the last batch for the progress bar, on the device
         self._watched: dict[str, Tensor] = {}  # losses and gradient norms of the batch
         self._waiting: _Copied | None = None  # those of the batch before, on their way from the device
         self.scheduler = instantiate_from_config(scheduler_config) if scheduler_config else None
@@ -183,14 +185,14 @@ class ImageModel(Pretrained, pl.LightningModule):
         scale = scaler.get_scale() if scaler else 1.0
         if self.gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_val * scale, norm)
-        return norm / scale
+        return whole(norm) / scale
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep a gradient that is not finite out of the weights, whatever callbacks did to it."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters or getattr(self.trainer.precision_plugin, "scaler", None):  # which does the same
             return
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
         self._watched[f"{NORM} {len(self._watched)}"] = norm
         if norm.device.type != "cpu":
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read by fused steps
@@ -394,11 +396,18 @@ class ImageModel(Pretrained, pl.LightningModule):
 
     # ---- test: the same evaluation as validation, under "test/" names
 
-    def log(self, name: str, *args, **kwargs) -> None:
-        """Log a value; what validation calls val/... is test/... in a test."""
+    def log(self, name: str, value: Any, prog_bar: bool = False, *args, **kwargs) -> None:
+        """Log a value; what validation calls val/... is test/... in a test.
+
+        Lightning reads values for its progress bar in every batch, and would wait for the device: those of
+        training steps are kept in `shown` instead, where `Progress` reads them when it shows a line.
+        """
         if self._trainer is not None and self._trainer.testing and name.startswith("val/"):
             name = "test/" + name.removeprefix("val/")
-        super().log(name, *args, **kwargs)
+        if prog_bar and self._trainer is not None and self._trainer.training:
+            prog_bar = False
+            self.shown[name] = value.detach() if isinstance(value, Tensor) else value
+        super().log(name, value, prog_bar, *args, **kwargs)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -429,7 +438,9 @@ class ImageModel(Pretrained, pl.LightningModule):
         if self.averages is not None and self.averages.updates:
             checkpoint["ema"] = self.averages.state_dict()
         if self._accumulated:
-            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            gradients = {
+                name: whole(p.grad) for name, p in self.named_parameters() if p.grad is not None
+            }
             checkpoint["accumulated"] = {"batches": self._accumulated, "gradients": gradients}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -453,7 +464,7 @@ class ImageModel(Pretrained, pl.LightningModule):
             )
         for name, gradient in self._restored_gradients.items():
             parameter = self.get_parameter(name)
-            parameter.grad = gradient.to(parameter, copy=True)
+            parameter.grad = sharded_like(gradient.to(parameter.device, parameter.dtype, copy=True), parameter)
         self._restored_gradients = {}
 
 

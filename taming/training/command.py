@@ -65,6 +65,7 @@ from taming.training.legacy_checkpoint import ResumeLegacyRun, batches_seen
 from taming.training.loggers import build_loggers
 from taming.training.run_dir import TIME_FORMAT, find_run, locked_run_dir, new_run_dir
 from taming.training.sections import MODEL_CHECKPOINT, SECTIONS, USUAL_CALLBACKS, complete_sections
+from taming.training.sharding import resolve_strategy
 from taming.training.stages import fill_stages
 from taming.training.sync_batchnorm import SyncBatchNorms
 from taming.training.trainer_arguments import (
@@ -318,6 +319,8 @@ def build_trainer(run: Run, model: Any, data: Any) -> pl.Trainer:
     devices = math.prod(device_count(arguments))
     if devices > 1:
         arguments.setdefault("strategy", "ddp")
+    if (strategy := arguments.get("strategy")) is not None:
+        arguments["strategy"] = resolve_strategy(strategy, str(arguments.get("accelerator")))
     callbacks = build_callbacks(run, model, data)
     max_steps = run.batch_arguments.get("max_steps")
     if max_steps not in (None, -1):

@@ -137,7 +137,7 @@ def a_trainer(*callbacks, per_epoch=100, max_epochs=-1):
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.002}])
     return SimpleNamespace(
         callbacks=callbacks, num_training_batches=per_epoch, max_epochs=max_epochs, current_epoch=3,
-        optimizers=[optimizer], progress_bar_metrics={"train/loss": 0.12345}, is_global_zero=True,
+        optimizers=[optimizer], progress_bar_metrics={}, is_global_zero=True,
         callback_metrics={"val/loss": torch.tensor(0.5)}, sanity_checking=False, num_val_batches=[4],
     )
 
@@ -152,7 +152,10 @@ def advance(progress, trainer, model, clock, batches, waited=0.1, step=0.4):
 
 
 def a_model(batches_seen=0, accumulate=1):
-    return SimpleNamespace(batches_seen=batches_seen, accumulate_grad_batches=accumulate, monitor="val/loss")
+    return SimpleNamespace(
+        batches_seen=batches_seen, accumulate_grad_batches=accumulate, monitor="val/loss",
+        shown={"train/loss": torch.tensor(0.12345)},
+    )
 
 
 def test_a_log_file_gets_one_line_every_n_batches_that_counts_the_whole_run(clock):

@@ -4,7 +4,6 @@ Both give the results of torch's own kernels, up to rounding. B batch, n heads, 
 of a head; R rows, I and O channels in and out of a linear layer.
 """
 
-import copy
 import math
 
 import torch
@@ -84,7 +83,8 @@ def pack_linears(module: nn.Module, rows: int, dtype: torch.dtype) -> nn.Module:
     children = {name: child and pack_linears(child, rows, dtype) for name, child in module._modules.items()}
     if all(child is module._modules[name] for name, child in children.items()):
         return module
-    twin = copy.copy(module)
+    twin = object.__new__(type(module))  # copy.copy would call the constructor of a sharded module
+    twin.__dict__.update(module.__dict__)
     twin._modules = children
     return twin
 

@@ -16,6 +16,7 @@ from taming.eval.sources import pixels_of
 from taming.images import from_uint8
 from taming.metrics import FeatureStatistics, frechet_distance
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.distributed import whole_weights
 from taming.parameters import NonNegativeInt, PositiveInt
 from taming.sampling import image_generators
 
@@ -124,7 +125,8 @@ class Evaluation(Callback):
             x = model.get_input(batch, model.image_key)
             return x, torch.cat([model.sample(1, each) for each in generators])
         x, c = model.get_xc(batch)
-        return x, model.generate(model.encode_conditions(c), generator=generators)
+        with whole_weights(model):
+            return x, model.generate(model.encode_conditions(c), generator=generators)
 
     @staticmethod
     def _over_processes(own: FeatureStatistics) -> FeatureStatistics:

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from taming.images import image_grid, save_png, to_pil
+from taming.modules.distributed import whole_weights
 from taming.parameters import NonNegativeInt, PositiveInt
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,15 @@ class ImageLogger(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.is_due(pl_module.batches_seen) and pl_module.batches_seen != self._last_logged:
             self._last_logged = pl_module.batches_seen  # once, however many batches are accumulated
-            self.log_images(trainer, pl_module, batch, "train")
+            with whole_weights(pl_module):
+                self.log_images(trainer, pl_module, batch, "train")
 
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
         if batch_idx == 0 and not trainer.sanity_checking:
-            self.log_images(trainer, pl_module, batch, "val")
+            with whole_weights(pl_module):
+                self.log_images(trainer, pl_module, batch, "val")
 
     @rank_zero_only
     def log_images(

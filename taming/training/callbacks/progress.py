@@ -131,8 +131,8 @@ class Progress(ProgressBar):
         if (left := self._clock.seconds_left(trainer, pl_module)) is not None:
             parts.append(f"{duration(left)} left")
         parts.append(f"epoch {trainer.current_epoch}")
-        for name, value in trainer.progress_bar_metrics.items():
-            parts.append(f"{name.removeprefix('train/')} {value:.4g}")
+        for name, value in {**trainer.progress_bar_metrics, **pl_module.shown}.items():
+            parts.append(f"{name.removeprefix('train/')} {float(value):.4g}")
         if trainer.optimizers:
             parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.3g}")
         parts.append(f"data {100 * self._clock.data_share:.0f}%")
