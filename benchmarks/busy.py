@@ -32,7 +32,7 @@ def spinning(count: int) -> Iterator[None]:
 
 
 def busy(options: argparse.Namespace) -> list[Row]:
-    """Decoding and a training step beside one spinning process per core; run it on a CPU without other work."""
+    """Decoding and a training step beside one spinning process per core, on a CPU without other work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpt, steps = build_gpt(options, sizes(options)[0]), pick(options, "tokens", 64, 16)
     prefix = torch.zeros(8, 1, dtype=torch.int64, device=options.device)

@@ -1,4 +1,4 @@
-"""How long checkpoints take to load and to save, and how much memory, beside reading the bytes of the file."""
+"""How long checkpoints take to load and to save, and in how much memory, beside reading the bytes."""
 
 import argparse
 import json

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor

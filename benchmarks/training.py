@@ -68,18 +68,17 @@ class Stepper:
 
     Args:
         model: on its device, with a learning rate.
-        dtype: of autocast; float32 when None.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype | None = None):
-        self.model, self.dtype, self.batches = model, dtype, 0
+    def __init__(self, model: Any):
+        self.model, self.batches = model, 0
         made = model.configure_optimizers()
         self.optimizers: Sequence[torch.optim.Optimizer] = made[0] if isinstance(made, tuple) else [made]
         for optimizer in self.optimizers:
             optimizer.register_step_pre_hook(lambda each, *_: model.on_before_optimizer_step(each))
 
-    def __call__(self, batch: dict[str, Tensor]) -> None:
-        """Take one step."""
+    def __call__(self, batch: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+        """Take one step, with autocast to `dtype` unless it is None."""
         model = self.model
         # read at each call, since several of these may share a model
         model._trainer = SimpleNamespace(
@@ -93,7 +92,7 @@ class Stepper:
         model.log = model.log_dict = lambda *_, **__: None
         model._watched = {}
         device = next(model.parameters()).device.type
-        with torch.autocast(device, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
             model.training_step(batch, self.batches)
         self.batches += 1
 
@@ -146,19 +145,19 @@ def stage1(options: argparse.Namespace) -> list[Row]:
     model = build_vqgan(options).train()
     batch_of_images = {"image": torch.rand(batch, side, side, 3, device=options.device) * 2 - 1}
     step_2021 = old.Stage1Step(model, RATE)
-    steppers = {name: Stepper(model, dtype) for name, dtype in PRECISIONS.items()}
+    stepper = Stepper(model)
     compile_parts(options, model.encoder, model.decoder, model.loss.discriminator)
 
-    def learn(stepper: Stepper, start: int) -> None:
+    def learn(dtype: torch.dtype | None, start: int) -> None:
         model.loss.discriminator_iter_start = model.loss.gen_start = start
-        stepper(batch_of_images)
+        stepper(batch_of_images, dtype)
 
     rows: list[Row] = []
     for name, factor, start in (("before the discriminator", 0.0, NEVER), ("discriminator on", 1.0, 0)):
         ways: dict[str, Callable[[], object]] = {
             "2021 float32": partial(step_2021, batch_of_images["image"], factor),
         }
-        ways |= {each: partial(learn, stepper, start) for each, stepper in steppers.items()}
+        ways |= {each: partial(learn, dtype, start) for each, dtype in PRECISIONS.items()}
         what = f"{name}, {side} pixels, batch {batch}"
         rows += compare(options, ways, what=what, unit="images", amount=batch, against="2021 float32")
     return rows
@@ -181,11 +180,7 @@ def stage2(options: argparse.Namespace) -> list[Row]:
         for source, given in (("images", images), ("codes", codes)):
             for name, dtype in PRECISIONS.items():
 
-                def learn(dtype: torch.dtype | None = dtype, given: dict[str, Tensor] = given) -> None:
-                    stepper.dtype = dtype
-                    stepper(given)
-
-                ways[f"{name}, {source}"] = learn
+                ways[f"{name}, {source}"] = partial(stepper, given, dtype)
         tokens = codes["codes"][0].numel()
         rows += compare(
             options, ways, what=f"{size}, {tokens} tokens, batch {batch}", unit="tokens",

@@ -1,39 +1,37 @@
-"""How many threads torch uses on a CPU: as many as make it fastest now, since other work may keep cores busy."""
+"""How many threads torch uses on a CPU: as many as make it fastest now, beside whatever else runs."""
 
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-SIDE = 96  # of the matrices of the probe: small, so that waiting for other threads shows, as it does in layers
-PRODUCTS = 24  # of a run of the probe
-RUNS = 7
+RUNS, LONGEST = 7, 2.0  # of the probe with each number of threads; seconds, after three runs of each
 GAIN = 1.1  # more threads must be faster than fewer by this factor
+VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+
+_at_import = torch.get_num_threads()
+_chosen: int | None = None  # by this module
 
 
-def measured_threads(most: int | None = None, probe: Callable[[], object] | None = None) -> int:
+def measured_threads(most: int, probe: Callable[[], object] | None = None) -> int:
     """Return the number of threads, up to `most`, with which torch is fastest at present.
 
-    Threads that share a core with other work keep all others waiting at every layer: on two cores with two
-    busy processes, two threads can be twenty times slower than one. So the numbers most, most / 2, ..., 1 are
-    tried alternately. The slower half of the runs of each number decides, since other work comes and goes.
+    A thread that shares its core with other work keeps all others waiting at every layer: on two cores with
+    two busy processes, two threads can be twenty times slower than one. So 1, 2, 4, ..., most are tried
+    alternately. The slower half of the runs of each number decides, since other work comes and goes.
 
     Args:
-        most: torch's own number when None.
-        probe: what is timed; a few small matrix products and sums, some milliseconds, when None.
+        most: torch's own choice, as a rule.
+        probe: what is timed; small layers, some milliseconds, when None.
     """
-    before = torch.get_num_threads()
-    most = before if most is None else most
-    if most <= 1:
-        return 1
-    counts = [1]
-    while counts[-1] * 2 <= most:
-        counts.append(counts[-1] * 2)
-    if counts[-1] != most:
-        counts.append(most)
-    probe = probe or _Probe()
+    counts = sorted({most, *(2**i for i in range(most.bit_length()) if 2**i < most)})
+    if len(counts) < 2:
+        return most
+    probe = probe or _Layers()
     seconds: dict[int, list[float]] = {count: [] for count in counts}
+    before, began = torch.get_num_threads(), time.perf_counter()
     try:
         for run in range(RUNS + 1):
             for count in counts:
@@ -42,52 +40,49 @@ def measured_threads(most: int | None = None, probe: Callable[[], object] | None
                 probe()
                 if run:  # the first starts the threads
                     seconds[count].append(time.perf_counter() - start)
+            if run >= 3 and time.perf_counter() - began > LONGEST:
+                break
     finally:
         torch.set_num_threads(before)
-    best = 1
+    best = counts[0]
     for count in counts[1:]:
         if GAIN * _slower_half(seconds[count]) < _slower_half(seconds[best]):
             best = count
     return best
 
 
-def set_measured_threads() -> int:
-    """Set torch's threads to `measured_threads`, unless the user or another start has set them; return them.
+def choose_threads(stored: int | None = None) -> int | None:
+    """Set torch's threads to `stored`, or to the number that is fastest now; return it.
 
-    `OMP_NUM_THREADS`, `MKL_NUM_THREADS` and `TAMING_THREADS` in the environment win.
+    None if the user has chosen, by OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads`: it stays.
+
+    Args:
+        stored: the number of a run that is resumed. Another would round sums differently.
     """
-    if given := os.environ.get("TAMING_THREADS"):
-        torch.set_num_threads(max(1, int(given)))
-    elif not threads_are_given():
-        torch.set_num_threads(measured_threads())
-    return torch.get_num_threads()
+    global _chosen
+    by_hand = torch.get_num_threads() not in (_at_import, _chosen)
+    if by_hand or any(name in os.environ for name in VARIABLES):
+        return None
+    _chosen = stored or measured_threads(_at_import)
+    torch.set_num_threads(_chosen)
+    return _chosen
 
 
-def threads_are_given() -> bool:
-    """Say whether the number of threads was chosen by the environment or by `torch.set_num_threads`."""
-    if any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
-        return True
-    return torch.get_num_threads() != _at_import
-
-
-class _Probe:
+class _Layers:
     """Small matrix products, each followed by an elementwise function, as layers are."""
 
     def __init__(self) -> None:
-        self.x = torch.ones(8 * SIDE, 4 * SIDE)
-        self.y = torch.full((4 * SIDE, 4 * SIDE), 1e-3)
+        self.x, self.weight = torch.ones(256, 384), torch.full((384, 384), 1e-3)
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def __call__(self) -> Any:
         x = self.x
-        for _ in range(PRODUCTS):
-            x = torch.tanh(x @ self.y)
+        for _ in range(24):
+            x = torch.tanh(x @ self.weight)
+        return x
 
 
 def _slower_half(seconds: list[float]) -> float:
     """Return the mean of the slower half."""
     slow = sorted(seconds)[len(seconds) // 2 :]
     return sum(slow) / len(slow)
-
-
-_at_import = torch.get_num_threads()

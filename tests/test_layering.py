@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # part of the package -> parts that it may import, besides itself
-GROUND = {"config", "config_limits", "parameters", "images", "colormap", "util", "lr_scheduler"}
+GROUND = {
+    "config", "config_limits", "parameters", "images", "colormap", "util", "lr_scheduler", "threads",
+}
 BELOW_MODELS = {"modules", "sampling", "metrics", "checkpoint", *GROUND}
 BELOW_COMMANDS = {"models", "data", *BELOW_MODELS}
 LAYERS = {
@@ -26,6 +28,7 @@ LAYERS = {
     "lr_scheduler": {"parameters"},
     "parameters": set(),
     "config_limits": set(),
+    "threads": set(),
     "config": {"config_limits", "parameters", "util"},
     "checkpoint": {"config", "util"},
     "metrics": set(),

@@ -192,7 +192,8 @@ class CountBatch(Callback):
 def test_the_trainer_and_its_callbacks_add_no_wait(tmp_path):
     """In a batch that is not logged: what waits on a CPU are the model's own checks, and nothing else."""
     words = ["lightning.callbacks.count.target=tests.test_structure.CountBatch",
-             "data.params.train.params.length=12", "lightning.callbacks.last_checkpoint.params.every_n_batches=1000",
+             "data.params.train.params.length=12",
+             "lightning.callbacks.last_checkpoint.params.every_n_batches=1000",
              "lightning.callbacks.image_logger.params.batch_frequency=1000"]
     run = tiny.train(tiny.write_vqgan(tmp_path), tmp_path, "counted", "--allow", "tests", "--max_steps", 6,
                      "--log_every_n_steps", 100, "--gradient_clip_val", 1.0, *words)

@@ -41,8 +41,6 @@ def build_parser(prog: str | None = None) -> Parser:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the demo; return its exit status."""
     options, words = build_parser(prog).parse_known_args(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), idle_cores()))
     return exit_status(run, options.outdir, options.seed, words)
 
 
@@ -131,26 +129,3 @@ def last_metrics(run: Path) -> dict[str, float]:
 def newest(folder: Path, name: str) -> Path:
     """Return the last sheet of a kind that a run wrote."""
     return max(folder.glob(f"{name}_*.png"), default=folder)
-
-
-def idle_cores(seconds: float = 0.5) -> int:
-    """Return how many of the cores that this process may use are idle at present, at least 1.
-
-    More threads than that wait for each other at every layer: with one other job on two cores, two threads
-    are several times slower than one.
-    """
-    if not hasattr(os, "sched_getaffinity") or not Path("/proc/stat").exists():  # not Linux
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return max(1, round((os.cpu_count() or 1) - load))
-    before = core_times()
-    time.sleep(seconds)
-    after = core_times()
-    spans = [[b - a for a, b in zip(before[core], after[core], strict=True)] for core in after]
-    return max(1, round(sum((span[3] + span[4]) / max(1, sum(span)) for span in spans)))  # idle, iowait
-
-
-def core_times() -> dict[int, list[int]]:
-    """Return Linux's counters of each core that may be used here: user, nice, system, idle, iowait, ..."""
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    times = {name: [*map(int, numbers)] for name, *numbers in lines if name.startswith("cpu")}
-    return {core: times[f"cpu{core}"] for core in os.sched_getaffinity(0) if f"cpu{core}" in times}

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taming.images import is_complete_png
+from taming.threads import choose_threads
 from taming.util import pick_device
 
 POLL_INTERVAL = 0.2  # seconds between two looks for files
@@ -35,11 +36,16 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def own_device(name: str | None) -> torch.device:
-    """Return the device of that name; if it is "cuda" without a number, the GPU of this process."""
+    """Return the device of that name; if it is "cuda" without a number, the GPU of this process.
+
+    On the CPU the number of threads is chosen; see `taming.threads`.
+    """
     device = pick_device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        choose_threads()
     return device
 
 

@@ -464,7 +464,8 @@ class ImageModel(Pretrained, pl.LightningModule):
             )
         for name, gradient in self._restored_gradients.items():
             parameter = self.get_parameter(name)
-            parameter.grad = sharded_like(gradient.to(parameter.device, parameter.dtype, copy=True), parameter)
+            gradient = gradient.to(parameter.device, parameter.dtype, copy=True)
+            parameter.grad = sharded_like(gradient, parameter)
         self._restored_gradients = {}
 
 

@@ -43,7 +43,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def sharded_like(x: Tensor, other: Tensor) -> Tensor:
-    """Return the part of a whole tensor that this process holds of `other`, if that has its shape and parts."""
+    """Return the part of a whole tensor as this process holds one of `other`, if that has the same shape."""
     if not is_sharded(other) or x.shape != other.shape:
         return x
     from torch.distributed.tensor import distribute_tensor

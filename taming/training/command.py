@@ -32,7 +32,8 @@ from taming.config import (
     run_directory,
     storable,
 )
-from taming.parameters import NonNegativeFloat, Range, mismatch
+from taming.parameters import NonNegativeFloat, PositiveInt, Range, mismatch
+from taming.threads import choose_threads
 from taming.training.acceleration import accelerate
 from taming.training.arguments import parse
 from taming.training.callbacks import (
@@ -148,6 +149,8 @@ def prepare(options: Namespace, overrides: dict[str, Any], dotlist: list[str], n
     arguments = with_devices(given)
     if not is_child:
         more_notes += check_launch(*device_count(arguments))
+    if arguments["accelerator"] == "cpu" and math.prod(device_count(arguments)) == 1:
+        settle_threads(config.lightning)
     rank_zero_print(describe_devices(arguments))
     for note in notes + more_notes:
         rank_zero_print(f"note: {note}")
@@ -180,6 +183,15 @@ def locate(options: Namespace, now: str) -> tuple[list[Path], Path, Path | None]
     if not files:
         raise ValueError(f"{logdir / 'configs'} holds no YAML file: name the configuration with --base")
     return files, logdir, resume
+
+
+def settle_threads(lightning: DictConfig) -> None:
+    """Use the threads of `lightning.threads`, or measure how many are fastest and write them there."""
+    stored = lightning.get("threads")
+    if wrong := mismatch(stored, PositiveInt | None):
+        raise ValueError(f"lightning.threads: {stored!r} must be {wrong}")
+    if (chosen := choose_threads(stored)) is not None:
+        lightning.threads = chosen
 
 
 def choose_seed(option: int | None, in_config: Any) -> int:

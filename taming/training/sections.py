@@ -21,6 +21,7 @@ from taming.parameters import accepted_parameters, did_you_mean, nested_targets
 SECTIONS = ("model", "data", "lightning")
 OF_LIGHTNING = (
     "trainer", "callbacks", "modelcheckpoint", "logger", "seed", "compile", "activation_checkpointing",
+    "threads",
 )
 OF_MODEL = ("ema_decay", "ema_warmup", "freeze")  # of the model that is trained
 BESIDE_TARGET = ("target", "params", "base_learning_rate")  # the last of a model, also where it is a stage

@@ -1,12 +1,12 @@
 """Training a prior whose weights, gradients and moments are spread over the processes: FSDP2.
 
-    python main.py --base configs/imagenet... -t --gpus 8 --strategy fsdp2
+    python main.py --base configs/drin_transformer.yaml -t --gpus 8 --strategy fsdp2
 
-Each block of the prior is gathered for its forward and backward pass and freed afterwards (Rajbhandari et al.
-2020, "ZeRO", stage 3; `torch.distributed.fsdp.fully_shard`), so that a process keeps 16 bytes / W of each
-weight, W processes. Lightning's own strategy of that name needs GPUs and wraps modules, which renames weights;
-this one also runs on CPUs, over gloo, and its checkpoints are the ordinary ones: whole tensors under the usual
-names, written by the first process, that any number of processes resume, sharded or not.
+Each block of the prior is gathered for its forward and backward pass and freed afterwards (Rajbhandari et
+al. 2020, "ZeRO", stage 3; `torch.distributed.fsdp.fully_shard`), so that each of W processes keeps 16 / W
+al. 2020, "ZeRO", stage 3; `torch.distributed.fsdp.fully_shard`), so that each of W processes keeps 16 / W
+the usual names, written by the first process; any number of processes resumes them, sharded or not. It runs
+on CPUs as well, over gloo, where Lightning's FSDP does not.
 """
 
 from collections.abc import Mapping

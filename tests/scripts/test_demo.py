@@ -1,6 +1,5 @@
 """The whole of `make demo`, with two batches of training for each stage."""
 
-import os
 
 import pytest
 from PIL import Image
@@ -40,24 +39,3 @@ def test_ctrl_c_says_how_the_demo_goes_on(tmp_path, capsys, monkeypatch, by_make
         demo.main(["-o", str(tmp_path), *FEW, *trouble(kind="SIGINT", at=2)])
     again = "make demo" if by_make else f"taming demo -o {tmp_path}"
     assert f"stopped after 1 batches; resume with\n  {again}\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("busy", "idle"), [
-    ([0.0, 0.0], 2), ([1.0, 0.1], 1), ([1.0, 1.0], 1), ([0.4, 0.4], 1),
-])
-def test_threads_follow_the_cores_that_are_idle(monkeypatch, busy, idle):
-    counters = [{core: [0, 0, 0, 0, 0] for core in (3, 5)}, {}]
-    counters[1] = {
-        core: [int(100 * b), 0, 0, int(60 * (1 - b)), int(40 * (1 - b))]
-        for core, b in zip((3, 5), busy, strict=True)
-    }
-    looks = iter(counters)
-    monkeypatch.setattr(demo, "core_times", lambda: next(looks))
-    assert demo.idle_cores(seconds=0.0) == idle
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs Linux's counters")
-def test_counters_are_those_of_the_cores_that_may_be_used():
-    times = demo.core_times()
-    assert set(times) == os.sched_getaffinity(0)
-    assert all(len(row) >= 5 and sum(row) > 0 for row in times.values())

@@ -75,14 +75,14 @@ def test_fsdp_of_lightning_on_a_cpu_is_explained(capsys, tmp_path):
     assert resolve_strategy("fsdp", "gpu") == "fsdp"
     assert resolve_strategy("ddp", "cpu") == "ddp"
     assert isinstance(resolve_strategy("fsdp2", "cpu"), ShardedStrategy)
-    yaml = tiny.write_vqgan(tmp_path)
-    assert main(["-b", str(yaml), "-t", "-l", str(tmp_path), "--strategy", "fsdp", "--accelerator", "cpu"]) == 1
+    words = ["-b", str(tiny.write_vqgan(tmp_path)), "-t", "-l", str(tmp_path), "--accelerator", "cpu"]
+    assert main([*words, "--strategy", "fsdp"]) == 1
     assert "fsdp needs GPUs" in capsys.readouterr().err
 
 
 def test_a_tokenizer_is_not_sharded(tmp_path, capsys):
-    yaml = tiny.write_vqgan(tmp_path)
-    assert main(["-b", str(yaml), "-t", "-l", str(tmp_path), "--strategy", "fsdp2", "--accelerator", "cpu"]) == 1
+    words = ["-b", str(tiny.write_vqgan(tmp_path)), "-t", "-l", str(tmp_path), "--accelerator", "cpu"]
+    assert main([*words, "--strategy", "fsdp2"]) == 1
     assert "shards the prior of stage 2, which VQModel has not: use ddp" in capsys.readouterr().err
 
 
