@@ -180,7 +180,7 @@ def parse(words: list[str]) -> None:
                 find_config(base)
         return
     module = importlib.import_module(f"taming.cli.{name.replace('-', '_')}")
-    if name == "demo":
+    if name in ("demo", "bench"):  # their options are those of another command
         return
     build_parser(module).read([word for word in rest if word != "..."])
 
