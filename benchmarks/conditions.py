@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from sampling import machine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from benchmarks.parts import machine
 from taming.checkpoint import load_model
 from taming.cli.parser import exit_status
 from taming.data.landscapes import Landscapes

@@ -44,6 +44,7 @@ PEAKS = {
     "NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H100": 989e12,
     "NVIDIA A100": 312e12, "NVIDIA L40S": 362e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
+CPU = torch.device("cpu")
 Row = dict[str, Any]
 Part = Callable[[argparse.Namespace], list[Row]]
 
@@ -210,7 +211,7 @@ def peak_rate(device: torch.device) -> float | None:
     return next((rate for start, rate in PEAKS.items() if name.startswith(start)), None)
 
 
-def machine(device: torch.device) -> Row:
+def machine(device: torch.device = CPU) -> Row:
     """Describe what the numbers depend on, without names of the host or its paths."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

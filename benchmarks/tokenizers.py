@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Tokenizers and autoencoders at equal time, on the built-in landscapes of 64 pixels (Table 5 at toy scale).
 
-    python benchmarks/tokenizers.py --minutes 10                 all systems, 10 minutes of the processor each
-    python benchmarks/tokenizers.py --steps 1000                 the same at equal batches
-    python benchmarks/tokenizers.py vqgan_f8 --minutes 0.3       one row, to see that it runs
-    python benchmarks/tokenizers.py recipes --minutes 3          one choice at a time in the VQGAN of f = 8
+    python -m benchmarks.tokenizers --minutes 10                 all systems, 10 minutes of the processor each
+    python -m benchmarks.tokenizers --steps 1000                 the same at equal batches
+    python -m benchmarks.tokenizers vqgan_f8 --minutes 0.3       one row, to see that it runs
+    python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the VQGAN of f = 8
 
 All rows have about a million parameters, 512 codes where they have codes, batches of 8, and the same images
 in the same order. Time is that of training steps on the processor, of all threads: other work on the machine
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sampling import machine
 from torch import Tensor
 
+from benchmarks.parts import machine
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
 from taming.cli import evaluate
 from taming.cli.parser import Parser, build_parser
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
             return 130  # stopped by Ctrl-C: the run is saved
         found[name] = measured
     out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_tokenizers.json"
-    command = f"python benchmarks/tokenizers.py {shlex.join(argv)}"
+    command = f"python -m benchmarks.tokenizers {shlex.join(argv)}"
     write(out, command, found, sheet({name: Path(found[name]["run"]) for name in names}))
     return 0
 

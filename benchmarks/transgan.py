@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Ablations of TransGAN at toy scale, on the built-in landscapes of 32 pixels.
 
-    python benchmarks/transgan.py --steps 1000                       all rows
-    python benchmarks/transgan.py vit_vit full --steps 40 -n 64      two rows, to see that it runs
+    python -m benchmarks.transgan --steps 1000                       all rows
+    python -m benchmarks.transgan vit_vit full --steps 40 -n 64      two rows, to see that it runs
 
 The rows are those of tables 1 to 3 of Jiang, Chang and Wang 2021 (arXiv 2102.07074): convolutions or
 transformers as generator G and discriminator D, of about as many parameters; then augmentation, co-training
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampling import machine
-from tokenizers import check_folder, run_named
 
+from benchmarks.parts import machine
+from benchmarks.tokenizers import check_folder, run_named
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
 from taming.cli import evaluate
 from taming.cli.parser import Parser, build_parser
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 130  # stopped by Ctrl-C: the run is saved
             found.setdefault(name, []).append(measured)
     out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_transgan.json"
-    write(out, f"python benchmarks/transgan.py {shlex.join(argv)}".rstrip(), found)
+    write(out, f"python -m benchmarks.transgan {shlex.join(argv)}".rstrip(), found)
     return 0
 
 

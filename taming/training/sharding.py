@@ -5,8 +5,8 @@
 Each block of the prior is gathered for its forward and backward pass and freed afterwards (Rajbhandari et
 al. 2020, "ZeRO", stage 3; `torch.distributed.fsdp.fully_shard`), so that each of W processes keeps 16 / W
 bytes of a weight: itself, its gradient and two moments. Checkpoints are the ordinary ones: whole tensors
-under the usual names, written by the first process. Any number of processes resumes them, sharded or not. It runs
-on CPUs as well, over gloo, where Lightning's FSDP does not.
+under the usual names, written by the first process. Any number of processes resumes them, sharded or not. It
+runs on CPUs as well, over gloo, where Lightning's FSDP does not.
 """
 
 from collections.abc import Mapping
