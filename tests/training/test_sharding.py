@@ -34,7 +34,8 @@ def train(yaml, folder, count, epochs, *words):
     start = ["-r", next(folder.glob("*_run"))] if list(folder.glob("*_run")) else ["-b", yaml, "-n", "run"]
     words = ["-t", "-l", folder, *start, "--max_epochs", epochs, f"data.params.batch_size={4 // count}",
              *WORDS, *words]
-    if count == 1:
+    if count == 1:  # a resumed run has the strategy and the devices in its configuration
+        words += ["--accelerator", "cpu", "--devices", 1, "--strategy", "auto"]
         assert main([*map(str, words)]) == 0
     else:
         main_on_ranks(count, *words, "--strategy", "fsdp2")
