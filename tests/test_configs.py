@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import get_obj_from_str, instantiate_from_config, load_config, missing_keys
 from taming.models.transgan import TransGAN
+from taming.modules.priors.base import Prior
 from taming.training.stages import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -203,7 +204,7 @@ def test_real_items_fit_the_model(path):
         if "transformer_config" in config.model.params:
             x, c = model.get_xc(batch)
             codes = model.first_stage_model.num_codes(*model.first_stage_model.image_size)
-            by_code = hasattr(model.transformer, "code_logits")
+            by_code = type(model.transformer).code_logits is not Prior.code_logits
             if by_code and getattr(model.transformer, "code_head", None) is None:  # logits of each code
                 logits, target = model(x, c)
                 assert logits.shape == (2, codes, config.model.params.transformer_config.params.vocab_size)

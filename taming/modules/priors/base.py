@@ -66,6 +66,14 @@ class Prior(nn.Module):
         """Return what training minimizes, (): the mean of -log p over all codes, in nats per code."""
         return -self.log_prob(codes, condition, inputs).mean()
 
+    def code_logits(self, codes: Tensor, condition: Tensor) -> Tensor:
+        """Return logits (B, N, V) of codes, given the condition (B, M) and the codes (B, N) before each.
+
+        Raises:
+            ValueError: the prior does not predict one code after another.
+        """
+        raise ValueError(f"{type(self).__name__} has no logits given the codes before: call log_prob")
+
     def sample(
         self, condition: Tensor, shape: tuple[int, int], options: SamplingOptions | None = None, *,
         null_condition: Tensor | None = None, generator: Generators = None,

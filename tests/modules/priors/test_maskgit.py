@@ -38,6 +38,13 @@ def inputs(batch=2, seed=0, codes=K):
             torch.randint(codes, (batch, N), generator=generator))
 
 
+@each
+def test_there_are_no_logits_of_one_code_after_another(name):
+    condition, codes = inputs()
+    with pytest.raises(ValueError, match="has no logits given the codes before: call log_prob"):
+        make(name).code_logits(codes, condition)
+
+
 # ---- golden values
 
 
