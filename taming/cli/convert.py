@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "alone: OUT holds both")
     add("--size", type=size, metavar="HxW", help="with --first-stage: of the images in pixels, 384x384 for "
         "instance; default: that of the prior")
-    add("--config", metavar="YAML", type=path, help="config of the whole model, if IN does not have it")
+    add("--config", metavar="YAML", type=path, help="config of the whole model, if IN does not have it; "
+        "with --first-stage: of the prior")
     add("--no-ema", dest="ema", action="store_false", help="the trained weights, not their averages")
     add_allow(parser)
 
@@ -59,7 +60,11 @@ def run(options: argparse.Namespace) -> None:
 
         if named or options.target.suffix:
             raise ValueError(f"--first-stage writes a whole model to a folder, not {part or options.target}")
-        model, config = combine(options.source, options.first_stage, size=options.size)
+        if not options.ema:
+            raise ValueError("--no-ema is for one checkpoint, not with --first-stage: leave it out")
+        model, config = combine(
+            options.source, options.first_stage, size=options.size, config=options.config
+        )
         folder = save_exported(model, config, options.target)
         files = [folder / WEIGHTS_NAME, folder / CONFIG_NAME]
     elif part is None:

@@ -64,6 +64,7 @@ from taming.eval.statistics import (
 from taming.eval.subject import Judges, Subject, load_subject
 from taming.inference.dataset import data_section
 from taming.inference.distributed import own_device, rank_and_world_size
+from taming.inference.loading import why_no_images
 from taming.models.autoencoder import Autoencoder
 from taming.models.base import LatentGenerator
 from taming.models.cond_transformer import Net2NetTransformer
@@ -176,11 +177,13 @@ def evaluate_run(subject: Subject, options: argparse.Namespace) -> list[Result |
     """Evaluate a model by the protocols that are asked for, or that fit it."""
     model = subject.model
     possible = possible_protocols(model)
+    if not possible:  # a network that is published alone
+        raise ValueError(f"{options.target} is a {type(model).__name__}: {why_no_images(model)}")
     protocols = options.protocol or possible[-2:]  # of transformers not the first, which is their tokenizer's
     if wrong := [name for name in protocols if name not in possible]:
         raise ValueError(
             f"{options.target} is a {type(model).__name__}, for which there is "
-            f"{' and '.join(possible) or 'no protocol'}, not {wrong[0]}"
+            f"{' and '.join(possible)}, not {wrong[0]}"
         )
     results: list[Result | None] = []
     is_prior = isinstance(model, Net2NetTransformer)

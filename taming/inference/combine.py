@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import config_of, find_checkpoint, read_checkpoint
+from taming.checkpoint.save import Config
 from taming.config import get_obj_from_str, instantiate_from_config, storable
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Tokenizer
@@ -14,7 +15,8 @@ from taming.modules.priors.base import Prior
 
 
 def combine(
-    prior: str | Path, tokenizer: str | Path, *, size: int | tuple[int, int] | None = None
+    prior: str | Path, tokenizer: str | Path, *, size: int | tuple[int, int] | None = None,
+    config: str | Path | Config | None = None,
 ) -> tuple[Net2NetTransformer, DictConfig]:
     """Build a model over the codes of a tokenizer with a prior that is published alone, in eval mode.
 
@@ -24,6 +26,7 @@ def combine(
         prior, tokenizer: checkpoint files, run directories or exported folders.
         size: of the images in pixels, a side or (H, W). By default that of the prior's grid of codes, which
             for LlamaGen is a guess; see `taming.checkpoint.families.llamagen_gpt`.
+        config: of the prior, as `taming.checkpoint.load_model` takes it.
 
     Returns:
         The model, and its config, as `taming.checkpoint.save_exported` takes them.
@@ -33,7 +36,7 @@ def combine(
         ValueError: a file that holds no prior, or no tokenizer; a prior without a vocabulary of classes; two
             that do not fit each other.
     """
-    second, first = _section(prior, Prior), _section(tokenizer, Tokenizer)
+    second, first = _section(prior, Prior, config), _section(tokenizer, Tokenizer)
     params = second["params"]
     if (classes := params.get("condition_vocab_size")) is None:
         raise ValueError(f"{prior} has no classes of its own: name its condition in a configuration")
@@ -46,7 +49,7 @@ def combine(
         size = grid[0] * factor, grid[1] * factor
     if size is not None and "resolution" in ddconfig:
         _resize(ddconfig, (size, size) if isinstance(size, int) else size)
-    config = OmegaConf.create({"model": {
+    combined = OmegaConf.create({"model": {
         "target": "taming.models.cond_transformer.Net2NetTransformer",
         "params": {
             "first_stage_key": "image", "cond_stage_key": "class_label",
@@ -57,7 +60,7 @@ def combine(
             },
         },
     }})
-    return instantiate_from_config(config.model).eval(), config
+    return instantiate_from_config(combined.model).eval(), combined
 
 
 def _resize(ddconfig: dict[str, Any], sides: tuple[int, int]) -> None:
@@ -71,10 +74,12 @@ def _resize(ddconfig: dict[str, Any], sides: tuple[int, int]) -> None:
         ddconfig["attn_resolutions"] = [now // 2**i for i in kept]
 
 
-def _section(path: str | Path, contract: type) -> dict[str, Any]:
+def _section(
+    path: str | Path, contract: type, config: str | Path | Config | None = None
+) -> dict[str, Any]:
     """Return `{target, params}` of the model in a file, with its `ckpt_path`."""
     file = find_checkpoint(path)
-    section = storable(config_of(read_checkpoint(file, tensors=()), file))["model"]
+    section = storable(config_of(read_checkpoint(file, tensors=()), file, config))["model"]
     target = get_obj_from_str(section["target"])
     if not issubclass(target, contract):
         raise ValueError(f"{file} is a {target.__name__}, not a {contract.__name__.lower()}")

@@ -17,6 +17,7 @@ from taming.models.autoencoder import Autoencoder
 from taming.models.base import LatentGenerator
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.tokenizer import Codes, Tokenizer
+from taming.modules.priors.base import Prior
 from taming.sampling import SamplingOptions
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -74,7 +75,7 @@ def _prepared(
 ) -> tuple[Net2NetTransformer, DictConfig, dict[str, str]]:
     """Check that a model is a transformer that can do what is asked for; bring it to the precision."""
     if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"{file} is a {type(model).__name__}: {_why_no_samples(model)}")
+        raise ValueError(f"{file} is a {type(model).__name__}: {why_no_images(model)}")
     options.check(
         codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
         has_null=model.null_token is not None,
@@ -84,8 +85,13 @@ def _prepared(
     return model, config, metadata | options_metadata(options) | {"checkpoint": file.name, "step": str(step)}
 
 
-def _why_no_samples(model: Any) -> str:
+def why_no_images(model: Any) -> str:
     """Say what to give in place of a model that cannot generate images by itself."""
+    if isinstance(model, Prior):
+        return (
+            "a prior alone, whose codes need their tokenizer: write both to a folder with "
+            "`taming convert PRIOR FOLDER --first-stage TOKENIZER`, and give that"
+        )
     if isinstance(model, Autoencoder) and not isinstance(model, Tokenizer | LatentGenerator):
         return "it has no prior over its latents, and only gives back images; see `taming reconstruct`"
     return "give a run of stage 2, a transformer"

@@ -233,7 +233,7 @@ def check_sizes(
         sizes: see `condition_sizes`.
     """
     own = getattr(prior, "condition_vocab_size", None)
-    if own is not None and prior.vocab_size > first.codebook_size:
+    if own is not None and prior.vocab_size != first.codebook_size:
         raise ValueError(
             f"vocab_size: {prior.vocab_size} of the transformer, but the first stage has "
             f"{first.codebook_size} codes, and conditions have condition_vocab_size: {own} tokens of their "

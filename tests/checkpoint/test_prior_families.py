@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,17 @@ def test_a_file_alone_is_the_network(make, tmp_path):
     assert config.model.params.n_layer == 2
 
 
+def golden(case):
+    """Return the weights of a golden case."""
+    tensors = load_file(GOLDEN / f"{case}.safetensors")
+    return {key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")}
+
+
 def test_heads_that_are_not_in_the_file_are_given(tmp_path):
-    state = load_file(GOLDEN / "llamagen_gpt.safetensors")
-    state = {key.removeprefix("state/"): value for key, value in state.items() if key.startswith("state/")}
-    save_file(state, tmp_path / "prior.safetensors")
+    save_file(golden("llamagen_gpt"), tmp_path / "prior.safetensors")
     with pytest.raises(ValueError, match="n_head is missing, and n_embd: 48 is no multiple of 64: give n_"):
         load_model(tmp_path / "prior.safetensors")
-    config = identify(state).model
+    config = identify(golden("llamagen_gpt")).model
     config["params"] |= {"n_head": 4, "layout": [1, [4, 4]]}
     model, _, _ = load_model(tmp_path / "prior.safetensors", Llama, config={"model": config})
     assert model.head_dim == 12 and model.block_size == 16
@@ -155,9 +160,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         whole(tmp_path / "gone.bin", state)
     with pytest.raises(ValueError, match=r"prior\.bin(.|\n)*blocks\.2\.|blocks\.2\.(.|\n)*prior\.bin"):
         whole(tmp_path / "prior.bin", state, n_layer=3)
-    for codes, message in ((16, "vocab_size: 12 of .* is smaller than the first stage's 16 tokens"),
-                           (8, "vocab_size: 12 of the transformer, but the first stage has 8 codes")):
+    for codes in (16, 8):
         first = {**FIRST, "params": FIRST["params"] | {"n_embed": codes}}
+        message = f"vocab_size: 12 of .*, but the first stage has {codes} codes, .* to {codes}, or"
         with pytest.raises(ValueError, match=message):
             Net2NetTransformer(identify(state).model, first, CLASSES, cond_stage_key="class_label")
 
@@ -192,6 +197,38 @@ def test_prior_and_tokenizer_become_a_model(make, tmp_path, capsys):
     assert model.first_stage_model.state_dict().keys() == trained.state_dict().keys()
 
 
+def test_the_config_that_is_given_is_the_priors_own(tmp_path):
+    """It says what shapes do not; of a file without it, and over what it would say with it."""
+    first = tokenizer(tmp_path / "vq")
+    for channels, heads in ((24, 3), (64, 4)):
+        torch.manual_seed(0)
+        model = Llama(12, [1, [8, 8]], 8, n_layer=1, n_head=heads, n_embd=channels, rotate_condition=False)
+        torch.save(model.state_dict(), tmp_path / "prior.pt")
+        (tmp_path / "heads.yaml").write_text(f"model: {{params: {{n_head: {heads}, layout: [1, [8, 8]]}}}}")
+        words = ["--first-stage", str(first), "--config", str(tmp_path / "heads.yaml")]
+        out = tmp_path / str(channels)
+        assert convert([str(tmp_path / "prior.pt"), str(out), *words]) == 0
+        prior = load_model(out, Net2NetTransformer)[0].transformer
+        assert prior.head_dim == channels // heads
+        codes, condition = torch.randint(12, (2, 64)), torch.tensor([[3], [7]])
+        with torch.no_grad():
+            same = model.eval().log_prob(codes, condition)
+            torch.testing.assert_close(prior.log_prob(codes, condition), same)
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: rar()[1], "RAR: a prior alone, .*--first-stage TOKENIZER"),
+    (lambda: llamagen()[1], "Llama: a prior alone, .*--first-stage TOKENIZER"),
+    (lambda: golden("transgan_generator"), "TransGANGenerator: give a run"),
+])
+def test_commands_say_what_a_network_alone_needs(name, make, message, tmp_path, capsys):
+    torch.save(make(), tmp_path / "network.pt")
+    subject = ["-r", str(tmp_path / "network.pt")] if name == "sample" else [str(tmp_path / "network.pt")]
+    assert command(name)(subject) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_what_does_not_combine_is_said(tmp_path, capsys):
     _, state = rar()
     torch.save(state, tmp_path / "prior.bin")
@@ -203,6 +240,7 @@ def test_what_does_not_combine_is_said(tmp_path, capsys):
         ([prior, "--first-stage", first, "--size", "32x32"], "pos_embed"),
         ([prior, "--first-stage", first, "--part", "transformer"], "writes a whole model to a folder"),
         ([prior, "--size", "32x32"], "give --first-stage, or leave it out"),
+        ([prior, "--first-stage", first, "--no-ema"], "leave it out"),
     ):
         assert convert([str(words[0]), str(tmp_path / "out"), *map(str, words[1:])]) == 1
         assert message in capsys.readouterr().err

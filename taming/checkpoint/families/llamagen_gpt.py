@@ -47,7 +47,8 @@ def config(state: State) -> Config:
     if channels % 64 == 0:  # else the class asks for n_head
         params["n_head"] = heads = HEADS.get(channels, channels // 64)
         shared = len(state["layers.0.attention.wqkv.weight"]) - channels  # of keys and values
-        params["n_kv_head"] = shared * heads // (2 * channels)
+        if shared != 2 * channels:  # fewer; else they are n_head, also where another n_head is given
+            params["n_kv_head"] = shared * heads // (2 * channels)
     return {"target": "taming.modules.priors.llama.Llama", "params": params}
 
 

@@ -57,7 +57,7 @@ class _Transformer(nn.Module):
         if heads is None and width % HEAD_WIDTH:
             raise ValueError(
                 f"heads is missing, the attention heads of the width: {width}, which is no multiple of "
-                f"{HEAD_WIDTH}, the channels of a head in published models"
+                f"{HEAD_WIDTH}, the channels of a head in published models: give heads"
             )
         heads = width // HEAD_WIDTH if heads is None else heads
         if width % heads:

@@ -164,7 +164,7 @@ def test_the_layout_comes_from_the_stages():
     (dict(null_token=8, cond_dropout=0.1), "8 is outside the transformer's condition_vocab_size: 8"),
     (dict(prior=dict(condition_vocab_size=6)),
      "condition_vocab_size: 6 of the transformer is smaller than the condition's 7 tokens"),
-    (dict(prior=dict(vocab_size=10)), "vocab_size: 10 .* is smaller than the first stage's 12 tokens"),
+    (dict(prior=dict(vocab_size=10)), "vocab_size: 10 .* the first stage has 12 codes, .* to 12"),
     (dict(prior=dict(vocab_size=16)), "vocab_size: 16 of the transformer, but the first stage has 12 codes"),
     (dict(prior=dict(layout=[1, [4, 4]])), "layout: .*, but the stages have "),
     (dict(prior=dict(n_embd=12)), "6 channels of a head, but rotary .* multiple of 4"),
