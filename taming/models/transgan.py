@@ -197,10 +197,19 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
 
     def generator_step(self, x: Tensor, optimizer: Any, batch_idx: int) -> dict[str, Tensor]:
         """Take a step of the generator, with images (B, 3, H, W) to enlarge; return what to log."""
-        for _ in range(self.accumulate_grad_batches):
-            log = self.generator_losses(x)
-            self.check_finite(log, batch_idx)
-            self.backward_of(log["train/g_loss"], self.discriminator)
+        idle = [] if self.trainer.world_size > 1 else [  # ddp wants all gradients
+            p for p in self.discriminator.parameters() if p.requires_grad
+        ]
+        try:
+            for p in idle:
+                p.requires_grad_(False)
+            for _ in range(self.accumulate_grad_batches):
+                log = self.generator_losses(x)
+                self.check_finite(log, batch_idx)
+                self.backward_of(log["train/g_loss"], self.discriminator)
+        finally:
+            for p in idle:
+                p.requires_grad_(True)
         log = {name: value.detach() for name, value in log.items()}
         log["train/lr"] = torch.tensor(self.set_learning_rate(optimizer))
         log["train/grad_norm"] = self.clip_grad_norm(self.generator.parameters())
@@ -212,11 +221,7 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
     def generator_losses(self, x: Tensor) -> dict[str, Tensor]:
         """Return the generator's loss, "train/g_loss", and its terms; `x` (B, 3, H, W) is what to enlarge."""
         z = torch.randn(2 * len(x), self.latent_dim, device=x.device)  #        (2 B, d)
-        self.discriminator.requires_grad_(self.trainer.world_size > 1)  # ddp wants all gradients
-        try:
-            logits = self.judge(self.generator(z, self.radius())).float()  #    (2 B, 1)
-        finally:
-            self.discriminator.requires_grad_(True)
+        logits = self.judge(self.generator(z, self.radius())).float()  #        (2 B, 1)
         loss = generator_loss(self.loss_kind, logits)
         log = {"train/g_adv": loss}
         if self.sr_weight and self.generator.entry_stage:

@@ -10,19 +10,21 @@ steps: validation, sampling and export run the modules as they are.
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from taming.modules.losses.adversarial import differentiated_twice
+
 logger = logging.getLogger(__name__)
 
 COMPILE_KEYS = ("mode", "dynamic", "fullgraph", "backend", "on_failure")
 ON_FAILURE = ("warn", "stop")
-_state = {"counting": False, "recomputing": False}
+_state = {"counting": False, "recomputing": 0}
 
 
 def counting(on: bool) -> None:
@@ -32,16 +34,17 @@ def counting(on: bool) -> None:
 
 def is_recomputing() -> bool:
     """Tell whether a block is computed again, for its backward pass."""
-    return _state["recomputing"]
+    return _state["recomputing"] > 0
 
 
-@contextmanager
-def _recomputing() -> Iterator[None]:
-    _state["recomputing"] = True
-    try:
-        yield
-    finally:
-        _state["recomputing"] = False
+class _Recomputing:
+    """Marks what is computed again. A graph that is differentiated several times enters it each time."""
+
+    def __enter__(self) -> None:
+        _state["recomputing"] += 1
+
+    def __exit__(self, *_: object) -> None:
+        _state["recomputing"] -= 1
 
 
 def accelerate(model: Any, lightning: Mapping[str, Any]) -> None:
@@ -91,13 +94,17 @@ def _compiled(name: str, block: nn.Module, options: dict[str, Any]) -> Callable:
         )
     _set_up_compiler()
     eager, failed = block.forward, False
-    compiled = torch.compile(eager, **options)
+    try:
+        compiled = torch.compile(eager, **options)
+    except RuntimeError as error:
+        raise ValueError(f"lightning.compile: {options!r} is not possible ({error})") from error
 
     @functools.wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal failed
-        if failed or _state["counting"] or not (block.training and torch.is_grad_enabled()):
-            return eager(*args, **kwargs)
+        in_step = block.training and torch.is_grad_enabled()
+        if failed or _state["counting"] or not in_step or differentiated_twice():
+            return eager(*args, **kwargs)  # what is compiled has no second derivative
         try:
             return compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
@@ -132,11 +139,11 @@ def _checkpointed(block: nn.Module, forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not (block.training and torch.is_grad_enabled()):
-            return forward(*args, **kwargs)
+        if not (block.training and torch.is_grad_enabled()) or differentiated_twice():
+            return forward(*args, **kwargs)  # the graph of a gradient keeps what is computed again
         with set_checkpoint_early_stop(False):  # by an exception, which a compiled block cannot pass on
             return checkpoint(
-                forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputing()),
+                forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Recomputing()),
                 **kwargs,
             )
 

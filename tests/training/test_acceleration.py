@@ -1,5 +1,6 @@
 """Compiled blocks, and blocks that are computed again for the backward pass: same steps, same names."""
 
+import copy
 import logging
 
 import pytest
@@ -51,6 +52,53 @@ def test_recomputed_blocks_take_the_same_steps_bit_for_bit(make):
     plain, recomputed = train(make(), {}), train(make(), {"activation_checkpointing": True})
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
+
+
+def transgan():
+    torch.manual_seed(0)
+    return instantiate_from_config({
+        "target": "taming.models.transgan.TransGAN",
+        "params": dict(
+            generator=dict(resolution=[16, 24], dim=16, depths=[1, 1], latent_dim=8, heads=2),
+            discriminator=dict(resolution=[16, 24], dim=16, depth=2, heads=2, patch_size=4), n_critic=1,
+            loss="wgangp", gp_weight=10.0,
+        ),
+    })
+
+
+def with_r1(name):
+    torch.manual_seed(0)
+    config = copy.deepcopy(TOKENIZERS["VQModel"])
+    config["params"]["lossconfig"]["params"] |= dict(
+        disc_config={"target": f"taming.modules.discriminator.{name}", "params": {}}, disc_start=0,
+        disc_num_layers=3, disc_ndf=64, r1_weight=1.0, r1_every=1,
+    )
+    return instantiate_from_config(config)
+
+
+@pytest.mark.parametrize("lightning", [EAGER, {"activation_checkpointing": True}, BOTH],
+                         ids=["compiled", "recomputed", "compiled and recomputed"])
+@pytest.mark.parametrize("make", [
+    transgan, lambda: with_r1("blur.BlurPoolDiscriminator"),
+], ids=["gradient penalty", "R1"])
+def test_a_discriminator_that_is_differentiated_twice_takes_the_same_steps(make, lightning):
+    plain, other = train(make(), {}, 2), train(make(), lightning, 2)
+    assert plain.keys() == other.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: key)
+
+
+def test_a_block_can_be_differentiated_several_times():
+    """The adaptive weight keeps the graph: each pass computes the block again, and marks it as such."""
+    block, marks = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), []
+    block[0].register_forward_pre_hook(lambda *_: marks.append(acceleration.is_recomputing()))
+    forward = acceleration._checkpointed(block, block.forward)
+    x = torch.rand(2, 3, requires_grad=True)
+    out = forward(x).sum()
+    (first,) = torch.autograd.grad(out, x, retain_graph=True)
+    (second,) = torch.autograd.grad(out, x)
+    assert torch.equal(first, second) and marks == [False, True, True]
+    assert not acceleration.is_recomputing()
 
 
 @pytest.mark.parametrize("lightning", [EAGER, BOTH], ids=["compiled", "compiled and recomputed"])
@@ -141,6 +189,8 @@ def test_blocks_outside_of_a_training_step_are_not_compiled(monkeypatch):
     ({"compile": "yes"}, "lightning.compile: 'yes' must be True, False, or a mapping with mode"),
     ({"compile": {"mod": "default"}}, "lightning.compile: mod is unknown"),
     ({"compile": {"on_failure": "ignore"}}, "lightning.compile: ignore is unknown"),
+    ({"compile": {"backend": "nope"}}, "lightning.compile: {'backend': 'nope'} is not possible .*nope"),
+    ({"compile": {"mode": "nope"}}, "lightning.compile: {'mode': 'nope'} is not possible .*nope"),
     ({"activation_checkpointing": 1}, "lightning.activation_checkpointing: 1 must be True or False"),
 ])
 def test_wrong_settings_end_in_one_line(lightning, message):

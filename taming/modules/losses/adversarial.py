@@ -3,7 +3,8 @@
 B batch, C channels, H W pixels. Logits have any shape; all is computed in float32, also under autocast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -60,20 +61,38 @@ def _of_images(logits: Tensor) -> Tensor:
     return logits.reshape(len(logits), -1).mean(1)
 
 
+_state = {"twice": False}
+
+
+def differentiated_twice() -> bool:
+    """Tell whether the network that runs now will be differentiated twice; compiled ones cannot be."""
+    return _state["twice"]
+
+
+@contextmanager
+def _differentiating_twice() -> Iterator[None]:
+    _state["twice"] = True
+    try:
+        yield
+    finally:
+        _state["twice"] = False
+
+
 def gradient_penalty(
     discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, phi: float = 1.0
 ) -> Tensor:
     """Return E (|grad D(y)| - phi)^2 / phi^2 at points y between images (B, C, H, W), a random one per pair.
 
-    The result has gradients: `discriminator` is differentiated twice, which fused attention kernels and
-    compiled modules do not support. Source: Gulrajani et al. 2017, "Improved training of Wasserstein GANs",
+    The result has gradients: `discriminator` is differentiated twice, which fused attention kernels do not
+    support. Source: Gulrajani et al. 2017, "Improved training of Wasserstein GANs",
     eq. 3; phi as in Karras et al. 2018, "Progressive growing of GANs".
     """
     with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
         real, fake = real.detach().float(), fake.detach().float()
         a = torch.rand(len(real), 1, 1, 1, device=real.device)
         between = (a * real + (1.0 - a) * fake).requires_grad_()  # (B, C, H, W)
-        logits = discriminator(between)
+        with _differentiating_twice():
+            logits = discriminator(between)
         (gradient,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
         norm = gradient.flatten(1).norm(dim=1)  # (B,)
         return ((norm - phi) / phi).square().mean()
@@ -87,7 +106,8 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     """
     with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
         real = real.detach().float().requires_grad_()
-        logits = discriminator(real)
+        with _differentiating_twice():
+            logits = discriminator(real)
         total = _of_images(logits).sum()
         (gradient,) = torch.autograd.grad(total, real, create_graph=True)
         return 0.5 * gradient.square().sum((1, 2, 3)).mean()

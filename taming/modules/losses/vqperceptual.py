@@ -203,8 +203,8 @@ class VQLPIPSWithDiscriminator(VQLPIPS):
         patches: dict[str, Any] = {"n_layers": disc_num_layers, "ndf": disc_ndf, "use_actnorm": use_actnorm}
         if disc_config and patches != {"n_layers": 3, "ndf": 64, "use_actnorm": False}:
             raise ValueError(
-                "disc_num_layers, disc_ndf and use_actnorm are those of the patch discriminator: give the "
-                "arguments of another one as disc_config.params"
+                "disc_num_layers, disc_ndf and use_actnorm are those of the patch discriminator: leave them "
+                "out, or at 3, 64 and false, and give the arguments of another one as disc_config.params"
             )
         self._make_discriminator = _maker("disc_config", disc_config)
         self._disc_arguments: dict[str, Any] = {"input_nc": disc_in_channels, **patches}
