@@ -4,6 +4,7 @@ B batch, H W pixels, d latent dimensions, h w grid of the generator's entry stag
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -241,6 +242,20 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
     def radius(self) -> int | None:
         """Return how far queries of the last stage see in this epoch, in pixels; None: everywhere."""
         return radius_at(self.locality, self.current_epoch)
+
+    def freeze_parts(self, names: str | Sequence[str]) -> None:
+        """Leave parts as they are; see `ImageModel.freeze_parts`.
+
+        Raises:
+            ValueError: see there; or one of the two networks would have nothing left to train.
+        """
+        super().freeze_parts(names)
+        for name in ("generator", "discriminator"):
+            if not any(p.requires_grad for p in self.get_submodule(name).parameters()):
+                raise ValueError(
+                    f"freeze: nothing of the {name} is left to train, and the two networks train each other: "
+                    f"name parts of it, {name}.blocks for instance"
+                )
 
     def keep_averages(self, decay: float | None, warmup: bool = True) -> None:
         """Raise unless `decay` is None: `generator_ema` has the averages.

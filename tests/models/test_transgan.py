@@ -69,6 +69,26 @@ def fit(model, batches=5, epochs=1, ckpt_path=None, **arguments):
     return trainer, watch
 
 
+# ---- frozen parts
+
+
+@pytest.mark.parametrize("name", ["discriminator.blocks", "generator.blocks.0"])
+def test_frozen_parts_of_both_networks_stay(name):
+    model = gan(n_critic=1)
+    model.freeze_parts(name)
+    _, watch = fit(model, batches=3)
+    assert any(key.startswith(f"{name}.") for key in watch.states[0])
+    assert not any(watch.moved(batch, name) for batch in range(3))
+    assert watch.moved(0, "generator") and watch.moved(0, "discriminator")
+    assert not any(p.requires_grad for p in model.get_submodule(name).parameters())
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_a_whole_network_cannot_be_frozen(name):
+    with pytest.raises(ValueError, match=f"freeze: nothing of the {name} is left to train"):
+        gan().freeze_parts([name])
+
+
 # ---- losses
 
 
