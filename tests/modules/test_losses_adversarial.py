@@ -335,7 +335,7 @@ def test_other_channels_come_from_the_images():
     ({"disc_config": {"target": "taming.modules.discriminator.stylegan.StyleGANDiscriminator",
                       "params": {"ndff": 4}}}, "does not accept 'ndff' .did you mean ndf"),
     ({"disc_config": {"target": "taming.modules.discriminator.stylegan.StyleGANDiscriminator"},
-      "disc_num_layers": 2}, "are those of the patch discriminator: leave them out, .* as disc_config.params"),
+      "disc_num_layers": 2}, "leave them out, or at 3, .* as disc_config.params"),
     ({"disc_augment": {"polcy": "color"}}, "does not accept 'disc_augment.polcy' .did you mean policy"),
     ({"lecam_decay": 1.5}, "lecam_decay: 1.5; it must be a number from 0 to 1"),
     ({"r1_every": 0}, "r1_every: 0; it must be"),
