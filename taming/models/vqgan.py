@@ -74,17 +74,25 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         self.resolution, self.factor = self.encoder.resolution, self.encoder.factor
         self.channels, self.pixel_range = self.encoder.in_channels, self.encoder.pixel_range
         self.use_loss(lossconfig)
-        quantizer = VectorQuantizer2(
-            n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
-            revive_after=revive_after,
-        )
-        self.use_quantizer(instantiate_from_config(quantizer_config) if quantizer_config else quantizer)
-        found = self.quantize.codebook_size, self.quantize.code_dim
-        if quantizer_config and found != (n_embed, embed_dim):
-            raise ValueError(
-                f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes of "
-                f"{found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
-            )
+        if not quantizer_config:
+            self.use_quantizer(VectorQuantizer2(
+                n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy,
+                revive_after=revive_after,
+            ))
+        else:
+            for name, value in (("revive_after", revive_after), ("remap", remap)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name}: {value} is not for the quantizer of quantizer_config: leave it out, or set "
+                        "quantizer_config.params if it has such an argument"
+                    )
+            self.use_quantizer(instantiate_from_config(quantizer_config))
+            found = self.quantize.codebook_size, self.quantize.code_dim
+            if found != (n_embed, embed_dim):
+                raise ValueError(
+                    f"n_embed: {n_embed} and embed_dim: {embed_dim}, but the quantizer has {found[0]} codes "
+                    f"of {found[1]} channels: set n_embed={found[0]} and embed_dim={found[1]}"
+                )
         features = self.encoder.z_channels
         self.quant_conv = _convolution(features, embed_dim, quant_conv_kernel)
         self.post_quant_conv = _convolution(embed_dim, features, quant_conv_kernel)

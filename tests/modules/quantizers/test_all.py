@@ -8,6 +8,7 @@ import yaml
 
 from taming.config import instantiate_from_config
 from taming.modules.quantizers import Quantizer
+from tests.modules.quantizers.memory import PeakBytes
 from tests.ranks import on_two_ranks
 from tests.test_contracts import DDCONFIG, LOSS, QUANTIZERS, SEVERAL_GRIDS
 from tests.test_docs import blocks
@@ -126,3 +127,25 @@ def test_every_quantizer_has_a_snippet():
     }
     bases = {f"taming.modules.quantizers.{name}" for name in ("base.Quantizer", "stacked.StackedQuantizer")}
     assert {snippet["quantizer_config"]["target"] for snippet in SNIPPETS} == shipped - bases
+
+
+def residual(**more):
+    """A VQGAN with 2^20 codes, which are pairs of 2^10."""
+    return {"target": "taming.models.vqgan.VQModel", "params": {
+        "ddconfig": DDCONFIG, "lossconfig": LOSS, "n_embed": 2**20, "embed_dim": 8,
+        "quantizer_config": {"target": "taming.modules.quantizers.residual.ResidualVQ", "params": {
+            "codebook_size": 2**10, "dim": 8, "num_quantizers": 2, "combined": True}},
+    } | more}
+
+
+def test_no_other_codebook_is_built_beside_a_named_quantizer():
+    with PeakBytes() as memory:
+        model = instantiate_from_config(residual())
+    assert model.codebook_size == 2**20
+    assert memory.peak < 2**20 * 8 * 4  # bytes of a table of all codes
+
+
+@pytest.mark.parametrize("more", [{"revive_after": 10}, {"remap": "used.npy"}])
+def test_options_of_the_own_quantizer_are_not_ignored(more):
+    with pytest.raises(ValueError, match=f"{next(iter(more))}: .* quantizer_config: leave it out, or set"):
+        instantiate_from_config(residual(**more))
