@@ -287,7 +287,7 @@ def fill_model(
     options: Any = {"ignore": ignore, "optional": optional, "assign": assign}
     try:
         weights = state
-        if published is not None and _fitting(model, published.state) >= _fitting(model, state):
+        if published is not None and not _reads_itself(model, state, published.state):
             weights = published.state
         return load_weights(model, weights, source=source, **options)
     except ValueError as error:
@@ -298,6 +298,18 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     fill_model(
         model, state, source=source, ignore=PERCEPTUAL_WEIGHTS, optional=LOSS_WEIGHTS, assign=True
     )
+
+
+def _reads_itself(model: nn.Module, state: Mapping[str, Tensor], translated: Mapping[str, Tensor]) -> bool:
+    """Tell whether a model takes a published state dict as it is, and no translation fits better.
+
+    Where names stay the same it is a model with a load hook for running averages, which also reports what the
+    translation leaves out.
+    """
+    as_it_is, by_our_names = _fitting(model, state), _fitting(model, translated)
+    if as_it_is != by_our_names:
+        return as_it_is > by_our_names
+    return translated.keys() <= state.keys() and getattr(model, "takes_averages", False)
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> int:

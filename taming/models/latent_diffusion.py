@@ -47,6 +47,7 @@ class VQModel(vqgan.VQModel):
         self.batch_resize_range, self.lr_g_factor, self.use_ema = batch_resize_range, lr_g_factor, use_ema
         self.keep_averages(EMA_DECAY if use_ema else None)
         self.register_load_state_dict_pre_hook(take_averages)
+        self.takes_averages = True  # those of a file, by itself
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
