@@ -150,8 +150,11 @@ def _options() -> dict[str, Any]:
     import gradio as gr
 
     inputs: dict[str, Any] = {}
-    # the precision, which has choices, is that of the session
-    fields = [field for field in dataclasses.fields(SamplingOptions) if "choices" not in field.metadata]
+    # the precision, which has choices, is that of the session; an interval is no number
+    fields = [
+        field for field in dataclasses.fields(SamplingOptions)
+        if "choices" not in field.metadata and field.name != "guidance_interval"
+    ]
     with gr.Accordion("Sampling", open=True):
         for i, field in enumerate(fields):
             if i % 2 == 0:
@@ -166,8 +169,9 @@ def _options() -> dict[str, Any]:
                     inputs[name] = gr.Slider(low, high, neutral, step=step, **about)
                 elif isinstance(default, bool):
                     inputs[name] = gr.Checkbox(default, **about)
-                else:
-                    inputs[name] = gr.Number(0, precision=0, minimum=0, **about)
+                else:  # 0 where there is no default: no limit, any seed
+                    precision = None if isinstance(default, float) else 0
+                    inputs[name] = gr.Number(default or 0, precision=precision, minimum=0, **about)
     return inputs
 
 
