@@ -189,8 +189,11 @@ def _configs(
         yield _with_model(load_config(files), ", ".join(map(str, files))), None
         return
     near = next((file for file in beside if file.is_file()), None)
-    if near is not None and (published is None or _is_usable(near)):
+    is_ours = "batches_seen" in checkpoint  # then the config beside it is its own, whatever that names
+    if near is not None and (published is None or is_ours or _is_usable(near)):
         yield _with_model(load_config(near), str(near)), None
+        if is_ours:
+            return
     if published is not None:
         try:
             yield OmegaConf.create({"model": published.model}), published
@@ -303,13 +306,14 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 def _reads_itself(model: nn.Module, state: Mapping[str, Tensor], translated: Mapping[str, Tensor]) -> bool:
     """Tell whether a model takes a published state dict as it is, and no translation fits better.
 
-    Where names stay the same it is a model with a load hook for running averages, which also reports what the
-    translation leaves out.
+    It reports what a translation leaves out. Where names stay the same, the translation is needed only to put
+    running averages in place of weights, if the model does not do that.
     """
     as_it_is, by_our_names = _fitting(model, state), _fitting(model, translated)
     if as_it_is != by_our_names:
         return as_it_is > by_our_names
-    return translated.keys() <= state.keys() and getattr(model, "takes_averages", False)
+    averaged = any(state.get(key) is not value for key, value in translated.items())
+    return translated.keys() <= state.keys() and (not averaged or getattr(model, "takes_averages", False))
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> int:

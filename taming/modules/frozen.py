@@ -33,6 +33,10 @@ class Frozen(nn.Module):
         """
         raise NotImplementedError
 
+    def use_random_weights(self) -> None:
+        """Read no file: have random weights, with which the network takes as long as with its own."""
+        self.random_weights = True
+
     def network(self) -> Any:
         """Return the network on the device of this module or of the last input, loaded if it was not yet."""
         # Validation may come first, in inference mode; tensors made there could not be used in training.

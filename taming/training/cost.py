@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from taming.modules.frozen import Frozen
 from taming.training.callbacks.clock import batches_of_run
 from taming.training.callbacks.progress import duration
 from taming.training.callbacks.run import StopAfterBatches
@@ -42,7 +43,8 @@ class _Stopwatch(Callback):
 def measure_cost(model: Any, data: Any, arguments: dict[str, Any], max_steps: int | None) -> list[str]:
     """Train a few batches on one device, and return lines that say what a step and the run would cost.
 
-    The model has learned from these batches then. Nothing is written.
+    The model has learned from these batches then. Nothing is written, and no weights of frozen networks in
+    the loss are read: random ones take the same time.
 
     Args:
         model: an `ImageModel`, with its learning rate.
@@ -56,6 +58,9 @@ def measure_cost(model: Any, data: Any, arguments: dict[str, Any], max_steps: in
             f"not timed: weights, gradients and Adam's moments take {needed / GB:.1f} GB, of which "
             f"{free / GB:.1f} GB are free here"
         ]
+    for part in model.modules():
+        if isinstance(part, Frozen):
+            part.use_random_weights()
     throughput, stopwatch = Throughput(), _Stopwatch()
     limit = None if max_steps in (None, -1) else int(max_steps)
     callbacks = [throughput, stopwatch, *([] if limit is None else [StopAfterBatches(limit)])]

@@ -5,7 +5,7 @@ import html
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -159,7 +159,7 @@ def _options() -> dict[str, Any]:
         for i, field in enumerate(fields):
             if i % 2 == 0:
                 row = gr.Row()  # two beside each other
-            name, default = field.name, field.default
+            name, default = field.name, cast(Any, field.default)
             # interactive is not to be inferred: some inputs are changed when a run is chosen
             about: dict[str, Any] = {"label": name.replace("_", "-"), "info": field.metadata["help"]}
             about |= {"elem_id": about["label"], "interactive": True}

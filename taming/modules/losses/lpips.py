@@ -308,6 +308,10 @@ class LPIPS(Frozen):
                 f"which needs {smallest}: use larger ones, {REMEDY}"
             )
 
+    def use_random_weights(self) -> None:
+        """See `Frozen`; the heads are those of the package."""
+        self.random_trunk = True
+
     def load(self) -> nn.Module:
         """Return the network and the heads, with their weights."""
         network = _FrozenNetwork(self.net_name, self.use_dropout)
