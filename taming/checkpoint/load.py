@@ -21,7 +21,7 @@ from taming.checkpoint.families import Published, identify
 from taming.checkpoint.hub import fetch, is_hub_name
 from taming.checkpoint.read import CheckpointFile, find_checkpoint
 from taming.checkpoint.save import CONFIG_NAME, Config, without_ckpt_paths
-from taming.checkpoint.state_dict import LoadReport, load_weights, some_of
+from taming.checkpoint.state_dict import AVERAGES, LoadReport, load_weights, some_of
 from taming.config import (
     ConfigError,
     get_obj_from_str,
@@ -306,14 +306,18 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 def _reads_itself(model: nn.Module, state: Mapping[str, Tensor], translated: Mapping[str, Tensor]) -> bool:
     """Tell whether a model takes a published state dict as it is, and no translation fits better.
 
-    It reports what a translation leaves out. Where names stay the same, the translation is needed only to put
-    running averages in place of weights, if the model does not do that.
+    It reports the weights of the loss, which a translation leaves out. Where names stay the same, the
+    translation is needed only to leave out others, and to put running averages in place of weights, if the
+    model does not do that.
     """
     as_it_is, by_our_names = _fitting(model, state), _fitting(model, translated)
     if as_it_is != by_our_names:
         return as_it_is > by_our_names
-    averaged = any(state.get(key) is not value for key, value in translated.items())
-    return translated.keys() <= state.keys() and (not averaged or getattr(model, "takes_averages", False))
+    takes_averages = getattr(model, "takes_averages", False)
+    known = ("loss.", AVERAGES) if takes_averages else ("loss.",)
+    others = [key for key in state.keys() - translated.keys() if not key.startswith(known)]
+    is_same = takes_averages or all(state.get(key) is value for key, value in translated.items())
+    return is_same and translated.keys() <= state.keys() and not others
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> int:

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from taming.checkpoint.state_dict import AVERAGES
 from taming.config import one_line
 
 State = Mapping[str, Tensor]
 Config = dict[str, Any]
 
 NO_LOSS = {"target": "taming.modules.losses.DummyLoss"}  # of a model that is only used
-AVERAGES = "model_ema."  # begins the names of running averages, which have lost their dots
 
 
 @dataclass(frozen=True)
