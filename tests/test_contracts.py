@@ -128,7 +128,7 @@ PRIORS = {
     )},
     "Llama": {"target": "taming.modules.priors.llama.Llama", "params": dict(
         vocab_size=CODES, condition_vocab_size=20, n_layer=1, n_head=2, n_kv_head=1, n_embd=8, qk_norm=True,
-        adaln=True, resid_pdrop=0.1, embedding_from_codebook=True)},
+        adaln=True, resid_pdrop=0.1, fuse_grids=True, embedding_from_codebook=True)},
     "RAR": {"target": "taming.modules.priors.rar.RAR", "params": dict(
         vocab_size=CODES, condition_vocab_size=20, n_layer=1, n_head=2, n_embd=8, random_until=5,
         raster_from=10)},

@@ -1,14 +1,17 @@
-"""Label maps as a condition without a network: the most common label of each cell of the latent grid.
+"""Label maps as a condition without a network: one label for each cell of the latent grid.
 
 B batch, L labels, H W pixels, h w latent grid (H and W over the downsampling factor).
 """
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.modules.conditioners.base import Encoded
 from taming.modules.conditioners.label_map import LabelMapConditioner
-from taming.parameters import PositiveInt
+from taming.parameters import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class LabelGrid(LabelMapConditioner, nn.Module):
@@ -19,11 +22,22 @@ class LabelGrid(LabelMapConditioner, nn.Module):
     Args:
         n_labels: number of labels, and so of token ids.
         down_factor: pixels per token, in each direction.
+        favor: factors by which the pixels of some labels count more than one, `{1: 4}` for instance: small and
+            thin objects would get no cell else.
+
+    Raises:
+        ValueError: a label in `favor` that does not exist.
     """
 
-    def __init__(self, n_labels: PositiveInt, down_factor: PositiveInt):
+    def __init__(
+        self, n_labels: PositiveInt, down_factor: PositiveInt,
+        favor: Mapping[NonNegativeInt, PositiveFloat] | None = None,
+    ):
         super().__init__()
         self.n_labels, self.factor = n_labels, down_factor
+        self.favor = dict(favor or {})
+        if unknown := [label for label in self.favor if label >= n_labels]:
+            raise ValueError(f"favor: there is no label {unknown[0]}, they are 0 to {n_labels - 1}")
 
     @property
     def vocab_size(self) -> int:
@@ -47,7 +61,10 @@ class LabelGrid(LabelMapConditioner, nn.Module):
                 f"{crop[0]} x {crop[1]} would do"
             )
         shares = F.avg_pool2d(c.float(), self.factor)
-        return shares, None, (None, None, shares.argmax(1))
+        weights = torch.ones(self.n_labels, 1, 1, device=c.device)
+        for label, factor in self.favor.items():
+            weights[label] = factor
+        return shares, None, (None, None, (shares * weights).argmax(1))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn tokens (B, h, w) into one-hot maps (B, L, H, W), constant over each cell."""

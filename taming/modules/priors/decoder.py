@@ -49,7 +49,8 @@ class GridDecoder(AutoregressivePrior):
             [H, W] of the codes. A model that is built with its stages takes it from them.
         condition_vocab_size: number of condition tokens with embeddings of their own; None: they share the
             vocabulary of the codes.
-        first: positions that the transformer reads before the condition, which are no tokens.
+        first: positions that the transformer reads before the codes, minus tokens of the condition: 1 with a
+            position before the condition that is no token, below 0 where tokens are no positions.
 
     Raises:
         ValueError: a layout that does not end with a grid.
@@ -84,8 +85,8 @@ class GridDecoder(AutoregressivePrior):
     ) -> tuple[Tensor, Sequence[Any]]:
         """Embed tokens (B, T) from number `start` on: (B, T, D), and what each block and the head take, too.
 
-        `kept` is empty at the start, and the same when the sequence goes on. Positions that are read before
-        the condition come at the start, (B, first + T, D). `more` is what `forward` was given.
+        `kept` is empty at the start, and the same when the sequence goes on. At the start there are more or
+        fewer positions than tokens, (B, first + T, D). `more` is what `forward` was given.
         """
         raise NotImplementedError
 
@@ -107,7 +108,10 @@ class GridDecoder(AutoregressivePrior):
         x, (*others, last) = self.embed(idx, 0, {}, **more)
         for block, other in zip(self.decoder_blocks, others, strict=True):
             x = block(x, other, None, 0)
-        return self.decoder_head(x, last)[:, self.first :], None
+        logits = self.decoder_head(x, last)  # (B, first + T, V)
+        if self.first < 0:  # nothing is predicted after tokens that are no positions
+            return F.pad(logits, (0, 0, -self.first, 0)), None
+        return logits[:, self.first :], None
 
     def check_tokens(self, idx: Tensor, start: int) -> None:
         """Raise ValueError unless tokens (B, T) from a place on fit the layout."""

@@ -129,6 +129,36 @@ class ConditionEmbedding(nn.Module):
         return x + torch.cat(marks)
 
 
+class ConditionFeatures(nn.Module):
+    """Features of grid conditions for each code, which know what lies around its place.
+
+    Embeddings of cells are averaged or repeated to the grid of the codes. Two blocks follow, each a 7x7
+    convolution of each channel, then a linear layer, with a skip connection (after Liu et al. 2022,
+    "ConvNeXt"): six codes to each side are seen.
+    """
+
+    def __init__(self, grids: Sequence[tuple[int, ...]], shape: tuple[int, int], channels: int):
+        super().__init__()
+        self.grids, self.shape = list(grids), shape
+        self.blocks = nn.ModuleList([
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 7, padding=3, groups=channels), nn.GELU(),
+                nn.Conv2d(channels, channels, 1),
+            )
+            for _ in range(2)
+        ])
+
+    def forward(self, embedded: Sequence[Tensor]) -> Tensor:
+        """Map the embeddings (B, h * w, D) of the cells of each grid to features (B, N, D)."""
+        x = sum(
+            F.adaptive_avg_pool2d(rearrange(cells, "b (h w) d -> b d h w", h=grid[0]), self.shape)
+            for cells, grid in zip(embedded, self.grids, strict=True)
+        )  # (B, D, H, W)
+        for block in self.blocks:
+            x = x + block(x)
+        return rearrange(x, "b d h w -> b (h w) d")
+
+
 class Head(nn.Module):
     """The last norm, modulated where there is a modulation (B, T, 2D), and the logits: (B, T, V).
 
@@ -164,6 +194,9 @@ class Llama(GridDecoder):
         adaln: whether each norm is modulated by the mean embedding of the condition (Peebles and Xie 2023).
         rotate_condition: whether condition tokens are rotated by their places. False is LlamaGen's rule:
             their rotary entries are zero, so that their queries and keys vanish.
+        fuse_grids: whether conditions that are grids are read beside the codes, not before them: the position
+            that predicts a code gets the features of its place (see `ConditionFeatures`). The sequence is
+            shorter, and where things are need not be learned (Li et al. 2024, "ControlAR").
         rotary_base: b of the angles.
         embedding_from_codebook: whether embeddings of codes start from the first stage's code vectors.
         embd_pdrop, attn_pdrop, resid_pdrop, ffn_pdrop: dropout rates: of embeddings, attention weights, and
@@ -178,11 +211,15 @@ class Llama(GridDecoder):
         condition_vocab_size: PositiveInt | None = None, n_layer: PositiveInt = 12,
         n_head: PositiveInt | None = None, n_embd: PositiveInt = 768, *,
         n_kv_head: PositiveInt | None = None, ffn_dim: PositiveInt | None = None, qk_norm: bool = False,
-        adaln: bool = False, rotate_condition: bool = True, rotary_base: PositiveFloat = 10000.0,
-        embedding_from_codebook: bool = False, embd_pdrop: Probability = 0.0, attn_pdrop: Probability = 0.0,
-        resid_pdrop: Probability = 0.0, ffn_pdrop: Probability = 0.0,
+        adaln: bool = False, rotate_condition: bool = True, fuse_grids: bool = False,
+        rotary_base: PositiveFloat = 10000.0, embedding_from_codebook: bool = False, embd_pdrop: Probability = 0.0,
+        attn_pdrop: Probability = 0.0, resid_pdrop: Probability = 0.0, ffn_pdrop: Probability = 0.0,
     ):
         super().__init__(vocab_size, layout, condition_vocab_size)
+        self.fused = [fuse_grids and not isinstance(part, int) for part in self.parts]
+        sizes = [part if isinstance(part, int) else part[0] * part[1] for part in self.parts]
+        read = sum(size for size, fused in zip(sizes, self.fused, strict=True) if not fused)
+        self.first = max(1, read) - self.num_condition
         if n_head is None and n_embd % HEAD:
             raise ValueError(f"n_head is missing, and n_embd: {n_embd} is no multiple of {HEAD}: give n_head")
         n_head = n_head or n_embd // HEAD
@@ -200,9 +237,11 @@ class Llama(GridDecoder):
         self.embedding_from_codebook = embedding_from_codebook
         self._rotary: Tensor | None = None
         hidden = ffn_dim or -(-int(8 * n_embd / 3) // MULTIPLE) * MULTIPLE
-        sizes = [part if isinstance(part, int) else part[0] * part[1] for part in self.parts]
         self.tok_embeddings = nn.Embedding(vocab_size, n_embd)
         self.cls_embedding = ConditionEmbedding(condition_vocab_size, sizes, n_embd)
+        grids = [part for part, fused in zip(self.parts, self.fused, strict=True) if fused]
+        self.fused_features = ConditionFeatures(grids, (self.height, self.width), n_embd) if grids else None
+        self.start_embedding = None if read else nn.Parameter(torch.zeros(1, 1, n_embd))
         self.tok_dropout = nn.Dropout(embd_pdrop)
         self.layers: Any = nn.ModuleList([
             Block(
@@ -214,8 +253,9 @@ class Llama(GridDecoder):
         self.norm = RMSNorm(n_embd, EPS)
         self.output = nn.Linear(n_embd, vocab_size, bias=False)
         self.apply(self._init_weights)
-        if self.cls_embedding.part_embedding is not None:
-            nn.init.normal_(self.cls_embedding.part_embedding, std=0.02)
+        for parameter in (self.cls_embedding.part_embedding, self.start_embedding):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=0.02)
         self.adaLN_modulation = zero_modulation(n_embd, 2) if adaln else None
         for layer in self.layers if adaln else ():
             layer.adaLN_modulation = zero_modulation(n_embd, 6)
@@ -245,36 +285,58 @@ class Llama(GridDecoder):
         """Embed tokens; each block takes rotary entries and its modulation, the head its own modulation."""
         parts, count = [], max(0, self.num_condition - start)
         if count:
-            condition = self.cls_embedding(idx[:, :count], self.tok_embeddings)  # (B, M, D)
+            condition = self.read_condition(idx[:, :count], kept)  # (B, positions, D)
             parts.append(condition)
             if self.adaLN_modulation is not None:
                 mean = condition.mean(1, keepdim=True)
                 kept["layers"] = [layer.adaLN_modulation(mean) for layer in self.layers]  # (B, 1, 6D) each
                 kept["head"] = self.adaLN_modulation(mean)  # (B, 1, 2D)
         parts.append(self.tok_embeddings(idx[:, count:]))
-        x = self.tok_dropout(torch.cat(parts, dim=1))  # (B, T, D)
-        rotary = self.rotary(x.device)[start : start + idx.shape[1]]
+        x = torch.cat(parts, dim=1)  # (B, positions, D)
+        begin = self.first + start if start else 0
+        places = slice(begin, begin + x.shape[1])
+        if self.fused_features is not None:
+            x = x + kept["beside"][:, places]
         modulations = kept.get("layers", [None] * len(self.layers))
-        return x, [*((rotary, each) for each in modulations), kept.get("head")]
+        rotary = self.rotary(x.device)[places]
+        return self.tok_dropout(x), [*((rotary, each) for each in modulations), kept.get("head")]
+
+    def read_condition(self, tokens: Tensor, kept: dict[str, Any]) -> Tensor:
+        """Embed condition tokens (B, M) that are positions: (B, positions, D).
+
+        Those of fused grids become what is added to each position, `kept["beside"]` (B, positions + N, D).
+        """
+        embedded = self.cls_embedding(tokens, self.tok_embeddings)  # (B, M, D)
+        if self.fused_features is None:
+            return embedded
+        parts = list(zip(embedded.split(self.cls_embedding.sizes, dim=1), self.fused, strict=True))
+        read = [part for part, fused in parts if not fused]
+        if self.start_embedding is not None:
+            read.append(self.start_embedding.expand(len(tokens), -1, -1))
+        condition = torch.cat(read, dim=1)
+        features = self.fused_features([part for part, fused in parts if fused])  # (B, N, D)
+        kept["beside"] = F.pad(features, (0, 0, condition.shape[1] - 1, 1))  # the last position predicts none
+        return condition
 
     def rotary(self, device: torch.device) -> Tensor:
-        """Return cosine and sine of all tokens, (M + N, d / 2, 2), float32 whatever the weights are."""
+        """Return cosine and sine of all positions, (positions, d / 2, 2), float32 whatever the weights are."""
         if self._rotary is None or self._rotary.device != device:
             with torch.inference_mode(False):  # training reads it after validation has made it
                 table = rotary_table(self.places(), self.head_dim, self.rotary_base)
                 if not self.rotate_condition:
-                    table[: self.num_condition] = 0.0
+                    table[: self.first + self.num_condition] = 0.0
                 self._rotary = table.to(device)
         return self._rotary
 
     def places(self) -> Tensor:
-        """Return row and column of each token, in codes of the image, (M + N, 2).
+        """Return row and column of each position, in codes of the image, (positions of M + N, 2).
 
         Cells of a coarser or finer grid lie at their centers. Number i of a part that is no grid lies in
         column i of a row of its own above the image.
         """
         places, above = [], 0
-        for part in [*self.parts, (self.height, self.width)]:
+        read = [part for part, fused in zip(self.parts, self.fused, strict=True) if not fused] or [1]
+        for part in [*read, (self.height, self.width)]:
             if isinstance(part, int):
                 above -= 1
                 rows, columns = torch.tensor([float(above)]), torch.arange(float(part))

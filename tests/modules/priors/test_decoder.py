@@ -20,6 +20,7 @@ MODELS = {
     "Llama, one head of keys": dict(n_head=4, n_kv_head=1, adaln=True),
     "Llama, zero": dict(n_head=2, rotate_condition=False, adaln=True, qk_norm=True),
     "Llama, shared": dict(n_head=4, condition_vocab_size=None),
+    "Llama, fused": dict(n_head=4, adaln=True, fuse_grids=True),
     "RAR": dict(n_head=4),
 }
 

@@ -135,6 +135,57 @@ def test_condition_and_codes_of_one_table_are_told_apart():
     assert Llama(7, [1, [2, 2]], 3, n_layer=1, n_head=1, n_embd=8).cls_embedding.part_embedding is None
 
 
+def fused(layout, **more):
+    torch.manual_seed(0)
+    return Llama(7, layout, 4, n_layer=1, n_head=1, n_embd=8, fuse_grids=True, **more).eval()
+
+
+@torch.no_grad()
+def test_a_fused_grid_is_not_in_the_sequence():
+    """Its cells are beside the position that predicts the code of their place."""
+    model, plain = fused([2, [2, 3], [4, 6]]), Llama(7, [2, [2, 3], [4, 6]], 4, n_layer=1, n_head=1, n_embd=8)
+    assert (model.num_condition, model.block_size) == (plain.num_condition, plain.block_size) == (8, 31)
+    tokens = torch.randint(4, (2, 8 + 24))
+    x, _ = model.embed(tokens, 0, {})
+    assert x.shape == (2, 2 + 24, 8) and len(model.places()) == 26 and len(plain.places()) == 32
+    assert model(tokens)[0].shape == plain(tokens)[0].shape == (2, 32, 7)
+    for block in model.fused_features.blocks:  # let a cell show at its own place alone
+        block[2].weight.zero_()
+        block[2].bias.zero_()
+    changed = tokens.clone()
+    changed[:, 2] = (tokens[:, 2] + 1) % 4  # the upper left of 2x3 cells: 2x2 of the 4x6 codes
+    before, after = (model.embed(each, 0, {})[0] for each in (tokens, changed))
+    differs = (before != after).any(-1)[0].nonzero().flatten().tolist()
+    assert differs == [1 + code for code in (0, 1, 6, 7)]  # the last class token predicts code 0
+
+
+@torch.no_grad()
+def test_a_fused_grid_alone_leaves_a_start_position():
+    model = fused([[4, 6], [4, 6]])
+    assert len(model.places()) == 25 and model.start_embedding.any()
+    condition, codes = torch.randint(4, (2, 24)), torch.randint(7, (2, 24))
+    logits = model.code_logits(codes, condition)
+    assert logits.shape == (2, 24, 7)
+    other = model.code_logits(codes, condition.flip(1))
+    assert ((logits - other).abs().amax((0, 2)) > 1e-6).all()
+    plain = fused([1, [4, 6]])
+    assert plain.fused_features is None and plain.start_embedding is None  # there is no grid
+
+
+@torch.no_grad()
+def test_cells_of_other_grids_are_averaged_or_repeated():
+    model = fused([1, [8, 6], [2, 3], [4, 6]])
+    for block in model.fused_features.blocks:
+        block[2].weight.zero_()
+        block[2].bias.zero_()
+    fine, coarse = torch.randn(1, 48, 8), torch.randn(1, 6, 8)
+    features = model.fused_features([fine, coarse]).view(4, 6, 8)
+    fine, coarse = fine.view(8, 6, 8), coarse.view(2, 3, 8)
+    for row, column in ((0, 0), (1, 4), (3, 5)):
+        want = fine[2 * row : 2 * row + 2, column].mean(0) + coarse[row // 2, column // 2]
+        torch.testing.assert_close(features[row, column], want)
+
+
 DDCONFIG = dict(
     double_z=False, z_channels=4, resolution=16, in_channels=3, out_ch=3, ch=8, ch_mult=[1, 1],
     num_res_blocks=1, attn_resolutions=[], dropout=0.0, num_groups=4,
