@@ -52,10 +52,20 @@ class Length:
 
 
 class ParametersOf:
-    """Metadata of an annotation: a mapping that holds parameters of these classes or functions together."""
+    """Metadata of an annotation: a mapping that holds parameters of these classes or functions together.
 
-    def __init__(self, *targets: Callable[..., Any]):
-        self.targets = targets
+    Those of `named_by`, parameters beside the mapping, are `{target, params}` of others in their place, in
+    the same order. What these accept is checked when they are built.
+    """
+
+    def __init__(self, *targets: Callable[..., Any], named_by: Sequence[str] = ()):
+        self.targets, self.named_by = targets, named_by
+
+    def among(self, parameters: Mapping[str, Any]) -> list[Callable[..., Any]]:
+        """Return the targets, unless the parameters name another for one of them: then nothing is known."""
+        others = (parameters.get(name) for name in self.named_by)
+        named = any(isinstance(other, Mapping) and other.get("target") is not None for other in others)
+        return [] if named else [*self.targets]
 
 
 PositiveInt = Annotated[int, Range(1)]
@@ -101,7 +111,7 @@ def find_problem(target: Callable[..., Any], parameters: Mapping[str, Any], pref
         if wrong := mismatch(value, accepted[name].annotation):
             return f"does not accept {prefix}{name}: {value!r}; it must be {wrong}"
         if isinstance(value, Mapping):
-            for nested in nested_targets(accepted[name].annotation):
+            for nested in nested_targets(accepted[name].annotation, parameters):
                 if wrong := find_problem(nested, value, f"{prefix}{name}."):
                     return wrong
     return None
@@ -168,12 +178,13 @@ def _is_union(origin: Any) -> bool:
     return origin in (Union, types.UnionType)
 
 
-def nested_targets(annotation: Any) -> tuple[Callable[..., Any], ...]:
-    """Return the targets of `ParametersOf` in an annotation."""
+def nested_targets(annotation: Any, parameters: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """Return the targets of `ParametersOf` in an annotation of one of the parameters; see `among`."""
     origin, args = _parts(annotation)
     if _is_union(origin):
-        return tuple(target for arg in args for target in nested_targets(arg))
-    return tuple(target for extra in args[1:] if isinstance(extra, ParametersOf) for target in extra.targets)
+        return [target for arg in args for target in nested_targets(arg, parameters)]
+    extras = (extra for extra in args[1:] if isinstance(extra, ParametersOf))
+    return [target for extra in extras for target in extra.among(parameters)]
 
 
 def _fits(value: Any, annotation: Any) -> bool:

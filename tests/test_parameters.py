@@ -86,6 +86,17 @@ def test_what_is_wrong_with_parameters(params, problem):
     assert found is None if problem is None else problem in found
 
 
+def test_another_target_beside_a_mapping_checks_it_itself():
+    def taker(sizes: Annotated[dict, ParametersOf(Parent, named_by=["other"])], other: dict | None = None):
+        return sizes
+
+    taker.__module__ = "taming.models.test"
+    assert "does not accept 'sizes.depth'" in find_problem(taker, {"sizes": {"size": 1, "depth": 2}})
+    named = {"sizes": {"depth": 2}, "other": {"target": "taming.modules.vqvae.networks.Encoder"}}
+    assert find_problem(taker, named) is None
+    assert "needs 'sizes.size'" in find_problem(taker, {"sizes": {}, "other": {"params": {"depth": 2}}})
+
+
 def test_parameters_of_other_packages_are_checked_by_name_only():
     def loose(size: int = 3):
         return size

@@ -12,7 +12,7 @@ from taming.models.vqgan import VQModel
 from taming.modules.titok.networks import Decoder, Encoder
 from taming.parameters import ParametersOf
 
-DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
+DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder, named_by=("encoder_config", "decoder_config"))]
 
 
 class TiTok(VQModel):
@@ -37,7 +37,7 @@ class TiTok(VQModel):
             {"target": f"{default.__module__}.{default.__name__}", **config}
             for config, default in ((encoder, Encoder), (decoder, Decoder))
         ]
-        networks = super().build_networks({"double_z": False, **ddconfig}, *configs)
+        networks = super().build_networks(ddconfig, *configs)
         counts = [network.num_tokens for network in networks]
         if counts[0] != counts[1]:
             raise ValueError(f"num_tokens: {counts[0]} in the encoder, but {counts[1]} in the decoder")

@@ -23,14 +23,14 @@ from taming.modules.quantizers.base import Quantizer, QuantizerInfo
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
 from taming.parameters import NonNegativeFloat, NonNegativeInt, ParametersOf, PositiveInt, Probability
 
-DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder)]
+DDConfig = Annotated[dict, ParametersOf(Encoder, Decoder, named_by=("encoder_config", "decoder_config"))]
 
 
 class VQModel(Tokenizer, ImageConditioner, Autoencoder):
     """Encoder, vector quantizer, decoder; trained against pixels, LPIPS and a patch discriminator.
 
     Args:
-        ddconfig: arguments of `Encoder` and `Decoder`.
+        ddconfig: arguments of `Encoder` and `Decoder`, or of the networks in their place.
         lossconfig: `{target, params}` of the loss; `DummyLoss` for a model that is only used.
         n_embed: number of codes K.
         embed_dim: channels of a code.
@@ -108,7 +108,7 @@ class VQModel(Tokenizer, ImageConditioner, Autoencoder):
         `out_ch` and `last_layer`, the weight at which the adaptive weight compares gradients. Both take and
         give images in [-1, 1].
         """
-        if ddconfig.get("double_z", True):
+        if ddconfig.get("double_z", "target" not in encoder):
             raise ValueError("ddconfig.double_z must be False (it defaults to True): codes have no variance")
         networks = []
         for config, default in ((encoder, Encoder), (decoder, Decoder)):

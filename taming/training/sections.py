@@ -82,9 +82,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
         _check(mapping, f"{path}.", beside, _places_in(mapping, path))
         for name, parameter in _accepted(mapping).items():
             prefix = f"{path}.params.{name}."
-            value = params.get(name) if isinstance(params, Mapping) else None
-            nested = nested_targets(parameter.annotation)
-            if nested and isinstance(value, Mapping):
+            if not isinstance(params, Mapping) or not isinstance(value := params.get(name), Mapping):
+                continue
+            if nested := nested_targets(parameter.annotation, params):
                 known = {key: prefix + key for each in nested for key in accepted_parameters(each)[0]}
                 _check(value, prefix, known, known)
 
