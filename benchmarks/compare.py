@@ -50,7 +50,7 @@ def read(path: Path) -> Row:
         if not {"machine", "parts"} <= results.keys():
             raise ValueError
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of results of python -m benchmarks") from error
+        raise ValueError(f"{path} is not a file of results of python -m benchmarks") from error
     return results
 
 

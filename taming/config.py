@@ -272,7 +272,7 @@ def safe_config(config: Any, source: str) -> DictConfig:
     """Make an OmegaConf configuration of dicts and lists that may come from a stranger.
 
     Resolvers that are not allowed are kept as text. `source` is for messages. Raises ConfigError where the
-    configuration is no mapping, or stands for too much (see `taming.config_limits`).
+    configuration is not a mapping, or stands for too much (see `taming.config_limits`).
     """
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config)
@@ -390,7 +390,7 @@ def _load_yaml(path: Path) -> DictConfig:
         kind = "is a folder or device, not a YAML file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"config file {path} {kind}")
     if path.stat().st_size > MAX_YAML:
-        raise ConfigError(f"config file {path} is larger than {MAX_YAML >> 10} KB: it is no configuration")
+        raise ConfigError(f"config file {path} is larger than {MAX_YAML >> 10} KB: it is not a configuration")
     try:
         text = path.read_text(encoding="utf-8")
         root: Any = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -315,5 +315,5 @@ def number(
             raise argparse.ArgumentTypeError(f"{text} is not {expected}")
         return value
 
-    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    read.__name__ = kind.__name__  # argparse names it where the text is not a number
     return read

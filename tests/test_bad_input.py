@@ -18,7 +18,7 @@ from tests.tiny import train, write_transformer, write_vqgan
     (["model.params.nembed=3"], "does not accept 'nembed' (did you mean n_embed"),
     (["model.target=os.system"], "target 'os.system' is not allowed"),
     (["model.params.image_key=picture"], "the training data has no 'picture', only 'class_label', 'image'"),
-    (["data.params.train.params.size=33"], "images of 33x33 pixels are no multiple of f = 4: crop to 32x32"),
+    (["data.params.train.params.size=33"], "images of 33x33 pixels are not a multiple of f = 4: crop to 32x"),
     (["data.params.batch_size=9"], "the training set holds 8: lower batch_size to at most 8"),
     (["model.params.ckpt_path=nowhere/last.ckpt"], "no checkpoint at nowhere/last.ckpt"),
     (["-r", "nowhere"], "no checkpoint at nowhere"),
@@ -111,7 +111,7 @@ def test_clipping_below_zero_is_off(tmp_path):
 
 
 def test_variables_of_slurm(tmp_path, capsys, monkeypatch):
-    """A job with more tasks than there are devices is told so; one task trains; a shell is no job."""
+    """A job with more tasks than there are devices is told so; one task trains; a shell is not a job."""
     words = ["-b", str(write_vqgan(tmp_path)), "-t", "--max_steps", "1", "-l", str(tmp_path / "logs")]
     job = {"JOB_ID": "1", "NTASKS": "4", "JOB_NAME": "x", "LOCALID": "0", "PROCID": "0", "NODEID": "0",
            "NODELIST": "localhost"}

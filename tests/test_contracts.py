@@ -272,7 +272,7 @@ def test_tokenizers(name, tmp_path):
     assert torch.equal(info.indices.view(codes.shape), codes)
     torch.testing.assert_close(model.quantize.indices_to_codes(codes), z_q)
     assert z_q.shape[1] == model.quantize.code_dim
-    wrong = "no multiple of f = 4: crop to 16x20" if model.spatial else "18x23 pixels .* is made for 16x24"
+    wrong = "not a multiple of f = 4: crop to 16x20" if model.spatial else "18x23 pixels .* is made for 16x24"
     with pytest.raises(ValueError, match=wrong):
         model.encode_codes(torch.zeros(1, 3, 18, 23))
 
@@ -539,7 +539,7 @@ def test_a_quantizer_of_another_size_is_named():
 
 def test_a_stage_without_the_contract_is_named_or_taken_for_tokens():
     first, prior = TOKENIZERS["VQModel"], PRIORS["GPT"]
-    with pytest.raises(ValueError, match="first_stage_config: torch.nn.Identity is no Tokenizer: derive it"):
+    with pytest.raises(ValueError, match="first_stage_config: torch.nn.Identity is not a Tokenizer: derive"):
         Net2NetTransformer(prior, {"target": "torch.nn.Identity"}, "__is_unconditional__")
     model = Net2NetTransformer(prior, first, {"target": "torch.nn.Flatten"}, cond_stage_key="objects_bbox")
     assert isinstance(model.cond_stage_model, nn.Flatten) and model.cond_stages[0].kind == "tokens"

@@ -69,7 +69,7 @@ def test_the_user_wins(monkeypatch):
     monkeypatch.setattr(threads, "measured_threads", lambda most: 2)
     assert threads.choose_threads() == 2 == torch.get_num_threads()
     assert threads.choose_threads(stored=1) == 1 == torch.get_num_threads()
-    assert threads.choose_threads() == 2  # its own choice is no user's
+    assert threads.choose_threads() == 2  # its own choice is not a user's
     torch.set_num_threads(3)
     assert threads.choose_threads() is None
     assert torch.get_num_threads() == 3

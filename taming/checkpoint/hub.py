@@ -12,7 +12,7 @@ _INSTALL = 'pip install "taming[hub]"'
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Tell whether a name has the form of a repository, and is no path: not even its first folder is here."""
+    """Tell whether a name has the form of a repository, and is not a path: its first folder is not here."""
     return _NAME.fullmatch(str(name)) is not None and not Path(Path(name).parts[0]).exists()
 
 

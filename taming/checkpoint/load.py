@@ -253,7 +253,7 @@ def build_model(
         section = without_ckpt_paths(config).model
         target = get_obj_from_str(section.get("target"))
         if not (inspect.isclass(target) and issubclass(target, nn.Module)):
-            raise ValueError(f"target {section.target} in the config of {source} is no torch module")
+            raise ValueError(f"target {section.target} in the config of {source} is not a torch module")
         if cls is not None and not issubclass(target, cls):
             raise other_class(f"{source}{_by_names(published)}", target, cls)
         if is_foreign(OmegaConf.to_container(section)):
@@ -354,7 +354,7 @@ def _own_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _differences(wanted: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List arguments, as `name=value`, that differ from those given; the loss is no matter of sizes."""
+    """List arguments, as `name=value`, that differ from those given; the loss is not a matter of sizes."""
     found = []
     for key, value in wanted.items():
         other = given.get(key)

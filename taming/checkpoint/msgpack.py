@@ -123,7 +123,7 @@ class _Reader:
         for _ in range(length):
             key = self.value(depth + 1)
             if not isinstance(key, str) or key in found:
-                raise ValueError(f"{key!r} in it is no name, or is there twice")
+                raise ValueError(f"{key!r} in it is not a name, or is there twice")
             found[key] = self.value(depth + 1)
         return found
 
@@ -141,14 +141,14 @@ class _Reader:
             return self.pass_over(length)
         content = self.value(depth + 1)
         if self.file.tell() != start + length or not isinstance(content, list) or len(content) != 3:
-            raise ValueError("an array in it is no list of shape, type and data")
+            raise ValueError("an array in it is not a list of shape, type and data")
         shape, name, data = content
         dtype = DTYPES.get(name if isinstance(name, str) else "")
         fits = isinstance(shape, list) and len(shape) <= 64 and isinstance(data, StoredBytes)
         if dtype is None or not fits:
             raise ValueError(f"an array in it has a type unknown here, {str(name)[:40]!r}, or such a shape")
         if not all(type(side) is int and 0 <= side for side in shape):
-            raise ValueError("an array in it has sides that are no whole numbers")
+            raise ValueError("an array in it has sides that are not whole numbers")
         if math.prod(shape) * dtype.itemsize != data.size:
             raise ValueError(f"an array in it has {data.size} bytes, which do not fit its shape")
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]

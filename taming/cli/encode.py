@@ -104,7 +104,7 @@ def load(name: str, device: str | None) -> tuple[Any, DictConfig]:
         try:
             config = load_config(find_config(name))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{name} is no run, checkpoint or folder, and {error}") from None
+            raise FileNotFoundError(f"{name} is not a run, checkpoint or folder, and {error}") from None
         fill_stages(config)
         with models_only():
             model = instantiate_from_config(config.model)

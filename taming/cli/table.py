@@ -59,12 +59,12 @@ def read_table(name: str, overrides: list[str]) -> dict[str, Any]:
     """Read a table, with words set on top of each row.
 
     Raises:
-        ValueError: it is no table.
+        ValueError: it is not a table.
     """
     table: Any = OmegaConf.to_container(load_config([find_config(name)]), resolve=True)
     unknown = set(table) - SECTIONS
     if unknown or not isinstance(table.get("rows"), dict) or not table["rows"]:
-        raise ValueError(f"{name} is no table: it needs rows, and may have {', '.join(sorted(SECTIONS))}")
+        raise ValueError(f"{name} is not a table: it needs rows, and may have {', '.join(sorted(SECTIONS))}")
     wrong = [word for word in overrides if "=" not in word]
     if wrong:
         raise ValueError(f"{wrong[0]}: give OPTION=value, num_images=512 for instance")

@@ -140,7 +140,8 @@ def read_keypoints(file: str | os.PathLike) -> dict[str, np.ndarray]:
         joints = _from_json(file) if os.fspath(file).endswith(".json") else _from_table(file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no file of joints: {reason}; repair it, or create it again") from error
+        message = f"{file} is not a file of joints: {reason}; repair it, or create it again"
+        raise ValueError(message) from error
     counts = {len(points) for points in joints.values()}
     if counts == {OPENPOSE}:
         return {name: points[list(_COCO_OF_OPENPOSE)] for name, points in joints.items()}

@@ -110,7 +110,7 @@ class HuggingFaceImages(FaultTolerantDataset):
         words: dict[str, Any] = {}
         if label := self.columns["class_label"]:
             if not isinstance(row[label], int | np.integer) or not 0 <= row[label] < 1 << 31:
-                raise BadSample(f"{place} has the label {row[label]!r}, which is no class number")
+                raise BadSample(f"{place} has the label {row[label]!r}, which is not a class number")
             words["class_label"] = number = int(row[label])
             if number >= (count := len(self.class_names)) > 0:
                 raise BadSample(f"{place} has the label {number}, but there are {count} class names")

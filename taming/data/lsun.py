@@ -40,7 +40,7 @@ class LmdbImages(FaultTolerantDataset):
             self.entries = read_entries(self.file)
         except ValueError as error:
             raise ValueError(
-                f"{self.root} is no lmdb folder that can be read: {error}; fetch it or unpack it again"
+                f"{self.root} is not an lmdb folder that can be read: {error}; fetch it or unpack it again"
             ) from error
         if not len(self):
             raise ValueError(f"{self.root} holds no images")

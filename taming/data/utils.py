@@ -59,7 +59,7 @@ def unpack(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
     else:
-        raise NotImplementedError(f"{path} is no archive that can be unpacked: give a .tar.gz, .tar or .zip")
+        raise NotImplementedError(f"{path} is not an archive of a known kind: give a .tar.gz, .tar or .zip")
 
 
 def reporthook(bar: tqdm) -> Callable[..., None]:

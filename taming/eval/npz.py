@@ -26,7 +26,7 @@ class NpzFile:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
 
     def __init__(self, path: str | Path):

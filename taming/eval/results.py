@@ -100,7 +100,7 @@ def read_results(file: Path) -> list[Result]:
 
     Raises:
         OSError: there is no such file.
-        ValueError: a line is no result; it is named.
+        ValueError: a line is not a result; it is named.
     """
     file = file / FILE_NAME if file.is_dir() else file
     results = []

@@ -183,7 +183,7 @@ class DatasetImages(ImageSource):
         self.channels = item[key].shape[-1]
         if self.channels not in (1, 3):
             raise ValueError(
-                f"{key} of the {split} data has {self.channels} channels: it is no image to compare"
+                f"{key} of the {split} data has {self.channels} channels: it is not an image to compare"
             )
 
     def __len__(self) -> int:

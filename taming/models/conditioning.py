@@ -66,7 +66,7 @@ def _build(config: dict, name: str, contract: type) -> nn.Module:
     if not issubclass(kind, contract):
         if contract is Tokenizer:
             raise ValueError(
-                f"{name}: {config.get('target')} is no Tokenizer: derive it from "
+                f"{name}: {config.get('target')} is not a Tokenizer: derive it from "
                 "taming.models.tokenizer.Tokenizer, which says what a first stage must offer"
             )
         # written before there was a contract: the defaults describe tokens of an unknown kind
@@ -92,7 +92,7 @@ def build_prior(config: dict) -> Any:
         for name, parts in sequences(params.get("layout", ()), **window).items():
             if name in params:
                 if not isinstance(params[name], Mapping):
-                    raise ValueError(f"{name}: {params[name]!r} is no prior: give {{target, params}} of one")
+                    raise ValueError(f"{name}: {params[name]!r} is not a prior: give its {{target, params}}")
                 params[name] = build_prior(_complete_level(params[name], parts, params.get("vocab_size")))
     prior = instantiate_from_config({**config, "params": params})
     if path is not None:
@@ -336,7 +336,7 @@ def check_null_token(
         raise ValueError(f"cond_dropout names {len(rates)} numbers, but there are {len(stages)} conditions")
     for rate in rates:
         if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"cond_dropout: {rate} is no probability, 0 to 1")
+            raise ValueError(f"cond_dropout: {rate} is not a probability, 0 to 1")
     if any(rate > 0 and stage.kind == "none" for rate, stage in zip(rates, stages, strict=True)):
         raise ValueError(f"cond_dropout: {dropout}, but the model has no condition to drop")
     if token is None:

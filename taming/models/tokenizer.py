@@ -55,7 +55,9 @@ class ImageSizes:
         f = self.factor
         if height % f or width % f:
             crop = f"{max(f, height // f * f)}x{max(f, width // f * f)}"
-            raise ValueError(f"images of {height}x{width} pixels are no multiple of f = {f}: crop to {crop}")
+            raise ValueError(
+                f"images of {height}x{width} pixels are not a multiple of f = {f}: crop to {crop}"
+            )
 
     def check_training_size(self, height: int, width: int) -> None:
         """Raise SizeMismatch unless images have the size that the model is made for."""

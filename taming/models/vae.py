@@ -28,7 +28,7 @@ class GaussianVAE(Autoencoder, LatentGenerator):
         ELBO(x) = E_q log p(x | z) - KL(q(z | x) || p(z)) <= log p(x)          eq. 3
 
     Training minimizes -E_q log p(x | z) + beta * KL, sums per image averaged over the batch, in nats. It has
-    no codes; it is no tokenizer.
+    no codes; it is not a tokenizer.
 
     Args:
         ddconfig: arguments of `taming.modules.vae.networks.Encoder` and `Decoder`.

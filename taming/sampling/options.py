@@ -158,7 +158,7 @@ class SamplingOptions:
             "stride": (1, window_width, f"1 to {window_width}, the width of the window in codes", False),
             "seed": (0, None, "a whole number, 0 or more", False),
             "steps": (1, None, "1 or more", False),
-            "mask_temperature": (0.0, None, "0 or more; 0 is no noise", False),
+            "mask_temperature": (0.0, None, "0 or more; 0 adds no noise", False),
         }
         for name, (low, high, remedy, above) in ranges.items():
             value = getattr(self, name)

@@ -193,7 +193,7 @@ def _as_list(condition: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _as_callable(condition: Condition | None) -> ConditionAt | None:
-    """Read the same tokens in every window, where they are no callable."""
+    """Read the same tokens in every window, where they are not callable."""
     if condition is None or callable(condition):
         return condition
     tokens = torch.cat(_as_list(condition), dim=1)

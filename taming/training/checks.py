@@ -148,6 +148,6 @@ def check_monitors(callbacks: Sequence[Callback], model: pl.LightningModule) -> 
         if isinstance(monitor, str) and monitor not in names and not monitor.startswith("train/"):
             near = did_you_mean(monitor, names)
             raise ValueError(
-                f"monitor: {monitor} is no metric of {type(model).__name__}{near}; validation logs "
+                f"monitor: {monitor} is not a metric of {type(model).__name__}{near}; validation logs "
                 f"{', '.join(names)}"
             )

@@ -200,7 +200,7 @@ def build_model(config: DictConfig, prior: Mapping[str, Any], seed: int) -> Net2
     with models_only():
         model = instantiate_from_config(section)
     if not isinstance(model, Net2NetTransformer):
-        raise ValueError(f"model.target: {section['target']} is no Net2NetTransformer: it has no prior")
+        raise ValueError(f"model.target: {section['target']} is not a Net2NetTransformer: it has no prior")
     return model
 
 

@@ -42,7 +42,7 @@ def complete_sections(config: DictConfig, source: str) -> DictConfig:
     `source` names its files in messages.
 
     Raises:
-        ConfigError: a model or data section without a target; a section that is no mapping; a key that
+        ConfigError: a model or data section without a target; a section that is not a mapping; a key that
             nothing reads, with what is close to it.
     """
     content: Any = OmegaConf.to_container(config)
@@ -95,7 +95,7 @@ def _fill(parent: dict, name: str, path: str = "") -> dict:
         parent[name] = {}
     if not isinstance(parent[name], dict):
         place = f"{path}.{name}".removeprefix(".")
-        raise ConfigError(f"{place}: {parent[name]!r} is no section: write a mapping (key: value) there")
+        raise ConfigError(f"{place}: {parent[name]!r} is not a section: write a mapping (key: value) there")
     return parent[name]
 
 

@@ -45,7 +45,7 @@ def complete_stage(key: str, stage: Any, config: DictConfig) -> DictConfig | dic
     if OmegaConf.is_dict(stage) and set(stage) == {"ckpt_path"}:
         stage = OmegaConf.create({"params": stage})
     if not OmegaConf.is_dict(stage):
-        raise ValueError(f"{place}: {stage!r} is no stage: write target and params, or a run directory")
+        raise ValueError(f"{place}: {stage!r} is not a stage: write target and params, or a run directory")
     params = stage.get("params") or {}
     if not params and "target" not in stage:
         raise ValueError(f"{place} is empty: add {place}.params.ckpt_path=logs/RUN, or its target and params")

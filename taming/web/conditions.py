@@ -168,7 +168,7 @@ def boxes_of_rows(condition: Condition, rows: Sequence[Sequence[Any]]) -> list[B
     Rows without a category are left out.
 
     Raises:
-        ValueError: an unknown category, or a corner that is no number.
+        ValueError: an unknown category, or a corner that is not a number.
     """
     boxes: list[Box] = []
     for number, (category, *corners) in enumerate(rows, 1):

@@ -150,7 +150,7 @@ def _options() -> dict[str, Any]:
     import gradio as gr
 
     inputs: dict[str, Any] = {}
-    # the precision, which has choices, is that of the session; an interval is no number
+    # the precision, which has choices, is that of the session; an interval is not a number
     fields = [
         field for field in dataclasses.fields(SamplingOptions)
         if "choices" not in field.metadata and field.name != "guidance_interval"

@@ -75,7 +75,7 @@ def _described(path: Path, name: str) -> Run:
 
 
 def _is_first_stage(path: Path) -> bool:
-    """Tell whether the YAML files of a run, if it has any, name a model that is no transformer."""
+    """Tell whether the YAML files of a run, if it has any, name a model that is not a transformer."""
     files = sorted(path.glob("configs/*.yaml")) or sorted(path.glob("config.yaml"))
     try:
         model = get_obj_from_str(load_config(files).model.target) if files else None

@@ -97,7 +97,7 @@ class Session:
         """Return a run by its name, from memory or from its checkpoint.
 
         Raises:
-            ValueError: no such run, one without a checkpoint, or one that is no transformer.
+            ValueError: no such run, one without a checkpoint, or one that is not a transformer.
         """
         with self._loading:
             run = next((run for run in self.runs() if run.name == name), None)

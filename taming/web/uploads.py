@@ -35,7 +35,7 @@ def read_upload(path: str | Path, max_pixels: int = MAX_UPLOAD_PIXELS) -> Image.
         size = None  # Pillow's own limit, which is higher
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         kinds = ", ".join(FORMATS)
-        raise ValueError(f"{path.name} is no image that can be read here: take one of {kinds}") from error
+        raise ValueError(f"{path.name} is not an image that can be read here: take one of {kinds}") from error
     if size is None or size[0] * size[1] > max_pixels:
         found = "far more" if size is None else f"{size[1]}x{size[0]} (height x width)"
         raise ValueError(
@@ -65,7 +65,7 @@ class BodyLimit:
     """ASGI middleware that answers requests with a body of more than `limit` bytes with status 413.
 
     The limit of gradio on files does not cover other requests, paintings for instance. A visitor who leaves
-    while a body is sent, or is rejected then, is no error of the server, and nothing is logged.
+    while a body is sent, or is rejected then, is not an error of the server, and nothing is logged.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], limit: int):

@@ -336,7 +336,7 @@ def test_the_class_can_be_demanded(tmp_path):
 
 def test_nothing_but_models_is_built(tmp_path):
     config = {"model": {"target": "torch.optim.lr_scheduler.LambdaLR", "params": {}}}
-    with pytest.raises(ValueError, match="LambdaLR in the config of .*x.ckpt is no torch module"):
+    with pytest.raises(ValueError, match="LambdaLR in the config of .*x.ckpt is not a torch module"):
         load_model(save(nn.Linear(3, 2), tmp_path / "x.ckpt", config=config))
 
 

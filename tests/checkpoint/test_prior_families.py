@@ -96,7 +96,7 @@ def golden(case):
 
 def test_heads_that_are_not_in_the_file_are_given(tmp_path):
     save_file(golden("llamagen_gpt"), tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match="n_head is missing, and n_embd: 48 is no multiple of 64: give n_"):
+    with pytest.raises(ValueError, match="n_head is missing; n_embd: 48 is not a multiple of 64: give n_"):
         load_model(tmp_path / "prior.safetensors")
     config = identify(golden("llamagen_gpt")).model
     config["params"] |= {"n_head": 4, "layout": [1, [4, 4]]}

@@ -262,7 +262,7 @@ def test_parts_that_are_damaged_or_of_other_codes(vqgan, tmp_path, small_parts, 
 def test_no_other_file_is_replaced(vqgan, tmp_path, capsys):
     (tmp_path / "x.tcc").write_text("mine")
     run(vqgan, "-o", tmp_path / "x.tcc", status=1)
-    assert "x.tcc is no code cache" in capsys.readouterr().err
+    assert "x.tcc is not a code cache" in capsys.readouterr().err
     run(vqgan, "-o", tmp_path / "y.tcc")
     run(vqgan, "-o", tmp_path / "y.tcc", "--split", "validation", status=1)
     assert "y.tcc holds other codes (images, about differ): delete it, or choose" in capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_no_path_of_the_machine_is_in_a_file(vqgan, tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     ([], "give a run or a configuration, and the file to write"),
-    (["nowhere", "-o", "x.tcc"], "nowhere is no run, checkpoint or folder, and config file nowhere does not"),
+    (["nowhere", "-o", "x.tcc"], "nowhere is not a run, checkpoint or folder, and config file nowhere does"),
     (["demo/vqgan", "-o", "x.tcc"], "demo/vqgan is not trained yet: name its run"),
     (["RUN", "-o", "."], r"--outdir \. is a folder: name a file, train\.tcc"),
     (["RUN", "-o", "x.tcc", "--views", "2"], "--views 2: the data set gives each image the same in every"),

@@ -115,7 +115,7 @@ def test_random_crops_and_flips_are_parts_of_the_image_and_follow_torch(tmp_path
     crops = {whole[:, x:x + 16].tobytes(): (x, False) for x in range(25)}
     crops |= {whole[:, x:x + 16][:, ::-1].tobytes(): (x, True) for x in range(25)}
     torch.manual_seed(1)
-    seen = [crops[to_uint8(data[0]["image"]).tobytes()] for _ in range(60)]  # a KeyError if it is no crop
+    seen = [crops[to_uint8(data[0]["image"]).tobytes()] for _ in range(60)]  # a KeyError if it is not a crop
     torch.manual_seed(1)
     assert seen == [crops[to_uint8(data[0]["image"]).tobytes()] for _ in range(60)]
     assert 15 < sum(flipped for _, flipped in seen) < 45 and len({x for x, _ in seen}) > 10

@@ -123,11 +123,11 @@ def test_a_joint_outside_of_the_frame_makes_a_bad_sample(coco):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", "is no file of joints: JSONDecodeError"),
-    ('{"images": []}', "is no file of joints: KeyError: 'annotations'"),
+    ("{", "is not a file of joints: JSONDecodeError"),
+    ('{"images": []}', "is not a file of joints: KeyError: 'annotations'"),
     ('{"images": [], "annotations": []}', "must have the 17 joints of COCO, .* found no image"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2]}]}',
-     "is no file of joints: cannot reshape"),
+     "is not a file of joints: cannot reshape"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}',
      "17 joints of COCO, or the 18 of OpenPose, of every person, found 1"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 7, "keypoints": []}]}',

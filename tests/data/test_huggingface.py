@@ -152,7 +152,7 @@ def test_rows_that_lead_elsewhere_or_hold_no_text_are_bad_samples(library, tmp_p
     assert "is a folder, but must be a file" in caplog.text
     assert "cannot read row" in caplog.text and "UnicodeDecodeError" in caplog.text
     labelled = HuggingFaceImages(tmp_path / "table", label_column="kind", **settings)
-    with pytest.raises(ValueError, match="row 0 has the label 1099511627776, which is no class number"):
+    with pytest.raises(ValueError, match="row 0 has the label 1099511627776, which is not a class number"):
         labelled.load_sample(0)
 
 

@@ -103,7 +103,7 @@ def test_a_broken_image_in_an_lmdb_file_is_skipped(file, caplog):
 def test_what_is_no_lmdb_file_is_one_line(folder, content):
     (folder / "x").mkdir()
     (folder / "x/data.mdb").write_bytes(content)
-    with pytest.raises(ValueError, match="x is no lmdb folder that can be read: it is no lmdb file .*; f"):
+    with pytest.raises(ValueError, match="x is not an lmdb folder that can be read: it is not an lmdb file"):
         lsun.LSUNTowersTrain(root=folder / "x")
 
 
@@ -156,7 +156,7 @@ def test_a_hostile_tree_is_one_line(file, root, change, message):
         put(file, node + 4, "<H", 2)
     else:
         for start in (0, 4096):
-            put(file, start + 128, "<Q", 0)  # a root that is no page of the tree
+            put(file, start + 128, "<Q", 0)  # a root that is not a page of the tree
     with pytest.raises(ValueError, match=message):
         lsun.LSUNChurchesTrain()
 

@@ -54,7 +54,7 @@ def test_archives_are_unpacked_beside_themselves_and_nowhere_else(tmp_path):
         tar.addfile(tarfile.TarInfo("../evil.txt"))
     with pytest.raises(tarfile.FilterError):
         tdu.unpack(str(tmp_path / "evil.tar"))
-    with pytest.raises(NotImplementedError, match=r"x\.rar is no archive"):
+    with pytest.raises(NotImplementedError, match=r"x\.rar is not an archive"):
         tdu.unpack("x.rar")
 
 

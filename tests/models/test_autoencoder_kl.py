@@ -168,7 +168,7 @@ def test_bad_input_is_named():
     for shape in ((2, 4, 8, 8), (2, 5, 64)):
         with pytest.raises(ValueError, match=r"latents are \(B, 5, h, w\), embed_dim; got"):
             model.decode(torch.zeros(shape))
-    with pytest.raises(ValueError, match="17x16 pixels are no multiple of f = 2: crop to 16x16"):
+    with pytest.raises(ValueError, match="17x16 pixels are not a multiple of f = 2: crop to 16x16"):
         model.get_images({"image": torch.zeros(1, 17, 16, 3)})
     with pytest.raises(ValueError, match="the images have 1 channels, but ddconfig.in_channels is 3"):
         model.check_batch({"image": torch.zeros(1, 16, 16, 1)})
@@ -178,5 +178,5 @@ def test_bad_input_is_named():
         ddconfig=SMALL, lossconfig=NO_LOSS, embed_dim=5)}
     gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": dict(
         vocab_size=8, block_size=64, n_layer=1, n_head=1, n_embd=8)}
-    with pytest.raises(ValueError, match="AutoencoderKL is no Tokenizer"):
+    with pytest.raises(ValueError, match="AutoencoderKL is not a Tokenizer"):
         Net2NetTransformer(gpt, first, "__is_unconditional__")

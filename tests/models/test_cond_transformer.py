@@ -257,7 +257,7 @@ def test_sizes_that_do_not_fit_are_both_named(cond, gpt, message):
     (dict(null_token=30, cond_dropout=0.1), "null_token: 30 is outside .* vocab_size: 30: .* at least 31"),
     (dict(null_token=-1), "null_token: -1 is outside"),
     (dict(cond_dropout=0.1), "cond_dropout: 0.1 needs null_token"),
-    (dict(cond_dropout=1.1, null_token=2), "cond_dropout: 1.1 is no probability"),
+    (dict(cond_dropout=1.1, null_token=2), "cond_dropout: 1.1 is not a probability"),
     (dict(cond=UNCONDITIONAL, cond_dropout=0.1, null_token=29), "no condition to drop"),
 ])
 def test_a_null_token_that_cannot_be_is_refused(arguments, message):

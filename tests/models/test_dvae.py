@@ -221,8 +221,8 @@ def test_a_temperature_of_0_is_named():
 
 @pytest.mark.parametrize(("params", "message"), [
     (dict(n_embed=1), "n_embed: 1; it must be a whole number of at least 2"),
-    (dict(sizes=dict(resolution=18)), "ddconfig.resolution: 18 is no multiple of f = 4, that of 3 groups"),
-    (dict(sizes=dict(n_hid=10)), "ddconfig.n_hid: 10 is no multiple of 4"),
+    (dict(sizes=dict(resolution=18)), "ddconfig.resolution: 18 is not a multiple of f = 4, that of 3 groups"),
+    (dict(sizes=dict(n_hid=10)), "ddconfig.n_hid: 10 is not a multiple of 4"),
     (dict(sizes=dict(n_hidd=8)), r"ddconfig.n_hidd' \(did you mean n_hid"),
     (dict(kl_norm="per_image"), "kl_norm: 'per_image'; it must be one of per_pixel, per_token"),
     (dict(kl_weight=-1.0), "kl_weight: -1.0; it must be a number of at least 0"),
@@ -236,7 +236,7 @@ def test_bad_values_are_named(params, message):
 
 def test_bad_images_are_named():
     model = dvae()
-    with pytest.raises(ValueError, match="18x16 pixels are no multiple of f = 4: crop to 16x16"):
+    with pytest.raises(ValueError, match="18x16 pixels are not a multiple of f = 4: crop to 16x16"):
         model.encode_codes(images(size=(18, 16)))
     with pytest.raises(ValueError, match="1 channels a pixel .* takes 3"):
         model.encode_codes(images(channels=1))

@@ -158,7 +158,7 @@ def test_a_condition_may_be_smaller_than_the_image():
     (dict(keys="segmentation"), "needs a list of as many keys"),
     (dict(cond=LABELS), "but 1 condition stages"),
     (dict(cond_dropout=[0.1], null_token=NULL), "cond_dropout names 1 numbers, but there are 2 conditions"),
-    (dict(cond_dropout=[0.1, 1.5], null_token=NULL), "cond_dropout: 1.5 is no probability"),
+    (dict(cond_dropout=[0.1, 1.5], null_token=NULL), "cond_dropout: 1.5 is not a probability"),
     (dict(cond_size=[8, 8, 8]), "cond_size names 3 sizes, but there are 2 conditions"),
     (dict(block_size=19), "block_size: 19 .* 5 condition tokens and 16 image codes"),
 ])

@@ -240,7 +240,7 @@ def test_reconstructions_are_images(name):
     ("MaskGIT", {"ddconfig": {**CONV, "attn_resolutions": [4]}}, "attn_resolutions: \\[4\\], but this"),
     ("Open-MAGVIT2", {"ddconfig": {**CONV, "resolution": 4}}, "4 is one code of 4x4 pixels"),
     ("MaskGIT", {"ddconfig": {**CONV, "num_groups": 3}}, "8 channels cannot be normalized in 3 groups"),
-    ("TiTok", {"ddconfig": {**VIT, "patch_size": 5}}, "is no multiple of patch_size: 5"),
+    ("TiTok", {"ddconfig": {**VIT, "patch_size": 5}}, "is not a multiple of patch_size: 5"),
     ("TiTok", {"ddconfig": {**VIT, "heads": 3}}, "heads: 3 do not divide width: 16"),
     ("TiTok", {"ddconfig": {**VIT, "heads": None}}, "heads is missing, the attention heads of the width: 16"),
     ("TiTok", {"decoder_config": {"params": {"num_tokens": 7}}}, "6 in the encoder, but 7 in the decoder"),

@@ -283,7 +283,7 @@ def test_why_a_fused_kernel_is_not_possible_with_a_penalty():
     (dict(augment=dict(polcy="color")), "did you mean policy"),
     (dict(augment=dict(policy="colour")), "names 'colour'"),
     (dict(generator=GENERATOR | dict(depths=[])), "depths"),
-    (dict(generator=GENERATOR | dict(resolution=18)), "no multiple of 4"),
+    (dict(generator=GENERATOR | dict(resolution=18)), "not a multiple of 4"),
 ])
 def test_bad_settings(params, message):
     config = {"generator": GENERATOR, "discriminator": DISCRIMINATOR} | params

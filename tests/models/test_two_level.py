@@ -203,7 +203,7 @@ def test_codebooks_of_both_levels_learn_in_training_only(make, decay):
 @both
 def test_bad_input_is_named(make):
     model = make()
-    with pytest.raises(ValueError, match="36x32 pixels are no multiple of f = 8: crop to 32x32"):
+    with pytest.raises(ValueError, match="36x32 pixels are not a multiple of f = 8: crop to 32x32"):
         model.encode_codes(images(size=(36, 32)))
     with pytest.raises(ValueError, match="1 channels a pixel .* takes 3"):
         model.encode_codes(images(channels=1))

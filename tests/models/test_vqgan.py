@@ -85,7 +85,7 @@ def test_codes_of_a_square_grid_may_be_flat():
 
 @pytest.mark.parametrize(("size", "crop"), [((18, 23), "16x20"), ((16, 3), "16x4")])
 def test_other_sizes_are_not_allowed_and_the_message_names_a_crop(size, crop):
-    message = f"{size[0]}x{size[1]} pixels are no multiple of f = 4: crop to {crop}"
+    message = f"{size[0]}x{size[1]} pixels are not a multiple of f = 4: crop to {crop}"
     with pytest.raises(ValueError, match=message):
         make().encode_codes(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match=message):

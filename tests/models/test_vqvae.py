@@ -93,7 +93,7 @@ def test_an_image_keeps_its_codes_under_autocast_and_in_any_batch():
 
 def test_bad_input_is_named():
     model = vqvae()
-    with pytest.raises(ValueError, match="18x16 pixels are no multiple of f = 4: crop to 16x16"):
+    with pytest.raises(ValueError, match="18x16 pixels are not a multiple of f = 4: crop to 16x16"):
         model.encode_codes(images(size=(18, 16)))
     with pytest.raises(ValueError, match="1 channels a pixel .* takes 3"):
         model.encode_codes(images(channels=1))

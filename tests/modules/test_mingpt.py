@@ -133,7 +133,7 @@ def test_keys():
 def test_limits_are_named():
     with pytest.raises(ValueError, match="13 tokens do not fit the transformer's block_size: 12"):
         make()(torch.zeros(1, 13, dtype=torch.int64))
-    with pytest.raises(ValueError, match="n_embd: 16 is no multiple of n_head: 3"):
+    with pytest.raises(ValueError, match="n_embd: 16 is not a multiple of n_head: 3"):
         make(n_head=3)
     assert make().get_block_size() == BLOCK
 

@@ -180,7 +180,7 @@ def test_errors_are_one_line(run, photos, tmp_path, capsys):
     for arguments, message in (
         ([photos / "broken.png"], "none of 1 images could be read"),
         ([tmp_path / "nothing.png"], "none of 1 images could be read"),
-        ([photos, "--size", 30], "no multiple of f = 4"),
+        ([photos, "--size", 30], "not a multiple of f = 4"),
     ):
         assert reconstruct(run, tmp_path / "out", *arguments)[0] == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

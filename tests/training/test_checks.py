@@ -35,7 +35,7 @@ def error_of(capsys, *words):
 @pytest.mark.parametrize(("words", "message"), [
     (["model.params.ddconfig.resolution=64"], "train data has images of 32x32 pixels .* is made for 64x64"),
     (["data.params.train.params.size=[32,64]"], "train data has images of 32x64 pixels .* is made for 32x32"),
-    (["data.params.train.params.size=33"], "images of 33x33 pixels are no multiple of f = 4: crop to 32x32"),
+    (["data.params.train.params.size=33"], "images of 33x33 pixels are not a multiple of f = 4: crop to 32x"),
     (["model.params.ddconfig.in_channels=1"], "images have 3 channels, but ddconfig.in_channels is 1"),
     (["model.params.ddconfig.out_ch=1"], "images have 3 channels, but ddconfig.out_ch is 1"),
     (["model.params.lossconfig.params.disc_in_channels=1"], "lossconfig.params.disc_in_channels is 1"),
@@ -100,11 +100,11 @@ def test_length_of_the_sequence_is_derived(vqgan, tmp_path):
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("model.params.monitor=rec_loss", r"rec_loss is no metric of VQModel \(did you mean val/rec_loss\?\)"),
-    ("model.params.monitor=val/nothing", "val/nothing is no metric of VQModel.*; validation logs val/total"),
+    ("model.params.monitor=rec_loss", r"rec_loss is not a metric of VQModel \(did you mean val/rec_loss\?\)"),
+    ("model.params.monitor=val/nothing", "val/nothing is not a metric of VQModel.*; validation logs val/tot"),
     ("lightning.modelcheckpoint.params.monitor=val/psrn", r"did you mean val/psnr"),
     ("lightning.callbacks={stop: {target: pytorch_lightning.callbacks.EarlyStopping, params: "
-     "{monitor: val/loss}}}", "val/loss is no metric of VQModel"),
+     "{monitor: val/loss}}}", "val/loss is not a metric of VQModel"),
 ])
 def test_metrics_that_are_not_logged(tmp_path, capsys, word, message):
     assert re.search(message, error_of(capsys, "-b", write_vqgan(tmp_path), word))
@@ -153,7 +153,7 @@ def test_models_and_callbacks_of_others_may_log_anything():
         model = instantiate_from_config(load_config(find_config("demo/vqgan")).model)
     check_monitors([EarlyStopping("anything")], Own())
     check_monitors([EarlyStopping("anything"), Mine()], model)
-    with pytest.raises(ValueError, match="anything is no metric"):
+    with pytest.raises(ValueError, match="anything is not a metric"):
         check_monitors([EarlyStopping("anything")], model)
 
 

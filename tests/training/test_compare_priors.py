@@ -130,7 +130,7 @@ def test_sizes_are_those_nearest_to_the_number():
     assert abs(numbers[0] - numbers[1]) < 0.02 * min(numbers) and abs(numbers[0] - 8400) <= 84
     with pytest.raises(ValueError, match="no sizes of .*GPT have 9,000,000 parameters within 1%: n_lay"):
         choose_sizes(model, first, 9_000_000)
-    with pytest.raises(ValueError, match="n_embd: 9 is no multiple of n_head: 2"):
+    with pytest.raises(ValueError, match="n_embd: 9 is not a multiple of n_head: 2"):
         choose_sizes(model, {**first, "sizes": {"n_embd": [9]}}, 8400)
     with pytest.raises(ValueError, match="1200 combinations of the sizes"):
         choose_sizes(model, {**first, "sizes": {"n_embd": range(1200)}}, 8400)

@@ -48,12 +48,12 @@ def test_parameters_and_callbacks_that_are_null():
     ("model=null", "a.yaml: no section `model: {target: ..., params: ...}`"),
     ("data=5", "a.yaml: no section `data: {target"),
     ("model.target=null", "no section `model"),
-    ("model.params=7", "model.params: 7 is no section"),
-    ("lightning=5", "lightning: 5 is no section: write a mapping"),
-    ("lightning.trainer=7", "lightning.trainer: 7 is no section"),
-    ("lightning.callbacks=7", "lightning.callbacks: 7 is no section"),
-    ("lightning.callbacks.image_logger=7", "lightning.callbacks.image_logger: 7 is no section"),
-    ("lightning.logger=tensorboard", "lightning.logger: 'tensorboard' is no section"),
+    ("model.params=7", "model.params: 7 is not a section"),
+    ("lightning=5", "lightning: 5 is not a section: write a mapping"),
+    ("lightning.trainer=7", "lightning.trainer: 7 is not a section"),
+    ("lightning.callbacks=7", "lightning.callbacks: 7 is not a section"),
+    ("lightning.callbacks.image_logger=7", "lightning.callbacks.image_logger: 7 is not a section"),
+    ("lightning.logger=tensorboard", "lightning.logger: 'tensorboard' is not a section"),
     ("lightning.logger.params.name=x", "lightning.logger: nothing reads its params: it has no target"),
 ])
 def test_what_is_no_section(word, message):

@@ -210,12 +210,12 @@ def test_watch_and_cancel(visitor):
 
 
 def test_garbage_bombs_and_large_files(visitor, tmp_path):
-    (tmp_path / "garbage.png").write_bytes(b"this is no image")
+    (tmp_path / "garbage.png").write_bytes(b"this is not an image")
     (tmp_path / "huge.png").write_bytes(np.random.default_rng(0).bytes(300_000))
     Image.new("1", (20_000, 9_000)).save(tmp_path / "bomb.png")
     visitor.one("#completion button").click()
     for name, message in (
-        ("garbage.png", "garbage.png is no image that can be read here"),
+        ("garbage.png", "garbage.png is not an image that can be read here"),
         ("bomb.png", "bomb.png is too large"),
         ("huge.png", "maximum"),
     ):

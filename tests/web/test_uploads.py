@@ -1,4 +1,4 @@
-"""What strangers send: files that are no images, damaged ones, bombs, endless bodies."""
+"""What strangers send: files that are not images, damaged ones, bombs, endless bodies."""
 
 import asyncio
 import struct
@@ -22,10 +22,10 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is no image that can be read here"),
-    (b"not an image", "is no image that can be read here: take one of PNG, JPEG"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),  # Pillow would start ghostscript
-    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image"),
+    (b"", "is not an image that can be read here"),
+    (b"not an image", "is not an image that can be read here: take one of PNG, JPEG"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # Pillow would start ghostscript
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     (png_header(8000, 8000), "its header says 8000x8000 (height x width) pixels, and at most 50 million"),
     (png_header(60000, 60000), "is too large: its header says far more pixels, and at most 50"),
     (png_header(64, 64), "is a damaged image"),

@@ -81,7 +81,7 @@ def network_sizes(state: State, resolution: int) -> tuple[dict[str, Any], dict[s
     }
     if any(width % GROUPS for width in (ch_in, *encoder.widths, *decoder.widths)):
         raise ValueError(
-            f"its levels have {[ch_in, *encoder.widths]} channels, which are no multiples of {GROUPS}, the "
+            f"its levels have {[ch_in, *encoder.widths]} channels, which are not multiples of {GROUPS}, the "
             "groups of published normalizations: give the config that it was trained with"
         )
     first = encoder.sizes(ch_in, resolution) | {"num_res_blocks": encoder.blocks}

@@ -73,7 +73,7 @@ def _kl_to_ours(state: State) -> dict[str, Tensor]:
             weight = found[f"{network}.weight"]
             channels = weight.shape[0 if name == "quant_conv" else 1]
             if channels > MAX_LATENTS:
-                raise ValueError(f"latents of {channels} channels are no images'")
+                raise ValueError(f"latents of {channels} channels are not images'")
             eye = torch.eye(channels, dtype=weight.dtype, device=weight.device)
             found[f"{name}.weight"], found[f"{name}.bias"] = eye[:, :, None, None], torch.zeros_like(eye[0])
     return found

@@ -42,7 +42,7 @@ class CodeDataset(Dataset):
 
     Raises:
         FileNotFoundError: there is no such file.
-        CodeCacheError: it is no whole code cache; when it is read, a block is damaged.
+        CodeCacheError: it is not a whole code cache; when it is read, a block is damaged.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

@@ -140,7 +140,7 @@ def read_header(file: BinaryIO, name: str) -> tuple[CodeHeader, int]:
     start = file.read(PREFIX.size)
     again = "copy it again, or make it again with `taming encode`"
     if not start.startswith(MAGIC):
-        raise CodeCacheError(f"{name} is no code cache: make one with `taming encode`")
+        raise CodeCacheError(f"{name} is not a code cache: make one with `taming encode`")
     if len(start) < PREFIX.size:
         raise CodeCacheError(f"code cache {name} ends after {size} bytes: {again}")
     _, version, length, checksum = PREFIX.unpack(start)
@@ -200,7 +200,7 @@ def _parse(text: bytes) -> CodeHeader:
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise ValueError(f"{str(value)[:50]} is no whole number")
+        raise ValueError(f"{str(value)[:50]} is not a whole number")
     return value
 
 

@@ -34,7 +34,7 @@ def read_depth(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Read a depth PNG and stretch it to [-1, 1]: (H, W) float32, its smallest value -1, its largest 1.
 
     Raises:
-        BadSample: the file is no image, too large, not RGBA, or holds numbers that are no depths.
+        BadSample: the file is not an image, too large, not RGBA, or holds numbers that are not depths.
     """
     with file_errors(file, "depth", BadSample), open_image(file) as image:
         pixels, mode = np.asarray(decode(image)), image.mode
@@ -46,7 +46,7 @@ def read_depth(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
     depth = rgba_to_depth(pixels)
     low, high = depth.min(initial=_FAR), depth.max(initial=-_FAR)
     if not max(abs(low), abs(high)) < _FAR:  # nan fails, too
-        raise BadSample(f"depth {file} ranges from {low} to {high}: its pixels are no packed float32s")
+        raise BadSample(f"depth {file} ranges from {low} to {high}: its pixels are not packed float32s")
     depth = depth - low
     depth /= np.float32(max(1e-8, float(high) - float(low)))
     depth *= 2

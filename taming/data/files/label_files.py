@@ -57,7 +57,7 @@ def read_labels(path: str | os.PathLike, stage: LabelStage, *, exact: bool = Tru
             in both cases.
 
     Raises:
-        ValueError: no image, an id that is no label, colours of neither palette, transparent pixels, or a
+        ValueError: no image, an id that is not a label, colours of neither palette, transparent pixels, or a
             file that can be read in two ways.
     """
     path = Path(path)

@@ -17,7 +17,7 @@ def read_ids(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Read a label map: (H, W), uint8, or int32 where the file has 16 bits; of a palette image the indices.
 
     Raises:
-        BadSample: the file is no image, too large, or has colours instead of ids.
+        BadSample: the file is not an image, too large, or has colours instead of ids.
     """
     with file_errors(file, "segmentation", BadSample), open_image(file) as image:
         ids, mode = np.asarray(decode(image)), image.mode

@@ -52,7 +52,7 @@ def read_lines(list_file: str | os.PathLike, what: str) -> list[str]:
                     if memory > MAX_LINES_MEMORY:
                         raise ValueError(f"{what} {name} has too many lines: use several smaller ones")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{what} {name} is no UTF-8 text ({error}): save it as UTF-8") from error
+            raise ValueError(f"{what} {name} is not UTF-8 text ({error}): save it as UTF-8") from error
     if not lines:
         raise ValueError(f"{what} {name} is empty")
     return lines
@@ -131,7 +131,7 @@ def existing_folder(folder: str | os.PathLike) -> Path:
     """Return the path of a folder.
 
     Raises:
-        FileNotFoundError: it does not exist, or is no folder.
+        FileNotFoundError: it does not exist, or is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -43,7 +43,7 @@ def read_entries(path: str | os.PathLike) -> Entries:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no lmdb file, cut off or damaged, or holds too many entries or nested databases.
+        ValueError: it is not an lmdb file, cut off or damaged, or holds too many entries or nested databases.
     """
     with open_file(path, "lmdb file") as file:
         size = os.fstat(file.fileno()).st_size
@@ -84,7 +84,7 @@ def _read_meta(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
         if (magic, version) == (_MAGIC, _VERSION) and 512 <= page_size <= 1 << 16 and not page_size & 1:
             valid.append((transaction, flags, page_size, root, depth, last + 1))
     if not valid:
-        raise ValueError("it is no lmdb file of version 1")
+        raise ValueError("it is not an lmdb file of version 1")
     _, flags, page_size, root, depth, pages = max(valid)
     if flags & 4:
         raise ValueError("its keys have several values each")

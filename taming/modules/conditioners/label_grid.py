@@ -22,8 +22,8 @@ class LabelGrid(LabelMapConditioner, nn.Module):
     Args:
         n_labels: number of labels, and so of token ids.
         down_factor: pixels per token, in each direction.
-        favor: factors by which the pixels of some labels count more than one, `{1: 4}` for instance: small and
-            thin objects would get no cell else.
+        favor: factors by which pixels of some labels count more than those of others, `{1: 4}` for instance;
+            without it small and thin objects get no cell.
 
     Raises:
         ValueError: a label in `favor` that does not exist.

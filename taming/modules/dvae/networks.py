@@ -94,7 +94,7 @@ class Sizes:
         n_groups: n.
 
     Raises:
-        ValueError: a width that is no multiple of 4, or a resolution that f does not divide.
+        ValueError: a width that is not a multiple of 4, or a resolution that f does not divide.
     """
 
     resolution: Resolution
@@ -106,11 +106,11 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if self.n_hid % 4:
-            raise ValueError(f"ddconfig.n_hid: {self.n_hid} is no multiple of 4, as blocks need it")
+            raise ValueError(f"ddconfig.n_hid: {self.n_hid} is not a multiple of 4, as blocks need it")
         sides = [self.resolution] if isinstance(self.resolution, int) else list(self.resolution)
         if any(side % self.factor for side in sides):
             raise ValueError(
-                f"ddconfig.resolution: {self.resolution} is no multiple of f = {self.factor}, that of "
+                f"ddconfig.resolution: {self.resolution} is not a multiple of f = {self.factor}, that of "
                 f"{self.n_groups} groups"
             )
 

@@ -33,7 +33,7 @@ class Source:
         build: makes the network.
         maps: returns the feature maps of scaled images.
         channels: of these maps.
-        logits: returns the logits (B, classes) of scaled images; None if it is no classifier.
+        logits: returns the logits (B, classes) of scaled images; None if it is not a classifier.
         tensorflow: pixels are scaled as (x - 127) / 128, else by ImageNet's mean and deviation.
         multiple: what the sides of its input must be multiples of, in pixels.
         twice_differentiable: whether its gradient has a gradient.

@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         attn_resolutions, double_z: of the VQGAN's networks; there is no attention and no variance here.
 
     Raises:
-        ValueError: `attn_resolutions` names any, or widths are no multiples of `num_groups`.
+        ValueError: `attn_resolutions` names any, or widths are not multiples of `num_groups`.
     """
 
     def __init__(

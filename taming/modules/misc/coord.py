@@ -63,7 +63,7 @@ class CoordStage(AbstractEncoder):
             )
         self.validate(c)
         steps = self.n_embed * F.interpolate(c.float(), size=size, mode="area")
-        # Only a coordinate within half a step of 1 would round up to n_embed, which is no token id.
+        # Only a coordinate within half a step of 1 would round up to n_embed, which is not a token id.
         quant = steps.round().clamp(0, self.n_embed - 1)
         return quant, None, (None, None, quant.long())
 

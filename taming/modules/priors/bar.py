@@ -132,7 +132,7 @@ class BAR(RAR):
         head_layers, head_width: perceptrons of the head, and their channels; D when None.
 
     Raises:
-        ValueError: a number of codes that is no power of two, groups that do not divide the bits; see `RAR`.
+        ValueError: a number of codes that is not a power of two, groups that do not divide bits; see `RAR`.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class GridDecoder(AutoregressivePrior):
         condition_vocab_size: number of condition tokens with embeddings of their own; None: they share the
             vocabulary of the codes.
         first: positions that the transformer reads before the codes, minus tokens of the condition: 1 with a
-            position before the condition that is no token, below 0 where tokens are no positions.
+            position before the condition that is not a token, below 0 where tokens are not positions.
 
     Raises:
         ValueError: a layout that does not end with a grid.
@@ -109,7 +109,7 @@ class GridDecoder(AutoregressivePrior):
         for block, other in zip(self.decoder_blocks, others, strict=True):
             x = block(x, other, None, 0)
         logits = self.decoder_head(x, last)  # (B, first + T, V)
-        if self.first < 0:  # nothing is predicted after tokens that are no positions
+        if self.first < 0:  # nothing is predicted after tokens that are not positions
             return F.pad(logits, (0, 0, -self.first, 0)), None
         return logits[:, self.first :], None
 
@@ -201,4 +201,4 @@ def zero_modulation(channels: int, count: int) -> nn.Sequential:
 def check_heads(channels: int, n_head: int) -> None:
     """Raise ValueError unless channels divide among heads."""
     if channels % n_head:
-        raise ValueError(f"n_embd: {channels} is no multiple of n_head: {n_head}")
+        raise ValueError(f"n_embd: {channels} is not a multiple of n_head: {n_head}")

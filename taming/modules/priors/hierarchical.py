@@ -128,8 +128,8 @@ class HierarchicalPrior(Prior):
         """Raise ValueError unless a prior fits the sequence of its level."""
         if not isinstance(prior, Prior) or prior.levels != 1 or prior.condition_vocab_size is not None:
             raise ValueError(
-                f"{name}: {type(prior).__name__} is no prior over one grid whose codes and conditions share "
-                "a vocabulary: take taming.modules.transformer.mingpt.GPT, for instance"
+                f"{name}: {type(prior).__name__} is not a prior over one grid whose codes and conditions "
+                "share a vocabulary: take taming.modules.transformer.mingpt.GPT, for instance"
             )
         if prior.vocab_size < self.vocab_size:
             raise ValueError(

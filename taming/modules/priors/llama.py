@@ -203,7 +203,7 @@ class Llama(GridDecoder):
             the outputs of attention and feed-forward networks. LlamaGen trains with 0.1, attn_pdrop 0.
 
     Raises:
-        ValueError: channels or heads that do not divide; channels of a head that are no multiple of 4.
+        ValueError: channels or heads that do not divide; channels of a head that are not a multiple of 4.
     """
 
     def __init__(
@@ -212,8 +212,9 @@ class Llama(GridDecoder):
         n_head: PositiveInt | None = None, n_embd: PositiveInt = 768, *,
         n_kv_head: PositiveInt | None = None, ffn_dim: PositiveInt | None = None, qk_norm: bool = False,
         adaln: bool = False, rotate_condition: bool = True, fuse_grids: bool = False,
-        rotary_base: PositiveFloat = 10000.0, embedding_from_codebook: bool = False, embd_pdrop: Probability = 0.0,
-        attn_pdrop: Probability = 0.0, resid_pdrop: Probability = 0.0, ffn_pdrop: Probability = 0.0,
+        rotary_base: PositiveFloat = 10000.0, embedding_from_codebook: bool = False,
+        embd_pdrop: Probability = 0.0, attn_pdrop: Probability = 0.0, resid_pdrop: Probability = 0.0,
+        ffn_pdrop: Probability = 0.0,
     ):
         super().__init__(vocab_size, layout, condition_vocab_size)
         self.fused = [fuse_grids and not isinstance(part, int) for part in self.parts]
@@ -221,12 +222,12 @@ class Llama(GridDecoder):
         read = sum(size for size, fused in zip(sizes, self.fused, strict=True) if not fused)
         self.first = max(1, read) - self.num_condition
         if n_head is None and n_embd % HEAD:
-            raise ValueError(f"n_head is missing, and n_embd: {n_embd} is no multiple of {HEAD}: give n_head")
+            raise ValueError(f"n_head is missing; n_embd: {n_embd} is not a multiple of {HEAD}: give n_head")
         n_head = n_head or n_embd // HEAD
         n_kv_head = n_kv_head or n_head
         check_heads(n_embd, n_head)
         if n_head % n_kv_head:
-            raise ValueError(f"n_head: {n_head} is no multiple of n_kv_head: {n_kv_head}")
+            raise ValueError(f"n_head: {n_head} is not a multiple of n_kv_head: {n_kv_head}")
         self.head_dim = n_embd // n_head
         if self.head_dim % 4:
             raise ValueError(
@@ -319,7 +320,7 @@ class Llama(GridDecoder):
         return condition
 
     def rotary(self, device: torch.device) -> Tensor:
-        """Return cosine and sine of all positions, (positions, d / 2, 2), float32 whatever the weights are."""
+        """Return cosines and sines, (positions, d / 2, 2), in float32 whatever the weights are."""
         if self._rotary is None or self._rotary.device != device:
             with torch.inference_mode(False):  # training reads it after validation has made it
                 table = rotary_table(self.places(), self.head_dim, self.rotary_base)
@@ -331,7 +332,7 @@ class Llama(GridDecoder):
     def places(self) -> Tensor:
         """Return row and column of each position, in codes of the image, (positions of M + N, 2).
 
-        Cells of a coarser or finer grid lie at their centers. Number i of a part that is no grid lies in
+        Cells of a coarser or finer grid lie at their centers. Number i of a part that is not a grid lies in
         column i of a row of its own above the image.
         """
         places, above = [], 0

@@ -23,7 +23,7 @@ def bits_per_group(vocab_size: int, groups: int) -> int:
     """Return how many bits of a code each of the groups has.
 
     Raises:
-        ValueError: a number of codes that is no power of two, or groups that do not divide the bits.
+        ValueError: a number of codes that is not a power of two, or groups that do not divide the bits.
     """
     bits = num_bits(vocab_size)
     if bits % groups:
@@ -83,7 +83,7 @@ class MaskBit(MaskedPrior):
         training: arguments of `MaskedPrior`: masks, losses, likelihood.
 
     Raises:
-        ValueError: a number of codes that is no power of two; groups that do not divide the bits; heads that
+        ValueError: a number of codes that is not a power of two; groups that do not divide bits; heads that
             do not divide the channels; a layout with fewer tokens than `block_size` + 1.
     """
 
@@ -97,7 +97,7 @@ class MaskBit(MaskedPrior):
         self.bits, self.groups = bits_per_group(vocab_size, bit_groups), bit_groups
         self.group_size = 2**self.bits
         if n_embd % n_head:
-            raise ValueError(f"n_embd: {n_embd} is no multiple of n_head: {n_head}")
+            raise ValueError(f"n_embd: {n_embd} is not a multiple of n_head: {n_head}")
         self.pre_norm = pre_norm
         self.class_emb = nn.Embedding(condition_vocab_size, n_embd)
         self.input_proj = nn.Linear(bit_groups * self.bits, n_embd)

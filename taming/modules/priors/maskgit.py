@@ -44,7 +44,7 @@ class MaskedTransformer(MaskedPrior):
         super().__init__(vocab_size, condition_vocab_size, block_size, **training)
         self.embedding_from_codebook = embedding_from_codebook
         if n_embd % n_head:
-            raise ValueError(f"n_embd: {n_embd} is no multiple of n_head: {n_head}")
+            raise ValueError(f"n_embd: {n_embd} is not a multiple of n_head: {n_head}")
         self.n_head = n_head
         self.table_size = vocab_size + 1 + condition_vocab_size
 

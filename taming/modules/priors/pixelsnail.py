@@ -347,7 +347,7 @@ class PixelSNAIL(AutoregressivePrior):
         if kernel_size % 2 == 0 or cond_res_kernel % 2 == 0:
             raise ValueError(f"kernel_size: {kernel_size} and cond_res_kernel: {cond_res_kernel} must be odd")
         if attention and channel % (2 * n_head):
-            raise ValueError(f"channel: {channel} is no multiple of 2 * n_head: {2 * n_head}")
+            raise ValueError(f"channel: {channel} is not a multiple of 2 * n_head: {2 * n_head}")
         self.vocab_size, self.kernel_size = vocab_size, kernel_size
         self.height, self.width = grid
         self.parts = [tuple(part) if not isinstance(part, int) else part for part in parts]

@@ -23,7 +23,7 @@ def num_bits(codebook_size: int) -> int:
     """Return the number of bits of an index.
 
     Raises:
-        ValueError: a size that is no power of two, so that not every row of bits is an index.
+        ValueError: a size that is not a power of two, so that not every row of bits is an index.
     """
     bits = codebook_size.bit_length() - 1
     if codebook_size < 2 or 1 << bits != codebook_size:

@@ -18,7 +18,7 @@ from taming.modules.distributed import all_reduce_mean
 
 MEMORY = 256 << 20  # bytes for the probabilities of a block of vectors and what their gradient needs
 COPIES = 6  # of a block's probabilities that the backward pass holds at once, about
-NEGLIGIBLE = 1e-19  # probability; products of two are no denormal numbers, which CPUs multiply slowly
+NEGLIGIBLE = 1e-19  # probability; products of two are not denormal numbers, which CPUs multiply slowly
 EPS = 1e-5  # added to p in log p, as in the code of LlamaGen, IBQ and Open-MAGVIT2
 
 

@@ -63,7 +63,7 @@ class FSQ(Quantizer):
 
     @property
     def num_bits(self) -> int:
-        """Bits of an index; ValueError if K is no power of two."""
+        """Bits of an index; ValueError if K is not a power of two."""
         return num_bits(self.codebook_size)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, QuantizerInfo]:

@@ -43,7 +43,7 @@ class LFQ(Quantizer):
         entropy_eps: added to mean_n p_n in its logarithm.
 
     Raises:
-        ValueError: a size that is no power of two.
+        ValueError: a size that is not a power of two.
     """
 
     scale: Tensor  # (), size of each channel of a code; it knows the module's dtype and device

@@ -53,10 +53,10 @@ class _Transformer(nn.Module):
         super().__init__()
         height, width_of_image = (resolution, resolution) if isinstance(resolution, int) else resolution
         if height % patch_size or width_of_image % patch_size:
-            raise ValueError(f"resolution: {resolution} is no multiple of patch_size: {patch_size}")
+            raise ValueError(f"resolution: {resolution} is not a multiple of patch_size: {patch_size}")
         if heads is None and width % HEAD_WIDTH:
             raise ValueError(
-                f"heads is missing, the attention heads of the width: {width}, which is no multiple of "
+                f"heads is missing, the attention heads of the width: {width}, which is not a multiple of "
                 f"{HEAD_WIDTH}, the channels of a head in published models: give heads"
             )
         heads = width // HEAD_WIDTH if heads is None else heads
@@ -113,7 +113,7 @@ class Encoder(_Transformer):
         double_z: of the VQGAN's networks; there is no variance here.
 
     Raises:
-        ValueError: sides that are no multiples of `patch_size`, or a width that is none of `heads`, or of 64
+        ValueError: sides that are not multiples of `patch_size`, or a width that is none of `heads`, or of 64
             without heads.
     """
 

@@ -74,7 +74,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd: {config.n_embd} is no multiple of n_head: {config.n_head}")
+            raise ValueError(f"n_embd: {config.n_embd} is not a multiple of n_head: {config.n_head}")
         self.key = nn.Linear(config.n_embd, config.n_embd)
         self.query = nn.Linear(config.n_embd, config.n_embd)
         self.value = nn.Linear(config.n_embd, config.n_embd)

@@ -26,7 +26,7 @@ class ConvGenerator(nn.Module):
         num_up: blocks, each of which doubles the resolution.
 
     Raises:
-        ValueError: a size that is no multiple of 2 ** num_up, or channels that are none of 8 * 2 ** num_up.
+        ValueError: a size that is not a multiple of 2 ** num_up, or channels not of 8 * 2 ** num_up.
     """
 
     entry_stage = None  # images of low resolution do not enter
@@ -38,7 +38,7 @@ class ConvGenerator(nn.Module):
         super().__init__()
         height, width = _sides(resolution, 2**num_up)
         if channels % (GROUPS * 2**num_up):
-            raise ValueError(f"channels: {channels} is no multiple of {GROUPS * 2**num_up}")
+            raise ValueError(f"channels: {channels} is not a multiple of {GROUPS * 2**num_up}")
         self.resolution, self.image_size, self.latent_dim = resolution, (height, width), latent_dim
         self.grid = height >> num_up, width >> num_up
         self.first = nn.Linear(latent_dim, channels * self.grid[0] * self.grid[1])
@@ -78,7 +78,7 @@ class ConvDiscriminator(nn.Module):
         num_down: blocks.
 
     Raises:
-        ValueError: a size that is no multiple of 2 ** num_down.
+        ValueError: a size that is not a multiple of 2 ** num_down.
     """
 
     fused_attention = False  # there is none: it can be differentiated twice
@@ -115,5 +115,5 @@ def _sides(resolution: Resolution, factor: int) -> tuple[int, int]:
     sides: Sequence[int] = [resolution] * 2 if isinstance(resolution, int) else resolution
     height, width = sides
     if height % factor or width % factor:
-        raise ValueError(f"images of {height}x{width} pixels are no multiple of {factor}")
+        raise ValueError(f"images of {height}x{width} pixels are not a multiple of {factor}")
     return height, width

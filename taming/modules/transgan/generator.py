@@ -40,8 +40,8 @@ class TransGANGenerator(nn.Module):
         fused_attention: use torch's fused kernel; a gradient penalty differentiates the generator once.
 
     Raises:
-        ValueError: a size that is no multiple of 2 ** (S - 1), channels that stages or heads do not divide,
-            or an entry stage that is not one of 2 to S.
+        ValueError: a size that is not a multiple of 2 ** (S - 1), channels that stages or heads do not
+            divide, or an entry stage that is not one of 2 to S.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class TransGANGenerator(nn.Module):
         finer = len(depths) - 1  # stages after the first
         if height % 2**finer or width % 2**finer:
             raise ValueError(
-                f"images of {height}x{width} pixels are no multiple of {2**finer}, for {len(depths)} stages: "
-                "change resolution, or the number of depths"
+                f"images of {height}x{width} pixels are not a multiple of {2**finer}, for {len(depths)} "
+                "stages: change resolution, or the number of depths"
             )
         if dim % (4**finer * heads):
             raise ValueError(
-                f"dim: {dim} is no multiple of {4**finer * heads}: each of {finer} stages after the first "
+                f"dim: {dim} is not a multiple of {4**finer * heads}: each of {finer} stages after the first "
                 f"has a quarter of the channels, which {heads} heads divide"
             )
         if entry_stage is not None and not 2 <= entry_stage <= len(depths):

@@ -148,12 +148,12 @@ def test_of_a_jpeg_with_several_images_the_first_is_read(tmp_path, monkeypatch):
     assert ImagePaths([tmp_path / "x.jpg"], 24)[0]["image"].shape == (24, 24, 3)
 
 
-# ---- what is no file
+# ---- what is not a file
 
 
 @pytest.fixture
 def no_files(tmp_path):
-    """Places that are no regular files, by what messages call them."""
+    """Places that are not regular files, by what messages call them."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     return {"pipe": tmp_path / "pipe.png", "folder": tmp_path / "folder.png", "device": "/dev/zero"}

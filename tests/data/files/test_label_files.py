@@ -113,7 +113,7 @@ def test_indexed_colours_of_which_some_are_the_models_are_ambiguous(stage, tmp_p
         read_labels(save(tmp_path, indexed(IDS, palette)), stage)
     indices_alone = np.zeros((256, 3), np.uint8)
     indices_alone[100:110] = palette
-    with pytest.raises(ValueError, match="none of the palette"):  # indices that are no labels
+    with pytest.raises(ValueError, match="none of the palette"):  # indices that are not labels
         read_labels(save(tmp_path, indexed(IDS + 100, indices_alone)), stage)
 
 

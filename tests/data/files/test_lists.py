@@ -16,7 +16,7 @@ def test_lines_are_read_without_blanks_and_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is empty"), (b"\n \n", "is empty"), (b"\xff\xfea\0", "is no UTF-8 text"),
+    (b"", "is empty"), (b"\n \n", "is empty"), (b"\xff\xfea\0", "is not UTF-8 text"),
     (b"a\n" + b"x" * 70_000, "a line of more than 65536"), (bytes(200_000), "a line of more than 65536"),
 ])
 def test_what_is_no_list_is_one_line(tmp_path, content, message):

@@ -299,7 +299,7 @@ def test_settings_of_ids_need_their_number(tmp_path, setting):
         TarShards(labelled(tmp_path, IDS), **{setting: True})
 
 
-@pytest.mark.parametrize("content, what", [(b"t\xfcr\n", "is no UTF-8 text"), (b"\n", "is empty")])
+@pytest.mark.parametrize("content, what", [(b"t\xfcr\n", "is not UTF-8 text"), (b"\n", "is empty")])
 def test_names_of_classes_that_cannot_be_read_are_told_with_their_file(shard, content, what):
     (shard.parent / "classes.txt").write_bytes(content)
     file = shard.parent / "classes.txt"

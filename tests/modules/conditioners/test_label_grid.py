@@ -18,7 +18,7 @@ def test_a_cell_is_its_most_common_label():
 
 def test_a_label_can_be_favored():
     maps = LabelGrid(4, 2).one_hot(IDS)
-    favored = {factor: LabelGrid(4, 2, {1: factor}).encode(maps)[2][2][0, 0].tolist() for factor in (2.9, 3.1)}
+    favored = {f: LabelGrid(4, 2, {1: f}).encode(maps)[2][2][0, 0].tolist() for f in (2.9, 3.1)}
     assert favored == {2.9: [0, 1], 3.1: [1, 1]}  # one pixel of four
     assert LabelGrid(4, 2, {2: 0.1, 0: 5}).encode(maps)[2][2].tolist() == [[[0, 1], [0, 0]]]
     with pytest.raises(ValueError, match="favor: there is no label 4, they are 0 to 3"):

@@ -203,7 +203,7 @@ def test_grouped_queries_share_keys_and_values():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(n_embd=30, n_head=4), "n_embd: 30 is no multiple of n_head: 4"),
+    (dict(n_embd=30, n_head=4), "n_embd: 30 is not a multiple of n_head: 4"),
     (dict(layout=[1]), r"layout: \[1\] does not end with the grid of the codes"),
     (dict(layout=[]), r"layout: \[\] does not end with the grid"),
     (dict(layout=[1, [4, 0]]), "does not end with the grid"),

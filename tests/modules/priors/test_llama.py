@@ -219,8 +219,8 @@ def test_the_layout_comes_from_the_stages():
     (dict(prior=dict(vocab_size=16)), "vocab_size: 16 of the transformer, but the first stage has 12 codes"),
     (dict(prior=dict(layout=[1, [4, 4]])), "layout: .*, but the stages have "),
     (dict(prior=dict(n_embd=12)), "6 channels of a head, but rotary .* multiple of 4"),
-    (dict(prior=dict(n_embd=24, n_head=3, n_kv_head=2)), "n_head: 3 is no multiple of n_kv_head: 2"),
-    (dict(prior=dict(n_embd=24, n_head=None)), "n_head is missing, and n_embd: 24 is no multiple of 64"),
+    (dict(prior=dict(n_embd=24, n_head=3, n_kv_head=2)), "n_head: 3 is not a multiple of n_kv_head: 2"),
+    (dict(prior=dict(n_embd=24, n_head=None)), "n_head is missing; n_embd: 24 is not a multiple of 64"),
 ])
 def test_what_cannot_be_is_said(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -344,7 +344,7 @@ def test_codes_in_one_row():
 
 
 @pytest.mark.parametrize(("build", "message"), [
-    (lambda: make(n_embd=15), "n_embd: 15 is no multiple of n_head: 2"),
+    (lambda: make(n_embd=15), "n_embd: 15 is not a multiple of n_head: 2"),
     (lambda: make("UViTMaskGIT", n_layer=4), "n_layer: 4 must be odd"),
     (lambda: make("MaskBit", 8), "bit_groups: 2 does not divide the 3 bits of 8 codes: .* 1, 3"),
     (lambda: make("MaskBit", 24), "24 codes has no bits: give a power of two"),

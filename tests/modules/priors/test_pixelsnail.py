@@ -217,7 +217,7 @@ def test_published_sizes(layout, channel, want):
     (dict(layout=[[8, 12], [4, 6]]), "a condition of 8x12 codes does not fit"),
     (dict(layout=[1, 24]), "the codes are a grid"),
     (dict(kernel_size=4), "kernel_size: 4 and cond_res_kernel: 3 must be odd"),
-    (dict(channel=20), "channel: 20 is no multiple of 2 \\* n_head: 8"),
+    (dict(channel=20), "channel: 20 is not a multiple of 2 \\* n_head: 8"),
 ])
 def test_sizes_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):

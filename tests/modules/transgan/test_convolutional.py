@@ -30,9 +30,9 @@ def test_the_gradient_penalty_reaches_every_weight_of_the_discriminator():
 
 
 @pytest.mark.parametrize(("build", "message"), [
-    (lambda: ConvGenerator(20, 64, 6), "images of 20x20 pixels are no multiple of 8"),
-    (lambda: ConvDiscriminator([16, 20], 4), "images of 16x20 pixels are no multiple of 8"),
-    (lambda: ConvGenerator(16, 24, 6), "channels: 24 is no multiple of 64"),
+    (lambda: ConvGenerator(20, 64, 6), "images of 20x20 pixels are not a multiple of 8"),
+    (lambda: ConvDiscriminator([16, 20], 4), "images of 16x20 pixels are not a multiple of 8"),
+    (lambda: ConvGenerator(16, 24, 6), "channels: 24 is not a multiple of 64"),
 ])
 def test_sizes_that_do_not_divide_are_named(build, message):
     with pytest.raises(ValueError, match=message):

@@ -167,10 +167,10 @@ def test_schedule():
 
 def test_bad_input():
     for params, message in (
-        (dict(resolution=18), "no multiple of 4, for 3 stages"),
+        (dict(resolution=18), "not a multiple of 4, for 3 stages"),
         (dict(resolution=16, entry_stage=1), "entry_stage: 1 must be a stage after the first, 2 to 3"),
         (dict(resolution=16, entry_stage=4), "entry_stage: 4 must be"),
-        (dict(resolution=16, heads=3), "dim: 64 is no multiple of 48"),
+        (dict(resolution=16, heads=3), "dim: 64 is not a multiple of 48"),
     ):
         with pytest.raises(ValueError, match=message):
             generator(**params)
