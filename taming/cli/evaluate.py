@@ -230,10 +230,7 @@ def evaluate_samples(subject: Subject, options: argparse.Namespace, key: str) ->
         if changed := [name for name in changed_options(sampling) if name != "seed"]:
             raise ValueError(f"{changed[0]} is for transformers, not for {type(model).__name__}")
     else:
-        sampling.check(
-            codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
-            has_null=model.null_token is not None,
-        )
+        model.check_options(sampling)
     judges = load_judges(options, subject.device)
     network = judges.network
     assert network is not None

@@ -76,10 +76,7 @@ def _prepared(
     """Check that a model is a transformer that can do what is asked for; bring it to the precision."""
     if not isinstance(model, Net2NetTransformer):
         raise ValueError(f"{file} is a {type(model).__name__}: {why_no_images(model)}")
-    options.check(
-        codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
-        has_null=model.null_token is not None,
-    )
+    model.check_options(options)
     metadata = model_metadata(model, config)  # of the weights before they are rounded
     model.transformer.to(PRECISIONS[options.precision])
     return model, config, metadata | options_metadata(options) | {"checkpoint": file.name, "step": str(step)}

@@ -416,6 +416,13 @@ class Net2NetTransformer(ImageModel):
         """Return what `latent_shape` does, of two levels the grid of the coarser one."""
         return as_list(self.latent_shape(height, width))[0]
 
+    def check_options(self, options: SamplingOptions) -> None:
+        """Raise ValueError for options of sampling that this model cannot follow; see `check` there."""
+        options.check(
+            codebook_size=self.codebook_size, window_width=self.coarse_shape()[1],
+            has_null=self.null_token is not None, in_steps=getattr(self.transformer, "in_steps", False),
+        )
+
     @torch.no_grad()
     def generate(
         self, c_indices: Tensor | Sequence[Tensor], options: SamplingOptions | None = None, *,

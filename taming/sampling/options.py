@@ -13,6 +13,7 @@ from taming.util import number
 
 PRECISIONS = ("32", "bf16", "16")
 MASK_ORDERS = ("confidence", "halton")
+OF_MASKED_PRIORS = ("steps", "mask_schedule", "mask_order", "mask_temperature")
 
 
 def _option(default: Any, help: str, read: Callable[[str], Any] | None = None, **more: Any) -> Any:
@@ -54,7 +55,7 @@ class SamplingOptions:
         seed: image number i of a seed is the same in any batch; None uses torch's global random numbers.
         precision: of the transformer's weights when a command or the page loads it.
         steps, mask_schedule, mask_order, mask_temperature: how a masked prior decides on its codes; see
-            `taming.sampling.masked`. Other priors do not read them.
+            `taming.sampling.masked`. For other priors they are an error.
     """
 
     temperature: Schedule = _option(
@@ -138,7 +139,8 @@ class SamplingOptions:
         )
 
     def check(
-        self, *, codebook_size: int | None = None, window_width: int | None = None, has_null: bool = True
+        self, *, codebook_size: int | None = None, window_width: int | None = None, has_null: bool = True,
+        in_steps: bool = True,
     ) -> None:
         """Raise ValueError for a number that is out of range, so that nothing is loaded or computed in vain.
 
@@ -148,6 +150,7 @@ class SamplingOptions:
             codebook_size: number of codes of the first stage.
             window_width: width of the training grid, in codes.
             has_null: whether the model has a null token.
+            in_steps: whether its prior decides on many codes in a step.
         """
         ranges = {
             "temperature": (0.0, None, "a number above 0; 1 changes nothing", True),
@@ -176,6 +179,11 @@ class SamplingOptions:
             raise ValueError(f"stride is {self.stride}: a wavefront is for stride 1; leave out one of them")
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata.get("choices")
+            if not in_steps and field.name in OF_MASKED_PRIORS and value != field.default:
+                raise ValueError(
+                    f"{field.name} is {value}, but it is for masked priors, and this one samples code by "
+                    "code: leave it out"
+                )
             if choices and value not in choices:
                 raise ValueError(f"{field.name} is {value!r}: give one of {', '.join(choices)}")
 

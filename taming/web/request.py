@@ -40,10 +40,7 @@ class Request:
 def check_request(model: Net2NetTransformer, request: Request, max_pixels: int) -> None:
     """Raise ValueError, with what is allowed, for an option that is out of range for the model."""
     check_amount(model, request, max_pixels)
-    request.options.check(
-        codebook_size=model.codebook_size, window_width=model.coarse_shape()[1],
-        has_null=model.null_token is not None,
-    )
+    model.check_options(request.options)
     if not 0 <= (request.options.seed or 0) <= MAX_SEED:
         raise ValueError(f"seed is {request.options.seed}: give a whole number from 0 to {MAX_SEED}")
 

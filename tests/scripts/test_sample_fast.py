@@ -145,6 +145,8 @@ def test_with_coordinates(tmp_path):
     (["--classes", "a,1"], "--classes a,1: give class numbers"),
     (["--device", "nonsense"], "no device nonsense here"),
     (["--guidance", "2"], "has no null token to be guided away from: train it with cond_dropout"),
+    (["--steps", "8"], "steps is 8, but it is for masked priors, and this one samples code by code"),
+    (["--mask-order", "halton"], "mask_order is halton, but it is for masked priors"),
 ])
 def test_errors_are_one_line(labelled, tmp_path, capsys, arguments, message):
     status, paths = draw(labelled, tmp_path, "-n", 1, *arguments)

@@ -144,7 +144,7 @@ def scan(shard: str | os.PathLike) -> Index:
     """Read the headers of a tar file.
 
     Raises:
-        ShardError: it is not a tar file, is compressed or cut short, or has a damaged header or too many files.
+        ShardError: it is not a tar file, is compressed or cut short, or has a bad header or too many files.
     """
     name = os.fspath(shard)
     broken = f"shard {name} is broken"

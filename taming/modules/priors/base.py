@@ -25,6 +25,7 @@ class Prior(nn.Module):
         block_size: longest sequence that it reads, condition + codes - 1.
         on_grid: it reads the codes as a grid, in raster order, and needs no start token: its `layout` names
             the grids, and its `block_size` follows.
+        in_steps: sampling decides on many codes in a step, not on one after another.
         levels: number of grids of codes that it models at once, those of a tokenizer's `levels`.
         embedding_from_codebook: the embeddings of the codes start from the vectors of the codes; see
             `init_from_codebook`.
@@ -34,6 +35,7 @@ class Prior(nn.Module):
     condition_vocab_size: int | None = None
     block_size: int
     on_grid: bool = False
+    in_steps: bool = False
     levels: int = 1
     embedding_from_codebook: bool = False
 

@@ -45,6 +45,7 @@ class MaskedPrior(Prior):
         group_size: V.
     """
 
+    in_steps = True
     groups: int = 1
     group_size: int
 
