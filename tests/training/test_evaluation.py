@@ -122,8 +122,8 @@ def test_a_distance_needs_two_images(tmp_path, caplog):
 
 def test_a_gan_is_judged_by_samples(tmp_path):
     config = load_config([find_config("transgan/transgan_landscapes")])
-    config.model.params.generator |= {"dim": 32, "depths": [1, 1, 1], "latent_dim": 4}
-    config.model.params.discriminator |= {"dim": 16, "depth": 1}
+    config.model.params.generator.update({"dim": 32, "depths": [1, 1, 1], "latent_dim": 4})
+    config.model.params.discriminator.update({"dim": 16, "depth": 1})
     for split, length in (("train", 32), ("validation", 4)):
         config.data.params[split].params.length = length
     OmegaConf.save(config, tmp_path / "gan.yaml")

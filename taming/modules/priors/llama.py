@@ -132,18 +132,18 @@ class ConditionEmbedding(nn.Module):
 class ConditionFeatures(nn.Module):
     """Features of grid conditions for each code, which know what lies around its place.
 
-    Embeddings of cells are averaged or repeated to the grid of the codes. Two blocks follow, each a 7x7
-    convolution of each channel, then a linear layer, with a skip connection (after Liu et al. 2022,
-    "ConvNeXt"): six codes to each side are seen.
+    Embeddings of cells are averaged or repeated to the grid of the codes. Two blocks follow, each of 1x1, 5x5
+    and 1x1 convolutions, a quarter as wide inside, with a skip connection: four codes to each side are seen.
     """
 
     def __init__(self, grids: Sequence[tuple[int, ...]], shape: tuple[int, int], channels: int):
         super().__init__()
         self.grids, self.shape = list(grids), shape
+        inside = max(1, channels // 4)
         self.blocks = nn.ModuleList([
             nn.Sequential(
-                nn.Conv2d(channels, channels, 7, padding=3, groups=channels), nn.GELU(),
-                nn.Conv2d(channels, channels, 1),
+                nn.Conv2d(channels, inside, 1), nn.GELU(), nn.Conv2d(inside, inside, 5, padding=2), nn.GELU(),
+                nn.Conv2d(inside, channels, 1),
             )
             for _ in range(2)
         ])
@@ -363,6 +363,7 @@ def rotary_table(places: Tensor, head_dim: int, base: float) -> Tensor:
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn neighbouring channels of x (B, n, T, d) by the angles of `rotary` (T, d / 2, 2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, n, T, d / 2)
-    cos, sin = rotary.unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    cos, sin = rotary.repeat_interleave(2, dim=1).unbind(-1)  # (T, d) each
+    signs = torch.tensor([-1.0, 1.0], device=x.device).repeat(sin.shape[1] // 2)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # neighbours exchanged
+    return torch.addcmul(x * cos, swapped.to(cos.dtype), sin * signs).to(x.dtype)

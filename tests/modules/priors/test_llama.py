@@ -150,8 +150,8 @@ def test_a_fused_grid_is_not_in_the_sequence():
     assert x.shape == (2, 2 + 24, 8) and len(model.places()) == 26 and len(plain.places()) == 32
     assert model(tokens)[0].shape == plain(tokens)[0].shape == (2, 32, 7)
     for block in model.fused_features.blocks:  # let a cell show at its own place alone
-        block[2].weight.zero_()
-        block[2].bias.zero_()
+        block[4].weight.zero_()
+        block[4].bias.zero_()
     changed = tokens.clone()
     changed[:, 2] = (tokens[:, 2] + 1) % 4  # the upper left of 2x3 cells: 2x2 of the 4x6 codes
     before, after = (model.embed(each, 0, {})[0] for each in (tokens, changed))
@@ -176,8 +176,8 @@ def test_a_fused_grid_alone_leaves_a_start_position():
 def test_cells_of_other_grids_are_averaged_or_repeated():
     model = fused([1, [8, 6], [2, 3], [4, 6]])
     for block in model.fused_features.blocks:
-        block[2].weight.zero_()
-        block[2].bias.zero_()
+        block[4].weight.zero_()
+        block[4].bias.zero_()
     fine, coarse = torch.randn(1, 48, 8), torch.randn(1, 6, 8)
     features = model.fused_features([fine, coarse]).view(4, 6, 8)
     fine, coarse = fine.view(8, 6, 8), coarse.view(2, 3, 8)
