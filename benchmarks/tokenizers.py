@@ -5,12 +5,13 @@
     python -m benchmarks.tokenizers --steps 1000                 the same at equal batches
     python -m benchmarks.tokenizers vqgan_f8 --minutes 0.3       one row, to see that it runs
     python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the VQGAN of f = 8
+    python -m benchmarks.tokenizers networks --minutes 4         the demo's VQGAN, with two kinds of networks
 
-All rows have about a million parameters, 512 codes where they have codes, batches of 8, and the same images
-in the same order. Time is that of training steps on the processor, of all threads: other work on the machine
-does not count. Schedules of a configuration are stretched over the budget. Then the unseen images are
-reconstructed and judged as `taming evaluate` does. A second start goes on where the first was stopped, also
-within a row.
+All rows have about a million parameters, 512 codes where they have codes (256 in `networks`), batches of 8,
+and the same images in the same order. Time is that of training steps on the processor, of all threads: other
+work on the machine does not count. Schedules of a configuration are stretched over the budget. Then unseen
+images are reconstructed and judged as `taming evaluate` does. A second start goes on where the first was
+stopped, also within a row.
 """
 
 import argparse
@@ -105,8 +106,14 @@ RECIPES = {
     "bsq": quantizer("BSQ, 9 bits", "lookup_free.BSQ", LEARNED),
     "averages": Row("averages of the weights", "landscapes/landscapes_vqgan", ("model.ema_decay=0.998",)),
 }
-ROWS = SYSTEMS | RECIPES
-SETS = {"systems": tuple(SYSTEMS), "recipes": tuple(RECIPES)}
+NETWORKS = {  # 16x16 codes of 256
+    "convolutions": Row("networks of the VQGAN", "landscapes/landscapes_fine_vqgan", (
+        "n_embed=256", "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
+    )),
+    "strided": Row("networks of VQ-VAE", "demo/vqgan"),
+}
+ROWS = SYSTEMS | RECIPES | NETWORKS
+SETS = {"systems": tuple(SYSTEMS), "recipes": tuple(RECIPES), "networks": tuple(NETWORKS)}
 METRICS = ("PSNR", "SSIM", "ST-LPIPS", "LPIPS", "rFD", "rFID")  # in the table: what their names begin with
 
 
@@ -116,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     as_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     add = parser.add_argument
-    names = f"{', '.join(SYSTEMS)}, or {', '.join(RECIPES)}"
-    add("rows", nargs="*", metavar="ROW", help=f"any of {names}; or systems, recipes; default: systems")
+    names = f"{', '.join(ROWS)}; or {', '.join(SETS)}"
+    add("rows", nargs="*", metavar="ROW", help=f"any of {names}; default: systems")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of the processor, for the training steps of each row")
     budget.add_argument("--steps", type=int, help="batches of each row, in place of --minutes")

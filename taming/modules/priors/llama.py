@@ -150,10 +150,10 @@ class ConditionFeatures(nn.Module):
 
     def forward(self, embedded: Sequence[Tensor]) -> Tensor:
         """Map the embeddings (B, h * w, D) of the cells of each grid to features (B, N, D)."""
-        x = sum(
+        x = torch.stack([
             F.adaptive_avg_pool2d(rearrange(cells, "b (h w) d -> b d h w", h=grid[0]), self.shape)
             for cells, grid in zip(embedded, self.grids, strict=True)
-        )  # (B, D, H, W)
+        ]).sum(0)  # (B, D, H, W)
         for block in self.blocks:
             x = x + block(x)
         return rearrange(x, "b d h w -> b (h w) d")
@@ -240,7 +240,7 @@ class Llama(GridDecoder):
         hidden = ffn_dim or -(-int(8 * n_embd / 3) // MULTIPLE) * MULTIPLE
         self.tok_embeddings = nn.Embedding(vocab_size, n_embd)
         self.cls_embedding = ConditionEmbedding(condition_vocab_size, sizes, n_embd)
-        grids = [part for part, fused in zip(self.parts, self.fused, strict=True) if fused]
+        grids = [part for part in self.parts if fuse_grids and not isinstance(part, int)]
         self.fused_features = ConditionFeatures(grids, (self.height, self.width), n_embd) if grids else None
         self.start_embedding = None if read else nn.Parameter(torch.zeros(1, 1, n_embd))
         self.tok_dropout = nn.Dropout(embd_pdrop)
