@@ -233,7 +233,7 @@ def test_schedules_of_training_reach_both_priors():
     ({"top": {"target": "torch.nn.Linear", "params": {"in_features": 1, "out_features": 1}}}, "Linear"),
     ({"bottom_window": [2]}, "bottom_window: [2] must be [height, width], in fine codes"),
     ({"bottom_window": [2, 2, 2]}, "bottom_window: [2, 2, 2] must be [height, width]"),
-    ({"bottom": "GPT"}, "bottom: 'GPT' is not a prior: give {target, params} of one"),
+    ({"bottom": "GPT"}, "bottom: 'GPT' is not a prior: give its {target, params}"),
     ({"bottom": gpt(vocab_size=3)}, "bottom.params.vocab_size: 3 is below vocab_size: 5"),
 ])
 def test_what_does_not_fit_is_named(change, message):
