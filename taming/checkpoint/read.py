@@ -235,5 +235,5 @@ def _check_entries(state: Mapping[Any, Any], path: Path) -> None:
     for key, value in state.items():
         unusual = isinstance(value, Placeholder)
         if not isinstance(key, str) or unusual:
-            kind = "a tensor without data, or a sparse one" if unusual else "no name of a weight"
+            kind = "a tensor without data, or a sparse one" if unusual else "not the name of a weight"
             raise ValueError(f"{path} is not a checkpoint of weights: {key!r} in its state_dict is {kind}")

@@ -92,7 +92,7 @@ def test_a_refused_file_leaves_a_model_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("state, message", [
     ({"weight": "text", "bias": [1]}, "do not fit Linear; nothing was loaded"),
-    ({1: torch.ones(2, 3), "bias": torch.ones(2)}, "1 in its state_dict is not a name"),
+    ({1: torch.ones(2, 3), "bias": torch.ones(2)}, "1 in its state_dict is not the name"),
     ({"weight": torch.ones(2, 3, device="meta"), "bias": torch.ones(2)}, "'weight' .* without data"),
     ({"weight": torch.eye(2, 3).to_sparse(), "bias": torch.ones(2)}, "'weight' .* sparse"),
     ({}, r"missing in the file: 2 \(weight; bias\)"),
