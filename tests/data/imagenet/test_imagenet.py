@@ -159,7 +159,7 @@ def test_depth_sizes_and_roots(cache):
     (lambda path: Image.new("RGB", (56, 40)).save(path), "0.png has mode RGB, but must be RGBA"),
     (lambda path: save_depth(path, np.zeros((40, 55))), "0.png has 40x55 .*image 40x56"),
     (lambda path: save_depth(path, np.full((40, 56), np.nan)), "0.png ranges from nan"),
-    (lambda path: Image.new("RGBA", (56, 40), "black").save(path), "0.png ranges from -1.*no packed"),
+    (lambda path: Image.new("RGBA", (56, 40), "black").save(path), "0.png ranges from -1.*not packed"),
     (lambda path: path.write_bytes(b""), "cannot read depth .*0.png: UnidentifiedImageError"),
 ])
 def test_a_bad_depth_map_is_skipped(cache, tmp_path, caplog, spoil, message):
