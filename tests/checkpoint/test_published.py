@@ -176,7 +176,7 @@ def array(shape, name, data):
     (b"\x81\xa1a" + array([3], "float32", b"1234"), "do not fit its shape"),
     (b"\x81\xa1a" + array([1], "object", b"1234"), "type unknown here, 'object'"),
     (b"\x81\xa1a" + array([1] * 90, "uint8", b"1"), "type unknown here"),
-    (b"\x81\xa1a" + array(["x"], "uint8", b"1"), "no whole numbers"),
+    (b"\x81\xa1a" + array(["x"], "uint8", b"1"), "not whole numbers"),
     (b"\x81\x01\x02", "1 in it is not a name"), (b"\x92\x01\x02", "no arrays"),
     (pack({"x": {"__msgpack_chunked_array__": 1}}), "the array x is in pieces"),
 ])
