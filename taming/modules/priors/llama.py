@@ -363,7 +363,7 @@ def rotary_table(places: Tensor, head_dim: int, base: float) -> Tensor:
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn neighbouring channels of x (B, n, T, d) by the angles of `rotary` (T, d / 2, 2)."""
-    cos, sin = rotary.repeat_interleave(2, dim=1).unbind(-1)  # (T, d) each
-    signs = torch.tensor([-1.0, 1.0], device=x.device).repeat(sin.shape[1] // 2)
+    cos, sin = rotary.unbind(-1)  # (T, d / 2) each
+    cos, sin = torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1)  # (T, d) each
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # neighbours exchanged
-    return torch.addcmul(x * cos, swapped.to(cos.dtype), sin * signs).to(x.dtype)
+    return torch.addcmul(x * cos, swapped.to(cos.dtype), sin).to(x.dtype)
