@@ -172,9 +172,10 @@ class Autoencoder(ImageSizes, ImageModel):
 
     def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
         """Make Adam for those of some parameters that are not frozen."""
-        rate, fused = self.base_learning_rate(), self.device.type == "cuda"
         trained = [p for p in parameters if p.requires_grad]
-        return torch.optim.Adam(trained, lr=rate, betas=self.betas, fused=fused)
+        return torch.optim.Adam(
+            trained, lr=self.base_learning_rate(), betas=self.betas, fused=self.has_fused_step
+        )
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of all but the loss."""

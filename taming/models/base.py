@@ -161,6 +161,11 @@ class ImageModel(Pretrained, pl.LightningModule):
             raise ValueError("no learning rate: set model.learning_rate = ... before trainer.fit(model)")
         return self.learning_rate
 
+    @property
+    def has_fused_step(self) -> bool:
+        """Whether torch takes a whole step of Adam in one kernel on the model's device."""
+        return self.device.type in ("cpu", "cuda")
+
     def gradients_complete(self) -> bool:
         """Count a batch's gradients; False while they wait for the rest of `accumulate_grad_batches`."""
         self._accumulated += 1

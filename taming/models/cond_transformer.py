@@ -376,8 +376,9 @@ class Net2NetTransformer(ImageModel):
         chosen = {id(p) for p in decay}
         rest = [p for p in self.transformer.parameters() if id(p) not in chosen]
         groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        rate, fused = self.base_learning_rate(), self.device.type == "cuda"
-        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused)
+        return torch.optim.AdamW(
+            groups, lr=self.base_learning_rate(), betas=(0.9, 0.95), fused=self.has_fused_step
+        )
 
     # ---- sampling
 

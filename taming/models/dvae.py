@@ -231,7 +231,7 @@ class DVAE(Tokenizer, ImageConditioner, Autoencoder):
         """Make AdamW."""
         return torch.optim.AdamW(
             self.generator_parameters(), lr=self.base_learning_rate(), betas=self.betas,
-            weight_decay=self.weight_decay, fused=self.device.type == "cuda",
+            weight_decay=self.weight_decay, fused=self.has_fused_step,
         )
 
 

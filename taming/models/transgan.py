@@ -275,9 +275,9 @@ class TransGAN(ImageSizes, LatentGenerator, ImageModel):
 
     def configure_optimizers(self) -> Any:
         """Make Adam for the generator and for the discriminator: ([both], [])."""
-        rate, fused = self.base_learning_rate(), self.device.type == "cuda"
+        rate = self.base_learning_rate()
         return [
-            torch.optim.Adam(network.parameters(), lr=rate, betas=self.betas, fused=fused)
+            torch.optim.Adam(network.parameters(), lr=rate, betas=self.betas, fused=self.has_fused_step)
             for network in (self.generator, self.discriminator)
         ], []
 

@@ -1,10 +1,9 @@
-"""Attention in blocks and linear layers with reordered weights: equal to the plain ones."""
+"""Linear layers with reordered weights: equal to the plain ones."""
 
 import pytest
 import torch
 from torch import nn
 
-from taming.modules.transformer import cpu_inference
 from taming.modules.transformer.cpu_inference import PackedLinear, can_pack, pack_linears
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import image_generators, sample_tokens
@@ -82,19 +81,3 @@ def test_long_sampling_uses_it_and_samples_the_same_tokens(n_unmasked):
     with torch.no_grad():  # the weights of the moment are used, not those of an earlier call
         model.head.weight.neg_()
     assert not torch.equal(sample_tokens(model, prefix, steps, greedy=True), tokens[:, 4:])
-
-
-@pytest.mark.parametrize("n_unmasked", [0, 5, 200])
-def test_attention_in_blocks_is_the_fused_one(n_unmasked, monkeypatch):
-    """Few sequences on a CPU go block by block, many through the fused kernel: the same result."""
-    gpt = GPT(10, 300, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked).eval()
-    idx = torch.randint(10, (2, 290))
-    with torch.no_grad():
-        blocks = gpt(idx)[0]
-        cache = gpt.new_cache(2, 300)
-        gpt.extend(idx[:, :250], cache)
-        later = gpt.extend(idx[:, 250:], cache)
-        monkeypatch.setattr(cpu_inference, "FEW", 0)
-        fused = gpt(idx)[0]
-    torch.testing.assert_close(blocks, fused, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(later, fused[:, -1], rtol=1e-4, atol=1e-5)

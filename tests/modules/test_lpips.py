@@ -152,6 +152,26 @@ def test_stays_in_evaluation_mode_and_float32():
     assert torch.equal(got, want)
 
 
+def test_training_in_bfloat16_is_close_to_float32():
+    """Values and gradients, of images that differ by little; other calls compute in float32."""
+    loss = LPIPS(net="vgg", random_trunk=True)
+    x, noise = images(2, 3, 64, 64)
+    y = (x + 0.2 * noise).requires_grad_()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = loss(x, y)
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), y)))
+    (exact, exact_grad), (value, grad) = found
+    assert value.dtype == torch.float32 and not torch.equal(value, exact)
+    torch.testing.assert_close(value, exact, rtol=0.03, atol=0)
+    assert torch.cosine_similarity(grad.flatten(), exact_grad.flatten(), dim=0) > 0.95
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(x, y), exact)
+    with torch.autocast("cpu", dtype=torch.float16):  # whose range is too small
+        assert torch.equal(loss(x, y), exact)
+
+
 def test_building_and_loading_disturb_no_global_generator():
     state = torch.random.get_rng_state()
     first, second = LPIPS(net="alex", random_trunk=True), LPIPS(net="alex", random_trunk=True)

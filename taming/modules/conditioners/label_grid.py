@@ -35,9 +35,12 @@ class LabelGrid(LabelMapConditioner, nn.Module):
     ):
         super().__init__()
         self.n_labels, self.factor = n_labels, down_factor
-        self.favor = dict(favor or {})
-        if unknown := [label for label in self.favor if label >= n_labels]:
-            raise ValueError(f"favor: there is no label {unknown[0]}, they are 0 to {n_labels - 1}")
+        weights = torch.ones(n_labels, 1, 1)
+        for label, factor in (favor or {}).items():
+            if label >= n_labels:
+                raise ValueError(f"favor: there is no label {label}, they are 0 to {n_labels - 1}")
+            weights[label] = factor
+        self.register_buffer("weights", weights, persistent=False)
 
     @property
     def vocab_size(self) -> int:
@@ -61,10 +64,7 @@ class LabelGrid(LabelMapConditioner, nn.Module):
                 f"{crop[0]} x {crop[1]} would do"
             )
         shares = F.avg_pool2d(c.float(), self.factor)
-        weights = torch.ones(self.n_labels, 1, 1, device=c.device)
-        for label, factor in self.favor.items():
-            weights[label] = factor
-        return shares, None, (None, None, (shares * weights).argmax(1))
+        return shares, None, (None, None, (shares * self.weights).argmax(1))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn tokens (B, h, w) into one-hot maps (B, L, H, W), constant over each cell."""

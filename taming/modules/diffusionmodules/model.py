@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from taming.modules.group_norm import GroupNorm
 from taming.modules.pixel_range import UNIT, PixelRange, from_images, to_images
 from taming.parameters import Length, NonNegativeInt, PositiveInt, Probability
 
@@ -52,7 +53,7 @@ def Normalize(in_channels: int, num_groups: int = 32) -> nn.GroupNorm:
             f"{in_channels} channels cannot be normalized in {num_groups} groups: "
             f"make ch * ch_mult a multiple of {num_groups}"
         )
-    return nn.GroupNorm(num_groups, in_channels, eps=1e-6, affine=True)
+    return GroupNorm(num_groups, in_channels, eps=1e-6)
 
 
 class Upsample(nn.Module):

@@ -167,13 +167,19 @@ class _FrozenNetwork(nn.Module):
         )
         _copy_all(own, found, source, "lin")
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the sum over layers of the mean weighted squared difference (eq. 1): (B, 1, 1, 1)."""
-        heads = map(self.get_submodule, self.names)
-        features = [map(normalize_tensor, self.net(self.scaling_layer(x))) for x in (input, target)]
-        triples = zip(heads, *features, strict=True)
-        values = (spatial_average(head((a - b).square())) for head, a, b in triples)
-        return sum(values, start=input.new_zeros(1))
+    def forward(self, input: Tensor, target: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the sum over layers of the mean weighted squared difference (eq. 1): (B, 1, 1, 1).
+
+        The convolutions compute in `dtype`, all else in float32.
+        """
+        total = input.new_zeros(1)
+        pair = [self.scaling_layer(x) for x in (input, target)]
+        for part, name in zip(self.net.children(), self.names, strict=True):
+            with torch.autocast(input.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                pair = [part(x) for x in pair]
+            a, b = (normalize_tensor(x.float()) for x in pair)
+            total = total + spatial_average(self.get_submodule(name)((a - b).square()))
+        return total
 
 
 def _part(name: str) -> property:
@@ -240,7 +246,10 @@ class LPIPS(Frozen):
         return f"net={self.net_name!r}, loaded={bool(self._loaded)}"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Measure the distance of each pair of images.
+        """Measure the distance of each pair of images, in float32.
+
+        Only where gradients are needed under autocast to bfloat16, the convolutions of the network compute in
+        bfloat16 as well; the range of float16 is too small for them.
 
         Args:
             input, target: (B, C, H, W) in [-1, 1], C = 3, or 1 which is repeated.
@@ -254,9 +263,13 @@ class LPIPS(Frozen):
         """
         self._check(input, target)
         self._device = input.device
-        network = self.network()
-        with torch.autocast(input.device.type, enabled=False):
-            return network(input.float().expand(-1, 3, -1, -1), target.float().expand(-1, 3, -1, -1))
+        network, device, dtype = self.network(), input.device.type, torch.float32
+        trains = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
+        if trains and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            pair = (x.float().expand(-1, 3, -1, -1) for x in (input, target))
+            return network(*pair, dtype=dtype)
 
     def load_trunk_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the network's weights from `state` instead of files, and the heads' too if it holds them.

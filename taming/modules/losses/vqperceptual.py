@@ -1,8 +1,8 @@
 """The VQGAN's loss: pixels, perceptual distance, codebook and discriminator.
 
-B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the discriminator's convolutions
-runs in float32, also under autocast. Steps are batches, counted by the model. Source: Esser et al. 2021,
-equations 4 to 7.
+B batch, C channels, H W pixels. Images are in [-1, 1]; everything here but the convolutions of the
+discriminator and of LPIPS runs in float32, also under autocast. Steps are batches, counted by the model.
+Source: Esser et al. 2021, equations 4 to 7.
 """
 
 from collections.abc import Callable
@@ -78,8 +78,9 @@ class VQLPIPS(nn.Module):
             loaded. A list has a weight for each network.
         perceptual_net, perceptual_path: the distance, and a file of its weights: LPIPS with "vgg", "alex" or
             "squeeze", or another, or a list of several; see `perceptual.perceptual_distance`.
-        perceptual_config: makes another distance, called as distance(inputs, rec), with a result
-            (B, 1, 1, 1). In a configuration `{target, params}`; see `taming.models.autoencoder.build_loss`.
+        perceptual_config: makes another distance, called as distance(inputs, rec) under the autocast of
+            the run, with a result (B, 1, 1, 1). In a configuration `{target, params}`; see
+            `taming.models.autoencoder.build_loss`.
         pixel_loss: distance of pixels: "l1" as in the paper, or "l2" (squared), for images that are mostly
             background, such as edges, where the median that minimizes L1 is the background alone.
 
@@ -128,10 +129,10 @@ class VQLPIPS(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, rec = inputs.float(), reconstructions.float()
             rec_loss = self.pixel_weight * self.pixel_loss(rec, inputs, reduction="none")  # (B, C, H, W)
-            p_loss = rec.new_zeros(1)
-            if self.perceptual_weight > 0:
-                p_loss = self.perceptual_loss(inputs, rec)  # (B, 1, 1, 1)
-                rec_loss = rec_loss + self.perceptual_weight * p_loss
+        p_loss = rec.new_zeros(1)
+        if self.perceptual_weight > 0:
+            p_loss = self.perceptual_loss(inputs, rec).float()  # (B, 1, 1, 1)
+            rec_loss = rec_loss + self.perceptual_weight * p_loss
         return rec_loss, p_loss
 
 

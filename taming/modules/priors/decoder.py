@@ -14,14 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.modules.priors.base import AutoregressivePrior
-from taming.modules.transformer.cpu_inference import (
-    PACK_FROM,
-    attend_in_blocks,
-    can_pack,
-    causal_mask,
-    pack_linears,
-    suits_blocks,
-)
+from taming.modules.transformer.attention import attend
+from taming.modules.transformer.cpu_inference import PACK_FROM, can_pack, pack_linears
 from taming.modules.transformer.positions import Part
 
 KeysAndValues = tuple[Tensor, Tensor]  # of one block: (B, m, positions, d) each
@@ -162,7 +156,7 @@ def keep(k: Tensor, v: Tensor, room: KeysAndValues | None, start: int) -> KeysAn
     return keys[:, :, :end], values[:, :, :end]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Return causal attention of the last T of S positions to all of them: (B, n, T, d).
 
     Args:
@@ -171,18 +165,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
             et al. 2023, "GQA").
         dropout: rate, 0 outside of training.
     """
-    groups, queries, seen = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
-    if groups > 1 and queries == 1:  # the queries of a group as rows: nothing is copied
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and q.shape[2] == 1:  # the queries of a group as rows: nothing is copied
         rows = F.scaled_dot_product_attention(q[:, :, 0].unflatten(1, (-1, groups)), k, v, dropout_p=dropout)
         return rows.flatten(1, 2)[:, :, None]
     if groups > 1:
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
-    if suits_blocks(q, dropout):
-        return attend_in_blocks(q, k, v, 0)
-    mask = None if queries in (1, seen) else causal_mask(seen - queries, seen, seen, 0, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=queries == seen > 1
-    )
+    return attend(q, k, v, dropout=dropout)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Generation"), with its parameter names. B batch, T tokens, M condition tokens, H
 n heads, m heads of keys and values, d = D / n channels of a head, F channels of the feed-forward network.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from taming.modules.priors.base import project_codebook
 from taming.modules.priors.decoder import (
     GridDecoder,
     KeysAndValues,
-    attend,
+    attend_in_groups,
     check_heads,
     keep,
     modulate,
@@ -55,12 +56,12 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(resid_pdrop)
 
     def forward(self, x: Tensor, rotary: Tensor, room: KeysAndValues | None, start: int) -> Tensor:
-        """Map x (B, T, D) to (B, T, D); `rotary` (T, d / 2, 2), the room holds what is before `start`."""
+        """Map x (B, T, D) to (B, T, D); `rotary` (2, T, d), the room holds what is before `start`."""
         heads = rearrange(self.wqkv(x), "b t (n d) -> b n t d", d=self.head_dim)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
         k, v = keep(k, v, room, start)  # (B, m, S, d)
-        y = attend(q.to(v.dtype), k.to(v.dtype), v, self.attn_pdrop if self.training else 0.0)
+        y = attend_in_groups(q.to(v.dtype), k.to(v.dtype), v, self.attn_pdrop if self.training else 0.0)
         return self.resid_dropout(self.wo(rearrange(y, "b n t d -> b t (n d)")))
 
 
@@ -217,10 +218,13 @@ class Llama(GridDecoder):
         ffn_pdrop: Probability = 0.0,
     ):
         super().__init__(vocab_size, layout, condition_vocab_size)
+        sizes = [part if isinstance(part, int) else math.prod(part) for part in self.parts]
+        grids = [part for part in self.parts if fuse_grids and not isinstance(part, int)]
+        read = [part for part in self.parts if isinstance(part, int) or not fuse_grids]
         self.fused = [fuse_grids and not isinstance(part, int) for part in self.parts]
-        sizes = [part if isinstance(part, int) else part[0] * part[1] for part in self.parts]
-        read = sum(size for size, fused in zip(sizes, self.fused, strict=True) if not fused)
-        self.first = max(1, read) - self.num_condition
+        self.read = read or [1]  # parts that are read before the codes; a learned vector if all are fused
+        self.first = sum(part if isinstance(part, int) else math.prod(part) for part in self.read)
+        self.first -= self.num_condition
         if n_head is None and n_embd % HEAD:
             raise ValueError(f"n_head is missing; n_embd: {n_embd} is not a multiple of {HEAD}: give n_head")
         n_head = n_head or n_embd // HEAD
@@ -240,7 +244,6 @@ class Llama(GridDecoder):
         hidden = ffn_dim or -(-int(8 * n_embd / 3) // MULTIPLE) * MULTIPLE
         self.tok_embeddings = nn.Embedding(vocab_size, n_embd)
         self.cls_embedding = ConditionEmbedding(condition_vocab_size, sizes, n_embd)
-        grids = [part for part in self.parts if fuse_grids and not isinstance(part, int)]
         self.fused_features = ConditionFeatures(grids, (self.height, self.width), n_embd) if grids else None
         self.start_embedding = None if read else nn.Parameter(torch.zeros(1, 1, n_embd))
         self.tok_dropout = nn.Dropout(embd_pdrop)
@@ -299,7 +302,7 @@ class Llama(GridDecoder):
         if self.fused_features is not None:
             x = x + kept["beside"][:, places]
         modulations = kept.get("layers", [None] * len(self.layers))
-        rotary = self.rotary(x.device)[places]
+        rotary = self.rotary(x.device)[:, places]
         return self.tok_dropout(x), [*((rotary, each) for each in modulations), kept.get("head")]
 
     def read_condition(self, tokens: Tensor, kept: dict[str, Any]) -> Tensor:
@@ -320,12 +323,12 @@ class Llama(GridDecoder):
         return condition
 
     def rotary(self, device: torch.device) -> Tensor:
-        """Return cosines and sines, (positions, d / 2, 2), in float32 whatever the weights are."""
+        """Return the table of all positions, (2, positions, d), in float32 whatever the weights are."""
         if self._rotary is None or self._rotary.device != device:
             with torch.inference_mode(False):  # training reads it after validation has made it
                 table = rotary_table(self.places(), self.head_dim, self.rotary_base)
                 if not self.rotate_condition:
-                    table[: self.first + self.num_condition] = 0.0
+                    table[:, : self.first + self.num_condition] = 0.0
                 self._rotary = table.to(device)
         return self._rotary
 
@@ -336,8 +339,7 @@ class Llama(GridDecoder):
         column i of a row of its own above the image.
         """
         places, above = [], 0
-        read = [part for part, fused in zip(self.parts, self.fused, strict=True) if not fused] or [1]
-        for part in [*read, (self.height, self.width)]:
+        for part in [*self.read, (self.height, self.width)]:
             if isinstance(part, int):
                 above -= 1
                 rows, columns = torch.tensor([float(above)]), torch.arange(float(part))
@@ -351,19 +353,19 @@ class Llama(GridDecoder):
 
 
 def rotary_table(places: Tensor, head_dim: int, base: float) -> Tensor:
-    """Return cosines and sines of the angles of places (T, 2): (T, d / 2, 2).
+    """Return the cosines of places (T, 2), and the sines with the sign that `rotate` needs: (2, T, d).
 
     The first d / 4 pairs of channels turn by row * b^(-4i / d), i = 0..d/4 - 1, the others by the column (Su
     et al. 2021, "RoFormer", in two dimensions).
     """
     waves = base ** (-torch.arange(0, head_dim, 4, device=places.device) / head_dim)  # (d / 4,)
-    angles = (places[:, :, None] * waves).flatten(1)  # (T, d / 2)
-    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+    angles = (places[:, :, None] * waves).flatten(1)  # (T, d / 2), of pairs of channels
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1))).flatten(2)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn neighbouring channels of x (B, n, T, d) by the angles of `rotary` (T, d / 2, 2)."""
-    cos, sin = rotary.unbind(-1)  # (T, d / 2) each
-    cos, sin = torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1)  # (T, d) each
+    """Turn neighbouring channels of x (B, n, T, d) by the angles of a `rotary_table` (2, T, d)."""
+    cos, sin = rotary
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # neighbours exchanged
     return torch.addcmul(x * cos, swapped.to(cos.dtype), sin).to(x.dtype)

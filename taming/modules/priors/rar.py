@@ -17,7 +17,7 @@ from taming.modules.priors.base import project_codebook
 from taming.modules.priors.decoder import (
     GridDecoder,
     KeysAndValues,
-    attend,
+    attend_in_groups,
     check_heads,
     keep,
     modulate,
@@ -45,7 +45,8 @@ class Attention(nn.Module):
         """Map x (B, T, D) to (B, T, D); the room holds keys and values of what is before `start`."""
         q, k, v = rearrange(self.qkv(x), "b t (three n d) -> three b n t d", three=3, n=self.n_head)
         k, v = keep(self.k_norm(k), v, room, start)
-        y = attend(self.q_norm(q).to(v.dtype), k.to(v.dtype), v, self.attn_pdrop if self.training else 0.0)
+        dropout = self.attn_pdrop if self.training else 0.0
+        y = attend_in_groups(self.q_norm(q).to(v.dtype), k.to(v.dtype), v, dropout)
         return self.proj_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
 
 

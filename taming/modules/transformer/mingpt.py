@@ -14,14 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from taming.modules.priors.base import AutoregressivePrior
-from taming.modules.transformer.cpu_inference import (
-    PACK_FROM,
-    attend_in_blocks,
-    can_pack,
-    causal_mask,
-    pack_linears,
-    suits_blocks,
-)
+from taming.modules.transformer.attention import attend
+from taming.modules.transformer.cpu_inference import PACK_FROM, can_pack, pack_linears
 from taming.modules.transformer.positions import Part, layout_positions
 from taming.parameters import NonNegativeInt, PositiveInt, Probability
 from taming.sampling import filter_logits, sample_tokens
@@ -97,20 +91,8 @@ class CausalSelfAttention(nn.Module):
             keys, values = cache
             keys[:, :, start:end], values[:, :, start:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]  # (B, n, end, d)
-        dropout = self.attn_pdrop if self.training else 0.0
-        if suits_blocks(q, dropout):
-            y = attend_in_blocks(q, k, v, self.n_unmasked)
-        else:
-            mask = self._mask(end - q.shape[2], end, x.device)
-            causal = mask is None and q.shape[2] > 1
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        y = attend(q, k, v, self.n_unmasked, self.attn_pdrop if self.training else 0.0)
         return self.resid_drop(self.proj(rearrange(y, "b n t d -> b t (n d)")))
-
-    def _mask(self, start: int, end: int, device: torch.device) -> Tensor | None:
-        """Return what positions start..end see of 0..end; None where that is all, or all before them."""
-        if end - start == 1 or (start == 0 and self.n_unmasked <= 1):
-            return None
-        return causal_mask(start, end, end, self.n_unmasked, device)
 
 
 def _drop_mask(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

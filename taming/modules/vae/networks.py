@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taming.modules.diffusionmodules.model import Resolution
+from taming.modules.group_norm import GroupNorm
 from taming.parameters import PositiveInt
 
 Size = tuple[int, int]
@@ -20,7 +21,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(8, channels), channels)
+        return GroupNorm(math.gcd(8, channels), channels)
     raise ValueError(f'ddconfig.norm: {kind!r} is unknown; choose "batch" or "group"')
 
 
