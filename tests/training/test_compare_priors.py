@@ -237,10 +237,14 @@ def test_a_configuration_for_training_is_none():
         read_comparison(load_config(find_config("demo/transformer")), "demo/transformer")
 
 
-def test_shipped_tables_have_priors_of_equal_size():
-    config, comparison = read_comparison(load_config(find_config("tables/landscapes_priors")), "table")
-    stage = OmegaConf.to_container(load_config(find_config("landscapes/landscapes_vqgan")), resolve=True)
-    config.model.params.first_stage_config = stage["model"]
+@pytest.mark.parametrize("table, tokenizer", [
+    ("tables/landscapes_priors", "landscapes/landscapes_vqgan"), ("tables/photos_priors", "custom_small_vqgan"),
+])
+def test_shipped_tables_have_priors_of_equal_size(table, tokenizer):
+    given = ["data.params.train.params.folder=photos"]
+    config, comparison = read_comparison(load_config(find_config(table), given), "table")
+    stage = load_config(find_config(tokenizer), given)
+    config.model.params.first_stage_config = OmegaConf.to_container(stage, resolve=True)["model"]
     config.model.params.first_stage_config.params.lossconfig = {"target": "taming.modules.losses.DummyLoss"}
     prior = comparison.priors["GPT"]
     model = build_model(config, {**prior, "params": prior["params"] | {"n_layer": 1, "n_embd": 64}}, 0)

@@ -29,6 +29,8 @@ class LabelGrid(LabelMapConditioner, nn.Module):
         ValueError: a label in `favor` that does not exist.
     """
 
+    weights: Tensor
+
     def __init__(
         self, n_labels: PositiveInt, down_factor: PositiveInt,
         favor: Mapping[NonNegativeInt, PositiveFloat] | None = None,
