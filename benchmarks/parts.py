@@ -71,26 +71,35 @@ class Runs:
 
 def in_turn(
     options: argparse.Namespace, functions: Mapping[str, Callable[[], object]], *, repeats: int | None = None,
-    warm_up: bool = True,
+    warm_up: bool = True, with_peak: bool = True,
 ) -> dict[str, Runs]:
-    """Run functions alternately, so often, after one run of each that does not count if asked."""
+    """Run functions alternately, so often, after one run of each that does not count if asked.
+
+    Memory is measured in the first run of each, which on a CPU slows that run down; see `measure`.
+    """
     runs = {name: Runs() for name in functions}
     clock = time.process_time if options.cpu_time else time.perf_counter
-    for repeat in range(0 if warm_up else 1, (repeats or options.repeats) + 1):
+    first = 0 if warm_up else 1
+    for repeat in range(first, (repeats or options.repeats) + 1):
         for name, function in functions.items():
             gc.collect()
-            seconds, peak = measure(function, options.device, clock)
+            seconds, peak = measure(function, options.device, clock, with_peak and repeat == first)
             if repeat:
                 runs[name].seconds.append(seconds)
-                if peak is not None:
-                    runs[name].peaks.append(peak)
+            if peak is not None:
+                runs[name].peaks.append(peak)
     return runs
 
 
 def measure(
-    function: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+    function: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter,
+    with_peak: bool = True,
 ) -> tuple[float, int | None]:
-    """Time one call; return seconds, and the bytes by which memory grew at most, where the system tells."""
+    """Time one call; return seconds, and the bytes by which memory grew at most, where the system tells.
+
+    On a CPU free memory goes back to the system before its growth can be measured, and the call then waits
+    for new pages, which a loop does not: time another call, without `with_peak`.
+    """
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.reset_peak_memory_stats(device)
@@ -101,7 +110,7 @@ def measure(
         end.record()
         torch.cuda.synchronize(device)
         return start.elapsed_time(end) / 1e3, torch.cuda.max_memory_allocated(device) - before
-    resident = reset_peak()
+    resident = reset_peak() if with_peak else None
     began = clock()
     function()
     seconds = clock() - began
@@ -147,13 +156,16 @@ def compare(
             else that of its operations.
         repeats: runs that count.
     """
-    counted: dict[str, Counter] = {}
+    counted, peaks = {name: Counter() for name in functions}, {}
     for name, function in functions.items():  # the warm-up
-        with Counter() as counted[name]:
-            function()
-    runs = in_turn(options, functions, repeats=repeats, warm_up=False)
+        gc.collect()
+        with counted[name]:
+            _, peaks[name] = measure(function, options.device)
+    runs = in_turn(options, functions, repeats=repeats, warm_up=False, with_peak=False)
     speed, rows = rates(options.device, options.quick), []
     for name, measured in runs.items():
+        if not measured.peaks and (grown := peaks[name]) is not None:
+            measured.peaks.append(grown)
         derived: dict[str, float] = {}
         if unit:
             derived[f"{unit}_per_s"] = amount / measured.median

@@ -54,6 +54,17 @@ def test_recomputed_blocks_take_the_same_steps_bit_for_bit(make):
     assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
 
 
+@pytest.mark.parametrize("make", [tokenizer, transformer])
+def test_steps_in_one_kernel_are_those_of_plain_operators(make, monkeypatch):
+    model = make()
+    assert model.has_fused_step
+    fused = train(model, {})
+    monkeypatch.setattr(type(model), "has_fused_step", False)
+    plain = train(make(), {})
+    for key, value in plain.items():
+        torch.testing.assert_close(fused[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: key)
+
+
 def transgan():
     torch.manual_seed(0)
     return instantiate_from_config({
