@@ -238,7 +238,8 @@ def test_a_configuration_for_training_is_none():
 
 
 @pytest.mark.parametrize("table, tokenizer", [
-    ("tables/landscapes_priors", "landscapes/landscapes_vqgan"), ("tables/photos_priors", "custom_small_vqgan"),
+    ("tables/landscapes_priors", "landscapes/landscapes_vqgan"),
+    ("tables/photos_priors", "custom_small_vqgan"),
 ])
 def test_shipped_tables_have_priors_of_equal_size(table, tokenizer):
     given = ["data.params.train.params.folder=photos"]
