@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taming.modules.priors.decoder import attend
+from taming.modules.priors.decoder import attend_in_groups
 from taming.modules.priors.llama import Llama
 from taming.modules.priors.rar import RAR
 from taming.sampling import SamplingOptions, image_generators, sample_tokens, sample_window, window_nll
@@ -196,10 +196,10 @@ def test_grouped_queries_share_keys_and_values():
     mask = torch.ones(5, 9, dtype=torch.bool).tril(4)
     scores = (q @ k.repeat_interleave(3, 1).transpose(2, 3) / 2).masked_fill(~mask, -torch.inf)
     want = scores.softmax(-1) @ v.repeat_interleave(3, 1)
-    torch.testing.assert_close(attend(q, k, v, 0.0), want)
-    torch.testing.assert_close(attend(q[:, :, -1:], k, v, 0.0), want[:, :, -1:])
+    torch.testing.assert_close(attend_in_groups(q, k, v, 0.0), want)
+    torch.testing.assert_close(attend_in_groups(q[:, :, -1:], k, v, 0.0), want[:, :, -1:])
     with torch.enable_grad():  # the fused kernel
-        torch.testing.assert_close(attend(q.requires_grad_(), k, v, 0.0), want)
+        torch.testing.assert_close(attend_in_groups(q.requires_grad_(), k, v, 0.0), want)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
