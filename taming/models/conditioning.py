@@ -18,7 +18,7 @@ from taming.config import get_obj_from_str, instantiate_from_config
 from taming.models.tokenizer import Tokenizer, as_list
 from taming.modules.conditioners.base import Conditioner, Size
 from taming.modules.priors.base import Prior
-from taming.modules.transformer.positions import Part
+from taming.modules.transformer.positions import Part, part_length
 from taming.modules.util import SOSProvider
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _complete_level(config: dict, parts: Sequence[Part], vocab_size: int | None)
     if on_grid or params.get("layout") == "auto":
         params["layout"] = layout
     if not on_grid:
-        length = sum(part if isinstance(part, int) else math.prod(part) for part in layout)
+        length = sum(map(part_length, layout))
         params.setdefault("block_size", length - 1)
     return {**config, "params": params}
 

@@ -167,15 +167,15 @@ class _FrozenNetwork(nn.Module):
         )
         _copy_all(own, found, source, "lin")
 
-    def forward(self, input: Tensor, target: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, bfloat16: bool = False) -> Tensor:
         """Return the sum over layers of the mean weighted squared difference (eq. 1): (B, 1, 1, 1).
 
-        The convolutions compute in `dtype`, all else in float32.
+        The convolutions compute in bfloat16 if asked, all else in float32.
         """
         total = input.new_zeros(1)
         pair = [self.scaling_layer(x) for x in (input, target)]
         for part, name in zip(self.net.children(), self.names, strict=True):
-            with torch.autocast(input.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast(input.device.type, torch.bfloat16, enabled=bfloat16):
                 pair = [part(x) for x in pair]
             a, b = (normalize_tensor(x.float()) for x in pair)
             total = total + spatial_average(self.get_submodule(name)((a - b).square()))
@@ -263,13 +263,12 @@ class LPIPS(Frozen):
         """
         self._check(input, target)
         self._device = input.device
-        network, device, dtype = self.network(), input.device.type, torch.float32
+        network, device = self.network(), input.device.type
         trains = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
-        if trains and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         with torch.autocast(device, enabled=False):
             pair = (x.float().expand(-1, 3, -1, -1) for x in (input, target))
-            return network(*pair, dtype=dtype)
+            return network(*pair, bfloat16=trains and autocast)
 
     def load_trunk_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the network's weights from `state` instead of files, and the heads' too if it holds them.

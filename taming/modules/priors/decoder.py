@@ -4,7 +4,6 @@ B batch, T tokens that are read, S positions so far, M condition tokens, H W gri
 D channels, V vocabulary, n heads, m heads of keys and values, d channels of a head.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from taming.modules.priors.base import AutoregressivePrior
 from taming.modules.transformer.attention import attend
 from taming.modules.transformer.cpu_inference import PACK_FROM, can_pack, pack_linears
-from taming.modules.transformer.positions import Part
+from taming.modules.transformer.positions import Part, part_length
 
 KeysAndValues = tuple[Tensor, Tensor]  # of one block: (B, m, positions, d) each
 
@@ -69,7 +68,7 @@ class GridDecoder(AutoregressivePrior):
             )
         self.height, self.width = grid
         self.parts: list[int | tuple[int, ...]] = parts or [1]  # a start token
-        self.num_condition = sum(part if isinstance(part, int) else math.prod(part) for part in self.parts)
+        self.num_condition = sum(map(part_length, self.parts))
         self.block_size = self.num_condition + self.height * self.width - 1
 
     # ---- what a subclass offers

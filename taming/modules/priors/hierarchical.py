@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taming.modules.priors.base import Prior
-from taming.modules.transformer.positions import Part
+from taming.modules.transformer.positions import Part, part_length
 from taming.parameters import Length, PositiveInt
 from taming.sampling import Cancelled, SamplingOptions, image_generators
 from taming.sampling.logits_sampler import Callback, Generators
@@ -112,8 +112,8 @@ class HierarchicalPrior(Prior):
         self.parts, self.grids, self.window = laid_out.parts, laid_out.grids, laid_out.window
         self.windows, self.has_window = laid_out.windows, laid_out.window != laid_out.grids[1]
         self.vocab_size, self.top, self.bottom = vocab_size, top, bottom
-        self.num_condition = sum(map(_length, self.parts)) or 1  # without a condition, one start token
-        self.block_size = self.num_condition + sum(map(_length, self.grids)) - 1
+        self.num_condition = sum(map(part_length, self.parts)) or 1  # without a condition, one start token
+        self.block_size = self.num_condition + sum(map(part_length, self.grids)) - 1
         for name, parts in laid_out.sequences().items():
             self._check(name, getattr(self, name), parts)
 
@@ -136,7 +136,7 @@ class HierarchicalPrior(Prior):
                 f"{name}.params.vocab_size: {prior.vocab_size} is below vocab_size: {self.vocab_size}"
             )
         start = 0 if len(parts) > 1 or prior.on_grid else 1
-        needed = start + sum(part if isinstance(part, int) else math.prod(part) for part in parts) - 1
+        needed = start + sum(map(part_length, parts)) - 1
         if prior.block_size < needed:
             raise ValueError(
                 f"{name}.params.block_size: {prior.block_size} is too short for {list(parts)}, the condition "
@@ -208,7 +208,7 @@ class HierarchicalPrior(Prior):
                 for place in places
             ]
             fine = torch.stack(losses).mean()
-        share = _length(self.grids[0]) / sum(map(_length, self.grids))
+        share = part_length(self.grids[0]) / sum(map(part_length, self.grids))
         return share * coarse + (1.0 - share) * fine
 
     def _random_places(self, codes: Tensor) -> list[Tensor]:
@@ -341,7 +341,7 @@ class HierarchicalPrior(Prior):
 
     def _split(self, codes: Tensor) -> list[Tensor]:
         """Split codes (B, N) into those of both grids."""
-        return list(codes.split([_length(grid) for grid in self.grids], dim=1))
+        return list(codes.split([part_length(grid) for grid in self.grids], dim=1))
 
     def _given(self, condition: Tensor, top: Tensor) -> Tensor:
         """Return what the bottom prior reads first: the condition, if there is one, and the coarse codes."""
@@ -351,8 +351,9 @@ class HierarchicalPrior(Prior):
         """Split condition tokens (B, M) into parts, (B, M_i) or (B, h, w); none of a start token."""
         if not self.parts:
             return []
-        pairs = zip(condition.split([_length(part) for part in self.parts], dim=1), self.parts, strict=True)
-        return [tokens if isinstance(part, int) else _as_grid(tokens, part) for tokens, part in pairs]
+        tokens = condition.split([part_length(part) for part in self.parts], dim=1)
+        pairs = zip(tokens, self.parts, strict=True)
+        return [each if isinstance(part, int) else _as_grid(each, part) for each, part in pairs]
 
     def _bottom_windows(self, windows: Sequence[Size | None] | None) -> list[Size | None]:
         """Return what a window of the fine grid sees of each condition, and of the coarse grid.
@@ -362,10 +363,6 @@ class HierarchicalPrior(Prior):
         (height, width), (h, w) = self.grids[1], self.window
         own = [each and (each[0] * h // height, each[1] * w // width) for each in windows or ()]
         return [*(own if self.parts else []), self.windows[-1]]
-
-
-def _length(part: int | Size) -> int:
-    return part if isinstance(part, int) else math.prod(part)
 
 
 def _as_grid(codes: Tensor, grid: Size) -> Tensor:

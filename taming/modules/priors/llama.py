@@ -5,7 +5,6 @@ Generation"), with its parameter names. B batch, T tokens, M condition tokens, H
 n heads, m heads of keys and values, d = D / n channels of a head, F channels of the feed-forward network.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from taming.modules.priors.decoder import (
     modulate,
     zero_modulation,
 )
-from taming.modules.transformer.positions import Part
+from taming.modules.transformer.positions import Part, part_length
 from taming.parameters import PositiveFloat, PositiveInt, Probability
 
 EPS = 1e-5  # of RMSNorm
@@ -218,13 +217,12 @@ class Llama(GridDecoder):
         ffn_pdrop: Probability = 0.0,
     ):
         super().__init__(vocab_size, layout, condition_vocab_size)
-        sizes = [part if isinstance(part, int) else math.prod(part) for part in self.parts]
+        sizes = [part_length(part) for part in self.parts]
         grids = [part for part in self.parts if fuse_grids and not isinstance(part, int)]
         read = [part for part in self.parts if isinstance(part, int) or not fuse_grids]
         self.fused = [fuse_grids and not isinstance(part, int) for part in self.parts]
         self.read = read or [1]  # parts that are read before the codes; a learned vector if all are fused
-        self.first = sum(part if isinstance(part, int) else math.prod(part) for part in self.read)
-        self.first -= self.num_condition
+        self.first = sum(map(part_length, self.read)) - self.num_condition
         if n_head is None and n_embd % HEAD:
             raise ValueError(f"n_head is missing; n_embd: {n_embd} is not a multiple of {HEAD}: give n_head")
         n_head = n_head or n_embd // HEAD

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from taming.modules.priors.base import AutoregressivePrior
-from taming.modules.transformer.positions import Part
+from taming.modules.transformer.positions import Part, part_length
 from taming.parameters import NonNegativeInt, PositiveInt, Probability, Range
 
 Area = tuple[slice, slice]  # rows and columns of the grid
@@ -352,7 +352,7 @@ class PixelSNAIL(AutoregressivePrior):
         self.height, self.width = grid
         self.parts = [tuple(part) if not isinstance(part, int) else part for part in parts]
         # without a condition, one start token stands before the codes
-        self.num_condition = sum(part if isinstance(part, int) else math.prod(part) for part in parts) or 1
+        self.num_condition = sum(map(part_length, parts)) or 1
         self.block_size = self.num_condition + self.height * self.width - 1
 
         half, cond_channels = kernel_size // 2, (cond_res_channel or channel) if parts else 0

@@ -15,6 +15,11 @@ SCALE = 0.1  # token embeddings start with a deviation of 0.02: at first, places
 OCTAVES = 4  # from half a wave over the image to 8 waves
 
 
+def part_length(part: Part) -> int:
+    """Return the number of tokens of a part."""
+    return part if isinstance(part, int) else math.prod(part)
+
+
 def layout_positions(layout: Sequence[Part], channels: int) -> Tensor:
     """Return sines and cosines of the place of each token, plus an offset for each part: (T, D), float32.
 
