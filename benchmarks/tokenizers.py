@@ -4,7 +4,7 @@
     python -m benchmarks.tokenizers --minutes 10                 all systems, 10 minutes of the processor each
     python -m benchmarks.tokenizers --steps 1000                 the same at equal batches
     python -m benchmarks.tokenizers vqgan_f8 --minutes 0.3       one row, to see that it runs
-    python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the VQGAN of f = 8
+    python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the modern preset
     python -m benchmarks.tokenizers networks --minutes 4         the demo's VQGAN, with two kinds of networks
 
 All rows have about a million parameters, 512 codes where they have codes (256 in `networks`), batches of 8,
@@ -54,7 +54,7 @@ class Row:
 
     title: str
     config: str
-    changes: tuple[str, ...] = ()  # in model.params, or in the configuration where they begin with "model."
+    changes: tuple[str, ...] = ()  # in model.params, if they do not begin with "model." or "data."
 
 
 SYSTEMS = {
@@ -71,23 +71,43 @@ SYSTEMS = {
 }
 
 
+MODERN = "modern/landscapes_tokenizer"
+
+
 def quantizer(title: str, target: str, params: str) -> Row:
-    """Return the row of a VQGAN with another quantizer, of 512 codes, in place of its own."""
+    """Return the row of the modern tokenizer with another quantizer, of 512 codes, in place of its own."""
     target = f"taming.modules.quantizers.{target}"
-    return Row(title, "landscapes/landscapes_vqgan", (
+    return Row(title, MODERN, (
         "legacy=true", "revive_after=null",
         f"quantizer_config={{target: {target}, params: {{{params}}}}}",
     ))
 
 
+def loss(title: str, *changes: str) -> Row:
+    """Return the row of the modern tokenizer with another loss."""
+    return Row(title, MODERN, tuple(f"lossconfig.params.{change}" for change in changes))
+
+
 LEARNED = "codebook_size: 512, dim: 16"
+FINE = "landscapes/landscapes_fine_vqgan"
+NO_FIGURES = ("data.params.train.params.figures=0.0", "data.params.validation.params.figures=0.0")
 RECIPES = {
-    "2021": Row("codes and pixel loss of 2021", "landscapes/landscapes_vqgan", (
-        "legacy=true", "revive_after=null", "lossconfig.params.pixel_loss=l1",
+    "base": Row("**modern**", MODERN),
+    "vqgan": Row("networks of the VQGAN", FINE, (
+        *NO_FIGURES, "model.ema_decay=0.998", "lossconfig.params.pixel_loss=l1",
         "lossconfig.params.pixelloss_weight=1.0",
     )),
-    "base": Row("landscapes_vqgan: L2, codes revived", "landscapes/landscapes_vqgan"),
-    "not_revived": Row("codes not revived", "landscapes/landscapes_vqgan", ("revive_after=null",)),
+    "not_averaged": Row("weights not averaged", MODERN, ("model.ema_decay=null",)),
+    "constant_rate": Row("constant learning rate", MODERN, ("scheduler_config=null",)),
+    "squares": loss("L2 of pixels in place of L1", "pixel_loss=l2", "pixelloss_weight=4.0"),
+    "no_discriminator": loss("no discriminator", "disc_weight=0.0"),
+    "blur_lecam": loss(
+        "discriminator of VQGAN+: blurs, LeCam", "disc_adaptive=false", "lecam_weight=0.001",
+        "disc_num_layers=3", "disc_ndf=64",  # of the other network: their defaults
+        "disc_config={target: taming.modules.discriminator.blur.BlurPoolDiscriminator, "
+        "params: {ndf: 16, n_layers: 2}}",
+    ),
+    "not_revived": Row("codes not revived", MODERN, ("revive_after=null",)),
     "unit_length": quantizer(
         "8 channels of unit length (LlamaGen)", "vector.VQ", f"{LEARNED}, codebook_dim: 8, l2_normalize: true"
     ),
@@ -104,10 +124,9 @@ RECIPES = {
     "fsq": quantizer("FSQ, 8x8x8", "fsq.FSQ", "levels: [8, 8, 8], dim: 16"),
     "lfq": quantizer("LFQ, 9 bits", "lookup_free.LFQ", LEARNED),
     "bsq": quantizer("BSQ, 9 bits", "lookup_free.BSQ", LEARNED),
-    "averages": Row("averages of the weights", "landscapes/landscapes_vqgan", ("model.ema_decay=0.998",)),
 }
 NETWORKS = {  # 16x16 codes of 256
-    "convolutions": Row("networks of the VQGAN", "landscapes/landscapes_fine_vqgan", (
+    "convolutions": Row("networks of the VQGAN", FINE, (
         "n_embed=256", "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
     )),
     "strided": Row("networks of VQ-VAE", "demo/vqgan"),
@@ -153,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         found[name] = measured
     out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_tokenizers.json"
     command = f"python -m benchmarks.tokenizers {shlex.join(argv)}"
-    write(out, command, found, sheet({name: Path(found[name]["run"]) for name in names}))
+    write(out, command, found, sheet_of({ROWS[name].title: Path(found[name]["run"]) for name in names}))
     return 0
 
 
@@ -172,29 +191,40 @@ def run_named(folder: Path, name: str) -> Path | None:
     return next((run for run in sorted(folder.glob(f"*_{name}")) if run.name.split("_", 1)[1] == name), None)
 
 
+def trained(name: str, folder: Path, start: list[str]) -> Path | None:
+    """Return a run that is trained to its end: begun by the words `start`, or gone on with.
+
+    None where it was stopped by a signal.
+    """
+    run = run_named(folder, name)
+    begun = run is not None and (run / "checkpoints" / "last.ckpt").exists()
+    if status := train(["-t", "-r", str(run), "--gpus", "0"] if begun else start):
+        if status == 130:
+            return None
+        sys.exit(f"the row {name} failed: see above")
+    return run_named(folder, name)
+
+
+def cpu_minutes(checkpoint: dict[str, Any]) -> float:
+    """Return the minutes of the processor that a run with a `Budget` spent."""
+    states = checkpoint["callbacks"].items()
+    return round(next(state["seconds"] for key, state in states if "Budget" in key) / 60, 3)
+
+
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
     """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
     kept = folder / f"{name}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    run = run_named(folder, name)
-    if run is None or not (run / "checkpoints" / "last.ckpt").exists():
-        words = start_words(ROWS[name], name, folder, options)
-    else:
-        words = ["-t", "-r", str(run), "--gpus", "0"]
-    if status := train(words):
-        if status == 130:
-            return None
-        sys.exit(f"the row {name} failed: see above")
-    run = run_named(folder, name)
-    assert run is not None  # it has just been trained
+    run = trained(name, folder, start_words(ROWS[name], name, folder, options))
+    if run is None:
+        return None
     checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
-    seconds = next(state["seconds"] for key, state in checkpoint["callbacks"].items() if "Budget" in key)
     model, _, _ = load_model(find_checkpoint(run))
     grids = as_list(model.code_shape(*model.image_size)) if isinstance(model, Tokenizer) else []
     measured = {
         "name": name, "title": ROWS[name].title, "run": str(run), "batches": checkpoint["batches_seen"],
-        "cpu_minutes": round(seconds / 60, 3), "grids": grids,
+        "cpu_minutes": cpu_minutes(checkpoint), "grids": grids,
         "parameters": sum(p.numel() for key, p in model.named_parameters() if not key.startswith("loss.")),
         "curve": curve(run), "evaluation": json.loads(evaluated(run, options).to_json()),
     }
@@ -203,18 +233,22 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return measured
 
 
-def start_words(row: Row, name: str, folder: Path, options: argparse.Namespace) -> list[str]:
+def start_words(
+    row: Row, name: str, folder: Path, options: argparse.Namespace,
+    validate_every: int | float = VALIDATE_EVERY,  # batches, or epochs as in Lightning
+) -> list[str]:
     """Return the words of the training command for a new run."""
     planned = load_config([find_config(row.config)]).lightning.trainer.max_steps
     amount = f"cpu_minutes={options.minutes}" if options.minutes else f"batches={options.steps}"
     budget = "lightning.callbacks.budget"
     return [
         "--base", row.config, "-t", "-n", name, "--logdir", str(folder), "--seed", str(options.seed),
-        "--gpus", "0", "--max_steps", "-1", "--val_check_interval", str(VALIDATE_EVERY),
+        "--gpus", "0", "--max_steps", "-1", "--val_check_interval", str(validate_every),
         "--enable_progress_bar", "False", "--enable_model_summary", "False",
         "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
         f"{budget}.params.planned_batches={planned}", f"{budget}.params.{amount}",
-        *(change if change.startswith("model.") else f"model.params.{change}" for change in row.changes),
+        *(change if change.startswith(("model.", "data.")) else f"model.params.{change}"
+          for change in row.changes),
     ]
 
 
@@ -294,15 +328,15 @@ def number(value: float | None, best: float) -> str:
     return f"**{text}**" if value == best else text
 
 
-def sheet(runs: dict[str, Path]) -> Image.Image:
-    """Show unseen images, and below them the reconstructions of each row, with its name."""
+def sheet_of(runs: dict[str, Path]) -> Image.Image:
+    """Show unseen images, and below them the reconstructions of each run, with its title."""
     pictures: dict[str, Tensor] = {}
-    for name, run in runs.items():
+    for title, run in runs.items():
         subject = evaluate.load_subject(run, device="cpu")
         source = evaluate.DatasetImages(subject.config.data, "validation", limit=SHOWN)
         pixels = source.read(range(SHOWN))[1]
         pictures.setdefault("images", pixels)
-        pictures[ROWS[name].title] = reconstruct(subject.model, pixels)[0]
+        pictures[title] = reconstruct(subject.model, pixels)[0]
     height, width = next(iter(pictures.values())).shape[2:]
     side, font = (width + 2) * SCALE, ImageFont.load_default(16)
     image = Image.new("RGB", (LABEL + SHOWN * side, len(pictures) * (height + 2) * SCALE), "white")

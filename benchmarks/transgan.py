@@ -23,14 +23,13 @@ from typing import Any
 import torch
 
 from benchmarks.parts import machine
-from benchmarks.tokenizers import check_folder, run_named
+from benchmarks.tokenizers import check_folder, cpu_minutes, trained
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
 from taming.cli import evaluate
 from taming.cli.parser import Parser, build_parser
 from taming.images import image_grid
 from taming.inference.provenance import save_image
 from taming.sampling import image_generators
-from taming.training.command import main as train
 from taming.util import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,21 +106,13 @@ def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> 
     kept = folder / f"{label}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    run = run_named(folder, label)
-    words = ["-t", "-r", str(run), "--gpus", "0"]
-    if run is None or not (run / "checkpoints" / "last.ckpt").exists():
-        words = start_words(name, seed, label, folder, options.steps)
-    if status := train(words):
-        if status == 130:
-            return None
-        sys.exit(f"the row {label} failed: see above")
-    run = run_named(folder, label)
-    assert run is not None  # it has just been trained
-    states = read_checkpoint(find_checkpoint(run), tensors=())["callbacks"]
-    seconds = next(state["seconds"] for key, state in states.items() if "Budget" in key)
+    run = trained(label, folder, start_words(name, seed, label, folder, options.steps))
+    if run is None:
+        return None
+    checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
     model, _, _ = load_model(find_checkpoint(run))
     measured = {
-        "name": name, "seed": seed, "run": str(run), "cpu_minutes": round(seconds / 60, 3),
+        "name": name, "seed": seed, "run": str(run), "cpu_minutes": cpu_minutes(checkpoint),
         "parameters": {
             part: sum(p.numel() for p in getattr(model, part).parameters())
             for part in ("generator", "discriminator")
