@@ -4,7 +4,7 @@
     python -m benchmarks.tokenizers --minutes 10                 all systems, 10 minutes of the processor each
     python -m benchmarks.tokenizers --steps 1000                 the same at equal batches
     python -m benchmarks.tokenizers vqgan_f8 --minutes 0.3       one row, to see that it runs
-    python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the modern preset
+    python -m benchmarks.tokenizers recipes --minutes 3          one choice at a time in the demo's tokenizer
     python -m benchmarks.tokenizers networks --minutes 4         the demo's VQGAN, with two kinds of networks
 
 All rows have about a million parameters, 512 codes where they have codes (256 in `networks`), batches of 8,
@@ -74,40 +74,44 @@ SYSTEMS = {
 MODERN = "modern/landscapes_tokenizer"
 
 
+def changed(title: str, *changes: str) -> Row:
+    """Return a row of the demo's tokenizer, with 512 codes and averaged weights, and what is changed."""
+    return Row(title, "demo/vqgan", ("n_embed=512", "model.ema_decay=0.998", *changes))
+
+
 def quantizer(title: str, target: str, params: str) -> Row:
-    """Return the row of the modern tokenizer with another quantizer, of 512 codes, in place of its own."""
+    """Return its row with another quantizer, of 512 codes, in place of its own."""
     target = f"taming.modules.quantizers.{target}"
-    return Row(title, MODERN, (
-        "legacy=true", "revive_after=null",
+    return changed(
+        title, "legacy=true", "revive_after=null",
         f"quantizer_config={{target: {target}, params: {{{params}}}}}",
-    ))
-
-
-def loss(title: str, *changes: str) -> Row:
-    """Return the row of the modern tokenizer with another loss."""
-    return Row(title, MODERN, tuple(f"lossconfig.params.{change}" for change in changes))
+    )
 
 
 LEARNED = "codebook_size: 512, dim: 16"
 FINE = "landscapes/landscapes_fine_vqgan"
+SQUARES = ("lossconfig.params.pixel_loss=l2", "lossconfig.params.pixelloss_weight=4.0")
 NO_FIGURES = ("data.params.train.params.figures=0.0", "data.params.validation.params.figures=0.0")
 RECIPES = {
-    "base": Row("**modern**", MODERN),
+    "base": changed("the demo's, weights averaged"),
     "vqgan": Row("networks of the VQGAN", FINE, (
         *NO_FIGURES, "model.ema_decay=0.998", "lossconfig.params.pixel_loss=l1",
         "lossconfig.params.pixelloss_weight=1.0",
     )),
-    "not_averaged": Row("weights not averaged", MODERN, ("model.ema_decay=null",)),
-    "constant_rate": Row("constant learning rate", MODERN, ("scheduler_config=null",)),
-    "squares": loss("L2 of pixels in place of L1", "pixel_loss=l2", "pixelloss_weight=4.0"),
-    "no_discriminator": loss("no discriminator", "disc_weight=0.0"),
-    "blur_lecam": loss(
-        "discriminator of VQGAN+: blurs, LeCam", "disc_adaptive=false", "lecam_weight=0.001",
-        "disc_num_layers=3", "disc_ndf=64",  # of the other network: their defaults
-        "disc_config={target: taming.modules.discriminator.blur.BlurPoolDiscriminator, "
+    "not_averaged": changed("weights not averaged", "model.ema_decay=null"),
+    "constant_rate": changed("constant learning rate", "scheduler_config=null"),
+    "squares": changed("L2 of pixels in place of L1", *SQUARES),
+    "squares_not_averaged": changed("L2, weights not averaged", *SQUARES, "model.ema_decay=null"),
+    "modern": Row("**modern**: L2, constant learning rate", MODERN),
+    "no_discriminator": changed("no discriminator", "lossconfig.params.disc_weight=0.0"),
+    "blur_lecam": changed(
+        "discriminator of VQGAN+: blurs, LeCam",
+        "lossconfig.params.disc_adaptive=false", "lossconfig.params.lecam_weight=0.001",
+        "lossconfig.params.disc_num_layers=3", "lossconfig.params.disc_ndf=64",  # no longer read
+        "lossconfig.params.disc_config={target: taming.modules.discriminator.blur.BlurPoolDiscriminator, "
         "params: {ndf: 16, n_layers: 2}}",
     ),
-    "not_revived": Row("codes not revived", MODERN, ("revive_after=null",)),
+    "not_revived": changed("codes not revived", "revive_after=null"),
     "unit_length": quantizer(
         "8 channels of unit length (LlamaGen)", "vector.VQ", f"{LEARNED}, codebook_dim: 8, l2_normalize: true"
     ),
