@@ -94,10 +94,6 @@ SQUARES = ("lossconfig.params.pixel_loss=l2", "lossconfig.params.pixelloss_weigh
 NO_FIGURES = ("data.params.train.params.figures=0.0", "data.params.validation.params.figures=0.0")
 RECIPES = {
     "base": changed("the demo's, weights averaged"),
-    "vqgan": Row("networks of the VQGAN", FINE, (
-        *NO_FIGURES, "model.ema_decay=0.998", "lossconfig.params.pixel_loss=l1",
-        "lossconfig.params.pixelloss_weight=1.0",
-    )),
     "not_averaged": changed("weights not averaged", "model.ema_decay=null"),
     "constant_rate": changed("constant learning rate", "scheduler_config=null"),
     "squares": changed("L2 of pixels in place of L1", *SQUARES),
