@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import shlex
 import sys
 import time
@@ -44,7 +45,6 @@ from taming.util import atomic_write
 RESULTS = Path(__file__).parent / "results"
 SHOWN = 8  # images on the sheet
 SCALE = 2  # enlargement of the sheet
-LABEL = 150  # pixels for the names of its rows
 VALIDATE_EVERY = 500  # batches; not part of the time
 
 
@@ -55,6 +55,12 @@ class Row:
     title: str
     config: str
     changes: tuple[str, ...] = ()  # in model.params, if they do not begin with "model." or "data."
+
+    @property
+    def words(self) -> list[str]:
+        """The changes as words of the command line."""
+        rooted = ("model.", "data.")
+        return [each if each.startswith(rooted) else f"model.params.{each}" for each in self.changes]
 
 
 SYSTEMS = {
@@ -98,7 +104,7 @@ RECIPES = {
     "constant_rate": changed("constant learning rate", "scheduler_config=null"),
     "squares": changed("L2 of pixels in place of L1", *SQUARES),
     "squares_not_averaged": changed("L2, weights not averaged", *SQUARES, "model.ema_decay=null"),
-    "modern": Row("**modern**: L2, constant learning rate", MODERN),
+    "modern": Row("modern: L2, constant learning rate", MODERN),
     "no_discriminator": changed("no discriminator", "lossconfig.params.disc_weight=0.0"),
     "blur_lecam": changed(
         "discriminator of VQGAN+: blurs, LeCam",
@@ -247,8 +253,7 @@ def start_words(
         "--enable_progress_bar", "False", "--enable_model_summary", "False",
         "lightning.callbacks.image_logger=null", f"{budget}.target=taming.training.callbacks.Budget",
         f"{budget}.params.planned_batches={planned}", f"{budget}.params.{amount}",
-        *(change if change.startswith(("model.", "data.")) else f"model.params.{change}"
-          for change in row.changes),
+        *row.words,
     ]
 
 
@@ -339,7 +344,8 @@ def sheet_of(runs: dict[str, Path]) -> Image.Image:
         pictures[title] = reconstruct(subject.model, pixels)[0]
     height, width = next(iter(pictures.values())).shape[2:]
     side, font = (width + 2) * SCALE, ImageFont.load_default(16)
-    image = Image.new("RGB", (LABEL + SHOWN * side, len(pictures) * (height + 2) * SCALE), "white")
+    left = 12 + math.ceil(max(font.getlength(title) for title in pictures))  # for the titles
+    image = Image.new("RGB", (left + SHOWN * side, len(pictures) * (height + 2) * SCALE), "white")
     pen = ImageDraw.Draw(image)
     for line, (title, pixels) in enumerate(pictures.items()):
         top = line * (height + 2) * SCALE
@@ -347,7 +353,7 @@ def sheet_of(runs: dict[str, Path]) -> Image.Image:
         for column, each in enumerate(pixels):
             picture = Image.fromarray(each.permute(1, 2, 0).cpu().numpy())
             picture = picture.resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
-            image.paste(picture, (LABEL + column * side, top))
+            image.paste(picture, (left + column * side, top))
     return image
 
 
