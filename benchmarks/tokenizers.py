@@ -19,30 +19,24 @@ import csv
 import json
 import logging
 import math
-import shlex
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from benchmarks.parts import machine
+from benchmarks import runs
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
 from taming.cli import evaluate
-from taming.cli.parser import Parser, build_parser
 from taming.config import find_config, load_config
 from taming.eval.reconstruction import reconstruct
 from taming.eval.results import Result, is_lower_better
 from taming.models.tokenizer import Tokenizer, as_list
-from taming.training.command import main as train
-from taming.util import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
 SHOWN = 8  # images on the sheet
 SCALE = 2  # enlargement of the sheet
 VALIDATE_EVERY = 500  # batches; not part of the time
@@ -145,27 +139,14 @@ METRICS = ("PSNR", "SSIM", "ST-LPIPS", "LPIPS", "rFD", "rFID")  # in the table: 
 def main(argv: list[str] | None = None) -> int:
     """Train and evaluate the rows; print a table, and write it, the numbers and a sheet of images."""
     argv = sys.argv[1:] if argv is None else argv
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
-    add = parser.add_argument
-    names = f"{', '.join(ROWS)}; or {', '.join(SETS)}"
-    add("rows", nargs="*", metavar="ROW", help=f"any of {names}; default: systems")
-    budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="of the processor, for the training steps of each row")
-    budget.add_argument("--steps", type=int, help="batches of each row, in place of --minutes")
-    add("--threads", type=int, default=1, help="of torch; default: 1")
-    add("-n", "--num-images", type=int, default=2048, help="unseen images to reconstruct; default: 2048")
-    add("--seed", type=int, default=0, help="of weights and order of the images")
-    add("--folder", type=Path, help="of the runs; default: logs/tokenizers_<budget>")
-    add("--out", type=Path, help="the JSON file; the table and the sheet are put beside it; default: "
-        "benchmarks/results/<date>_tokenizers.json")
-    options = parser.parse_args(argv)
-    if unknown := set(options.rows) - {*ROWS, *SETS}:
-        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join((*ROWS, *SETS))}")
-    torch.set_num_threads(options.threads)
-    amount = f"{options.minutes:g}min" if options.minutes else f"{options.steps}steps"
-    folder = options.folder or Path("logs") / f"tokenizers_{amount}"
-    check_folder(folder, {
+    known = (*ROWS, *SETS)
+    rows = f"any of {', '.join(ROWS)}; or {', '.join(SETS)}; default: systems"
+    parser = runs.options_parser("tokenizers", __doc__, rows, "unseen images to reconstruct")
+    runs.add_budget(parser, "each row")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order of the images")
+    options = runs.read_options(parser, argv, known)
+    folder = options.folder or Path("logs") / f"tokenizers_{runs.budget_name(options)}"
+    runs.check_folder(folder, {
         "minutes": options.minutes, "steps": options.steps, "threads": options.threads,
         "num_images": options.num_images, "seed": options.seed,
     })
@@ -173,70 +154,33 @@ def main(argv: list[str] | None = None) -> int:
     found = {}
     for name in names:
         print(f"\n## {ROWS[name].title}", flush=True)
-        if (measured := measure(name, folder, options)) is None:
+        measured = runs.kept(folder / f"{name}.json", partial(measure, name, folder, options))
+        if measured is None:
             return 130  # stopped by Ctrl-C: the run is saved
         found[name] = measured
-    out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_tokenizers.json"
-    command = f"python -m benchmarks.tokenizers {shlex.join(argv)}"
-    write(out, command, found, sheet_of({ROWS[name].title: Path(found[name]["run"]) for name in names}))
+    sheet = sheet_of({ROWS[name].title: Path(found[name]["run"]) for name in names})
+    runs.write(
+        "tokenizers", options.out, argv, {"rows": list(found.values())}, partial(markdown, found=found),
+        partial(sheet.save, optimize=True),
+    )
     return 0
-
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep the settings beside the runs; end the command where those of another table are there."""
-    file = folder / "settings.json"
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        sys.exit(f"{folder} holds runs with other settings ({file}): name another --folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(settings), encoding="utf-8")
-
-
-def run_named(folder: Path, name: str) -> Path | None:
-    """Return the run directory of that name, <time>_<name>: `*_aug` would find that of conv_aug as well."""
-    return next((run for run in sorted(folder.glob(f"*_{name}")) if run.name.split("_", 1)[1] == name), None)
-
-
-def trained(name: str, folder: Path, start: list[str]) -> Path | None:
-    """Return a run that is trained to its end: begun by the words `start`, or gone on with.
-
-    None where it was stopped by a signal.
-    """
-    run = run_named(folder, name)
-    begun = run is not None and (run / "checkpoints" / "last.ckpt").exists()
-    if status := train(["-t", "-r", str(run), "--gpus", "0"] if begun else start):
-        if status == 130:
-            return None
-        sys.exit(f"the row {name} failed: see above")
-    return run_named(folder, name)
-
-
-def cpu_minutes(checkpoint: dict[str, Any]) -> float:
-    """Return the minutes of the processor that a run with a `Budget` spent."""
-    states = checkpoint["callbacks"].items()
-    return round(next(state["seconds"] for key, state in states if "Budget" in key) / 60, 3)
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
     """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
-    kept = folder / f"{name}.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    run = trained(name, folder, start_words(ROWS[name], name, folder, options))
+    run = runs.trained(name, folder, start_words(ROWS[name], name, folder, options))
     if run is None:
         return None
     checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
     model, _, _ = load_model(find_checkpoint(run))
     grids = as_list(model.code_shape(*model.image_size)) if isinstance(model, Tokenizer) else []
-    measured = {
+    reconstruction = (runs.unseen(options.num_images), "--protocol", "reconstruction")
+    return {
         "name": name, "title": ROWS[name].title, "run": str(run), "batches": checkpoint["batches_seen"],
-        "cpu_minutes": cpu_minutes(checkpoint), "grids": grids,
+        "cpu_minutes": runs.cpu_minutes(checkpoint), "grids": grids,
         "parameters": sum(p.numel() for key, p in model.named_parameters() if not key.startswith("loss.")),
-        "curve": curve(run), "evaluation": json.loads(evaluated(run, options).to_json()),
+        "curve": curve(run), "evaluation": runs.evaluated(run, *reconstruction)[0],
     }
-    with atomic_write(kept) as partial:
-        partial.write_text(json.dumps(measured), encoding="utf-8")
-    return measured
 
 
 def start_words(
@@ -257,17 +201,6 @@ def start_words(
     ]
 
 
-def evaluated(run: Path, options: argparse.Namespace) -> Result:
-    """Reconstruct the unseen images and measure, as `taming evaluate` does."""
-    parser = build_parser(evaluate, "tokenizers.py")
-    assert isinstance(parser, Parser)
-    words = [str(run), "--protocol", "reconstruction", "--device", "cpu"]
-    wanted = parser.read([*words, f"data.params.validation.params.length={options.num_images}"])
-    (result,) = evaluate.evaluate_run(evaluate.load_subject(run, device="cpu"), wanted)
-    assert result is not None  # there is one process
-    return result
-
-
 def curve(run: Path) -> list[tuple[int, float]]:
     """Return (batches, dB) of the validations in training, from the curves of the run."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -276,19 +209,6 @@ def curve(run: Path) -> list[tuple[int, float]]:
 
 
 # ---- what is written
-
-
-def write(out: Path, command: str, found: dict[str, dict[str, Any]], image: Image.Image) -> None:
-    """Print the table; write it, all numbers and the sheet."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = markdown(command, found)
-    print(f"\n{text}")
-    date = time.strftime("%Y-%m-%d %H:%M")
-    content = {"command": command, "date": date, "machine": machine(), "rows": list(found.values())}
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
-    image.save(out.with_suffix(".png"), optimize=True)
-    print(f"written to {out}, .md and .png")
 
 
 def markdown(command: str, found: dict[str, dict[str, Any]]) -> str:
@@ -333,10 +253,10 @@ def number(value: float | None, best: float) -> str:
     return f"**{text}**" if value == best else text
 
 
-def sheet_of(runs: dict[str, Path]) -> Image.Image:
+def sheet_of(found: dict[str, Path]) -> Image.Image:
     """Show unseen images, and below them the reconstructions of each run, with its title."""
     pictures: dict[str, Tensor] = {}
-    for title, run in runs.items():
+    for title, run in found.items():
         subject = evaluate.load_subject(run, device="cpu")
         source = evaluate.DatasetImages(subject.config.data, "validation", limit=SHOWN)
         pixels = source.read(range(SHOWN))[1]

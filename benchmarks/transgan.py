@@ -10,29 +10,21 @@ with super-resolution, and growing windows, one after the other. All see the sam
 on where the first was stopped, also within a row.
 """
 
-import argparse
-import json
 import logging
-import shlex
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.parts import machine
-from benchmarks.tokenizers import check_folder, cpu_minutes, trained
+from benchmarks import runs
 from taming.checkpoint import find_checkpoint, load_model, read_checkpoint
-from taming.cli import evaluate
-from taming.cli.parser import Parser, build_parser
 from taming.images import image_grid
 from taming.inference.provenance import save_image
 from taming.sampling import image_generators
-from taming.util import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
 CONFIG = "transgan/transgan_landscapes"
 SHOWN = 12  # samples of each row on the sheet
 EPOCH = 250  # batches, of 4,000 images
@@ -69,59 +61,49 @@ ROWS = {
 def main(argv: list[str] | None = None) -> int:
     """Train and evaluate the rows; print a table, and write it, the numbers and a sheet of samples."""
     argv = sys.argv[1:] if argv is None else argv
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
+    rows = f"any of {', '.join(ROWS)}; default: all"
+    parser = runs.options_parser("transgan", __doc__, rows, "samples, and images to compare with")
     add = parser.add_argument
-    add("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}; default: all")
     add("--steps", type=int, default=1000, help="batches of 16, each a step of D, every second one of G")
-    add("--threads", type=int, default=1, help="of torch; default: 1")
-    add("-n", "--num-images", type=int, default=2048, help="samples, and images to compare with")
     add("--seeds", type=int, default=1, help="runs of each row; the table has their mean and range")
-    add("--folder", type=Path, help="of the runs; default: logs/transgan_<steps>")
-    add("--out", type=Path, help="the JSON file; the table and the sheet are put beside it; default: "
-        "benchmarks/results/<date>_transgan.json")
-    options = parser.parse_args(argv)
-    if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
-    torch.set_num_threads(options.threads)
+    options = runs.read_options(parser, argv, ROWS)
     folder = options.folder or Path("logs") / f"transgan_{options.steps}"
-    check_folder(folder, {
+    runs.check_folder(folder, {
         "steps": options.steps, "threads": options.threads, "num_images": options.num_images,
     })
     found: dict[str, list[dict[str, Any]]] = {}
     for name in options.rows or ROWS:
         for seed in range(options.seeds):
             print(f"\n## {ROWS[name].title}, seed {seed}", flush=True)
-            if (measured := measure(name, seed, folder, options)) is None:
+            file = folder / f"{name}_seed{seed}.json"
+            steps, count = options.steps, options.num_images
+            measured = runs.kept(file, partial(measure, name, seed, folder, steps, count))
+            if measured is None:
                 return 130  # stopped by Ctrl-C: the run is saved
             found.setdefault(name, []).append(measured)
-    out = options.out or RESULTS / f"{time.strftime('%Y-%m-%d_%H-%M')}_transgan.json"
-    write(out, f"python -m benchmarks.transgan {shlex.join(argv)}".rstrip(), found)
+    runs.write(
+        "transgan", options.out, argv, {"rows": found}, partial(markdown, found=found),
+        partial(save_sheet, found),
+    )
     return 0
 
 
-def measure(name: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+def measure(name: str, seed: int, folder: Path, steps: int, count: int) -> dict[str, Any] | None:
     """Train and evaluate a row, or what is left of that; None where it was stopped by a signal."""
     label = f"{name}_seed{seed}"
-    kept = folder / f"{label}.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    run = trained(label, folder, start_words(name, seed, label, folder, options.steps))
+    run = runs.trained(label, folder, start_words(name, seed, label, folder, steps))
     if run is None:
         return None
     checkpoint = read_checkpoint(find_checkpoint(run), tensors=())
     model, _, _ = load_model(find_checkpoint(run))
-    measured = {
-        "name": name, "seed": seed, "run": str(run), "cpu_minutes": cpu_minutes(checkpoint),
+    return {
+        "name": name, "seed": seed, "run": str(run), "cpu_minutes": runs.cpu_minutes(checkpoint),
         "parameters": {
             part: sum(p.numel() for p in getattr(model, part).parameters())
             for part in ("generator", "discriminator")
         },
-        "evaluation": evaluated(run, options.num_images),
+        "evaluation": runs.evaluated(run, "-n", str(count), runs.unseen(count))[0],
     }
-    with atomic_write(kept) as partial:
-        partial.write_text(json.dumps(measured), encoding="utf-8")
-    return measured
 
 
 def start_words(name: str, seed: int, label: str, folder: Path, steps: int) -> list[str]:
@@ -140,36 +122,17 @@ def start_words(name: str, seed: int, label: str, folder: Path, steps: int) -> l
     ]
 
 
-def evaluated(run: Path, count: int) -> dict[str, Any]:
-    """Compare samples with as many unseen images, as `taming evaluate` does."""
-    parser = build_parser(evaluate, "transgan.py")
-    assert isinstance(parser, Parser)
-    words = [str(run), "--device", "cpu", "-n", str(count), f"data.params.validation.params.length={count}"]
-    (result,) = evaluate.evaluate_run(evaluate.load_subject(run, device="cpu"), parser.read(words))
-    assert result is not None  # there is one process
-    return json.loads(result.to_json())
-
-
 # ---- what is written
 
 
-def write(out: Path, command: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Print the table; write it, all numbers and a sheet with samples of the first seed of each row."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = markdown(command, found)
-    print(f"\n{text}")
-    content = {
-        "command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "rows": found
-    }
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+def save_sheet(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Write a sheet with samples of the first seed of each row."""
     samples = []
     for rows in found.values():
         model, _, _ = load_model(find_checkpoint(rows[0]["run"]))
         samples += [model.eval().sample(1, each)[0] for each in image_generators(0, range(SHOWN))]
     grid = image_grid(torch.stack(samples).clamp(-1, 1), SHOWN)
-    save_image(grid.repeat_interleave(2, 1).repeat_interleave(2, 2), out.with_suffix(".png"))
-    print(f"written to {out}, .md and .png")
+    save_image(grid.repeat_interleave(2, 1).repeat_interleave(2, 2), path)
 
 
 def markdown(command: str, found: dict[str, list[dict[str, Any]]]) -> str:

