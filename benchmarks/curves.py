@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT, MARGIN, COLUMNS = 300, 170, 34, 3  # pixels of a panel; panels in a row
+WIDTH, HEIGHT, MARGIN, COLUMNS = 300, 170, 48, 3  # pixels of a panel; panels in a row
 COLORS = [(31, 90, 160), (214, 100, 20), (40, 140, 60), (150, 60, 150)]
 FONT = ImageFont.load_default(11)
 

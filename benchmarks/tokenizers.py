@@ -72,11 +72,16 @@ SYSTEMS = {
 
 
 MODERN = "modern/landscapes_tokenizer"
+PLAIN = (  # what the demo's tokenizer had before the table of recipes
+    "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
+    "scheduler_config={target: taming.lr_scheduler.LambdaWarmUpCosineScheduler, params: {warm_up_steps: 50, "
+    "max_decay_steps: 5000, lr_start: 0.1, lr_max: 1.0, lr_min: 0.02}}",
+)
 
 
 def changed(title: str, *changes: str) -> Row:
-    """Return a row of the demo's tokenizer, with 512 codes and averaged weights, and what is changed."""
-    return Row(title, "demo/vqgan", ("n_embed=512", "model.ema_decay=0.998", *changes))
+    """Return a row with 512 codes, absolute distances, a cosine, averaged weights, and what is changed."""
+    return Row(title, "demo/vqgan", (*PLAIN, "n_embed=512", *changes))
 
 
 def quantizer(title: str, target: str, params: str) -> Row:
@@ -93,7 +98,7 @@ FINE = "landscapes/landscapes_fine_vqgan"
 SQUARES = ("lossconfig.params.pixel_loss=l2", "lossconfig.params.pixelloss_weight=4.0")
 NO_FIGURES = ("data.params.train.params.figures=0.0", "data.params.validation.params.figures=0.0")
 RECIPES = {
-    "base": changed("the demo's, weights averaged"),
+    "base": changed("L1, cosine learning rate, weights averaged"),
     "not_averaged": changed("weights not averaged", "model.ema_decay=null"),
     "constant_rate": changed("constant learning rate", "scheduler_config=null"),
     "squares": changed("L2 of pixels in place of L1", *SQUARES),
@@ -129,7 +134,7 @@ NETWORKS = {  # 16x16 codes of 256
     "convolutions": Row("networks of the VQGAN", FINE, (
         "n_embed=256", "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
     )),
-    "strided": Row("networks of VQ-VAE", "demo/vqgan"),
+    "strided": Row("networks of VQ-VAE", "demo/vqgan", (*PLAIN, "model.ema_decay=null")),
 }
 ROWS = SYSTEMS | RECIPES | NETWORKS
 SETS = {"systems": tuple(SYSTEMS), "recipes": tuple(RECIPES), "networks": tuple(NETWORKS)}

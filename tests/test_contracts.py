@@ -1,6 +1,7 @@
 """Every tokenizer x prior x condition that is shipped, at toy size: the contracts, and one step of training,
 validation, sampling and logging, from images and from a code cache."""
 
+import functools
 import itertools
 
 import pytest
@@ -115,6 +116,7 @@ TWO_LEVELS = {
     "TwoLevelVQModel": stage("two_level.TwoLevelVQModel", ddconfig={**DDCONFIG, "ch_mult": [1, 1, 1, 1]}),
 }
 FROZEN_ONLY = {"latent diffusion's VQModelInterface": stage("latent_diffusion.VQModelInterface")}
+ALL = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}
 SEGMENTATION = stage(
     "vqgan.VQSegmentationModel", {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}, LABELS,
     n_labels=LABELS, image_key="segmentation",
@@ -197,6 +199,11 @@ def build(config, **more):
     return instantiate_from_config(config, **more)
 
 
+@functools.cache
+def codebook_size(tokenizer):
+    return build(ALL[tokenizer]).codebook_size
+
+
 def item(i):
     generator = torch.Generator().manual_seed(i)
     return {
@@ -245,9 +252,9 @@ def check_evaluation(model, x):
     assert torch.equal(again, to_uint8(model.decode_codes(codes)))
 
 
-@pytest.mark.parametrize("name", [*TOKENIZERS, *PARTS, *FROZEN_ONLY])
+@pytest.mark.parametrize("name", ALL)
 def test_tokenizers(name, tmp_path):
-    config = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}[name]
+    config = ALL[name]
     model = build(config)
     assert isinstance(model, Tokenizer) and isinstance(model.quantize, Quantizer)
     x = torch.stack([item(i)["image"] for i in range(2)]).permute(0, 3, 1, 2)
@@ -392,9 +399,9 @@ def test_the_matrix(tokenizer, prior, condition, tmp_path):
         return
     grid = GRIDS.get(tokenizer, (4, 6))
     config = prior_config(prior, condition, grid)
-    first = {**TOKENIZERS, **PARTS, **FROZEN_ONLY}[tokenizer]
+    first = ALL[tokenizer]
     if "condition_vocab_size" in config["params"]:  # its vocabulary is that of the codes
-        config["params"]["vocab_size"] = size = build(first).codebook_size
+        config["params"]["vocab_size"] = size = codebook_size(tokenizer)
         if prior in BITS and size != 16:
             message = "bit_groups: 2 does not divide the 3 bits" if size == 8 else "codes has no bits: give"
             stage, key = CONDITIONS[condition]
