@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from taming.modules.losses.adversarial import differentiated_twice
+from taming.training.console import rank_zero_print
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def accelerate(model: Any, lightning: Mapping[str, Any]) -> None:
             f"lightning.compile, lightning.activation_checkpointing: {type(model).__name__} names no blocks: "
             "leave them out"
         )
+    if options is not None:
+        rank_zero_print(f"{len(blocks)} blocks are compiled in the first batches, which can take minutes")
     for name, block in blocks.items():
         forward = block.forward if options is None else _compiled(name, block, dict(options))
         if recompute and not name.startswith("loss."):  # batch normalization would count its batch twice

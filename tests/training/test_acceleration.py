@@ -54,6 +54,14 @@ def test_recomputed_blocks_take_the_same_steps_bit_for_bit(make):
     assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
 
 
+def test_that_it_compiles_is_said_before_the_first_batch(capsys):
+    model = transformer()
+    accelerate(model, {"activation_checkpointing": True})
+    assert capsys.readouterr().out == ""
+    accelerate(model, {"compile": True})
+    assert f"{len(model.blocks())} blocks are compiled in the first batches" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("make", [tokenizer, transformer])
 def test_steps_in_one_kernel_are_those_of_plain_operators(make, monkeypatch):
     model = make()
