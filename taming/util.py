@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import stat
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,26 @@ URL_MAP = {"vgg_lpips": "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b
 CKPT_MAP = {"vgg_lpips": "vgg.pth"}
 MD5_MAP = {"vgg_lpips": "d507d7349b931f0638a25a48a722f98a"}
 _TIMEOUT = 60  # seconds without a byte
+_LINE_INTERVAL = 10  # seconds between the lines of progress in a file
+
+
+class ProgressBar(tqdm):
+    """A bar on a terminal and in a notebook; in a file or a pipe, a line every ten seconds and at the end."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.is_live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        if not self.is_live:
+            kwargs = {"mininterval": _LINE_INTERVAL, "delay": 1e-9, "leave": False, **kwargs}
+        super().__init__(*args, **kwargs)
+        self.delay = 0  # there was no line before the first step
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the state, or write it as a line: also where tqdm would clear a bar that is closed."""
+        if self.is_live:
+            super().display(msg, pos)
+        else:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
 
 
 @contextmanager
@@ -148,7 +169,7 @@ def download(
         received = 0
         with (
             partial.open("wb") as file,
-            tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name) as bar,
+            ProgressBar(total=total or None, unit="B", unit_scale=True, desc=path.name) as bar,
         ):
             while data := response.read(chunk_size):
                 file.write(data)

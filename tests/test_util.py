@@ -14,6 +14,7 @@ from torch import nn
 
 from taming.util import (
     KeyNotFoundError,
+    ProgressBar,
     atomic_write,
     count_params,
     download,
@@ -235,3 +236,24 @@ def test_only_files_are_opened(tmp_path):
     for name, kind in (("pipe", "pipe"), ("link", "pipe"), (".", "folder"), ("/dev/zero", "device")):
         with pytest.raises(ValueError, match=f"is a {kind}, but must be a file"):
             open_file(tmp_path / name)
+
+
+def test_progress_is_a_line_now_and_then_in_a_file_and_a_bar_on_a_terminal(capsys, monkeypatch):
+    now = [0.0]
+    with ProgressBar(total=40, unit="image", desc="samples") as bar:
+        monkeypatch.setattr(bar, "_time", lambda: now[0])
+        bar.start_t = bar.last_print_t = 0.0
+        for second in range(1, 41):
+            now[0] = float(second)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("| ")[1].split()[0] for line in lines] == ["10/40", "20/40", "30/40", "40/40", "40/40"]
+    assert all(line.startswith("samples: ") and "\r" not in line for line in lines)
+    with ProgressBar(total=3, disable=True) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with ProgressBar(total=3, mininterval=0) as bar:
+        bar.update(3)
+    shown = capsys.readouterr().err
+    assert shown.count("\r") >= 2 and shown.count("\n") == 1 and "3/3" in shown

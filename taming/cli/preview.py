@@ -10,7 +10,6 @@ import argparse
 import random
 
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from taming.cli.options import add_allow, add_outdir, png_file
 from taming.config import find_config, instantiate_from_config, load_config
@@ -18,7 +17,7 @@ from taming.data.preview import preview_sheet
 from taming.data.sampler import seeded
 from taming.images import from_pil
 from taming.inference.provenance import save_image
-from taming.util import number
+from taming.util import ProgressBar, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{type(dataset).__name__} has no single items that could be shown")
     chosen = sorted(random.Random(options.seed).sample(range(len(dataset)), min(options.n, len(dataset))))
     items = []
-    for index in tqdm(chosen, unit="item"):
+    for index in ProgressBar(chosen, unit="item"):
         with seeded(options.seed, 0, index):
             item = dataset[index]
         items.append(item[0] if isinstance(item, tuple) else item)  # (item, number of its data set)

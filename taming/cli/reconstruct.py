@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.cli.options import add_allow, add_device, add_outdir, add_run, check_folder, path
 from taming.data.base import image_batches
@@ -27,7 +26,7 @@ from taming.inference.tokenizer import load_first_stage
 from taming.metrics import CodebookUsage, psnr, ssim
 from taming.models.autoencoder import Autoencoder
 from taming.models.tokenizer import Tokenizer, as_list
-from taming.util import number, pick_device
+from taming.util import ProgressBar, number, pick_device
 
 MEASURED = ("l1", "psnr", "ssim", "codes")
 COLUMNS = ("file", "width", "height", *MEASURED, "usage_percent", "perplexity")  # the last two: over all
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     pairs: list[Tensor] = []
     bad: list[str] = []
     batches = image_batches(list(names), options.size, model.factor, options.batch_size, bad)
-    with tqdm(total=len(names), unit="image") as bar:
+    with ProgressBar(total=len(names), unit="image") as bar:
         for paths, images in batches:
             reconstructions, measured = reconstruct(model, images.to(device), usage)
             for name, *pair, numbers in zip(paths, images, reconstructions, measured, strict=True):

@@ -13,10 +13,9 @@ as they are; their order is shuffled. In a configuration:
 import argparse
 from glob import escape
 
-from tqdm import tqdm
-
 from taming.cli.options import add_outdir, path
 from taming.data.shards.writer import pack
+from taming.util import ProgressBar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         segmentation=options.segmentation, depth=options.depth,
         seed=None if options.seed < 0 else options.seed,
     )
-    with tqdm(unit="image") as bar:
+    with ProgressBar(unit="image") as bar:
         for _, total in progress:
             bar.total = total
             bar.update()

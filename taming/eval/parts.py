@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.eval.npz import NpzFile, write_npz
 from taming.inference.distributed import POLL_INTERVAL, rank_and_world_size
 from taming.inference.provenance import digest
-from taming.util import atomic_write
+from taming.util import ProgressBar, atomic_write
 
 PART = 256  # images
 Measured = dict[str, Tensor]  # (n, ...) each, of the n images of a batch or a part
@@ -61,8 +60,9 @@ class Parts:
         rank, world_size = rank_and_world_size()
         own = range(rank, len(self), world_size)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=sum(len(self.numbers(part)) for part in own), unit="image", desc=what,
-                  disable=rank != 0) as bar:
+        with ProgressBar(
+            total=sum(len(self.numbers(part)) for part in own), unit="image", desc=what, disable=rank != 0
+        ) as bar:
             for part in own:
                 numbers = self.numbers(part)
                 if not self.path(part).exists():

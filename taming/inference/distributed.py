@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.images import is_complete_png
 from taming.threads import choose_threads
-from taming.util import pick_device
+from taming.util import ProgressBar, pick_device
 
 POLL_INTERVAL = 0.2  # seconds between two looks for files
 
@@ -80,7 +79,7 @@ def wait_for(paths: Sequence[Path]) -> None:
             time.sleep(POLL_INTERVAL)
 
 
-class TokenBar(tqdm):
+class TokenBar(ProgressBar):
     """A progress bar of sampled codes, with their rate and the time left; shown by the first process.
 
     It is a callback of the samplers.
@@ -99,7 +98,8 @@ class TokenBar(tqdm):
         """Announce a batch of `size` images of `num_codes` codes each; later images count as many codes."""
         if not self.disable:
             self.total = self.n + self.images * num_codes
-            self.refresh()
+            if self.is_live:
+                self.refresh()
         self.images -= size
         self.done = 0
 

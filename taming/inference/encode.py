@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm import tqdm
 
 import taming
 from taming.checkpoint.content_hash import content_hash
@@ -28,6 +27,7 @@ from taming.models.code_cache import TOKENS, stage_hash
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.conditioning import condition_vocabulary
 from taming.models.tokenizer import Tokenizer, as_list
+from taming.util import ProgressBar
 
 ANY_LABEL = 1 << 32  # values of labels whose number is not known
 COMPARED = 32  # images whose views are compared, until two differ
@@ -169,8 +169,9 @@ def encode_dataset(model: Model, dataset: SeededDataset, writer: CodeWriter, *, 
         dataset, batch_sampler=[batch for part in own for batch in batches[part]],
         collate_fn=dataset.collate_fn, num_workers=workers,
     ))
-    with tqdm(total=sum(len(batch) for part in own for batch in batches[part]), unit="image",
-              disable=rank != 0) as bar:
+    with ProgressBar(
+        total=sum(len(batch) for part in own for batch in batches[part]), unit="image", disable=rank != 0
+    ) as bar:
         for part in own:
             records = []
             for batch in batches[part]:

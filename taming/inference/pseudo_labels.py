@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.data.files.depth import depth_to_rgba
 from taming.data.files.errors import BadImage
 from taming.data.files.images import read_image
 from taming.data.files.lists import find_images
-from taming.util import atomic_write, read_text
+from taming.util import ProgressBar, atomic_write, read_text
 
 Estimate = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> a map (H, W)
 Model = tuple[Any, Any]  # what prepares images, and the network
@@ -64,7 +63,7 @@ def extract(
 def extract_all(names: Mapping[str, Path], estimate: Estimate, encode: Callable) -> dict[str, int]:
     """Run `extract` with a progress bar, print bad images to stderr, and count the outcomes."""
     count = {"made": 0, "kept": 0, "bad": 0}
-    with tqdm(total=len(names), unit="image") as bar:
+    with ProgressBar(total=len(names), unit="image") as bar:
         for outcome, reason in extract(names, estimate, encode):
             count[outcome] += 1
             bar.update()
