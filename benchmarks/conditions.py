@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from benchmarks.parts import machine
 from taming.checkpoint import load_model
@@ -34,6 +33,7 @@ from taming.metrics import psnr
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import image_generators
 from taming.training.callbacks import plain
+from taming.util import ProgressBar
 
 TRUTH = ("image", "class_label", "segmentation", "depth", "objects")
 LABELS = {  # of the judge, for the sky, and for each category of objects
@@ -85,7 +85,7 @@ def train_judge(steps: int) -> Judge:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     weight = torch.tensor([1.0] * 10 + [4.0])  # few pixels show a person
-    bar = tqdm(total=steps, desc="judge", unit="batch")
+    bar = ProgressBar(total=steps, desc="judge", unit="batch")
     while bar.n < steps:
         for batch in DataLoader(data, batch_size=16, shuffle=True, drop_last=True):
             if bar.n == steps:

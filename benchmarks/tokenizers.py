@@ -72,8 +72,9 @@ SYSTEMS = {
 
 
 MODERN = "modern/landscapes_tokenizer"
+DISTANCES = ("lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0")
 PLAIN = (  # what the demo's tokenizer had before the table of recipes
-    "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
+    *DISTANCES,
     "scheduler_config={target: taming.lr_scheduler.LambdaWarmUpCosineScheduler, params: {warm_up_steps: 50, "
     "max_decay_steps: 5000, lr_start: 0.1, lr_max: 1.0, lr_min: 0.02}}",
 )
@@ -131,9 +132,7 @@ RECIPES = {
     "bsq": quantizer("BSQ, 9 bits", "lookup_free.BSQ", LEARNED),
 }
 NETWORKS = {  # 16x16 codes of 256
-    "convolutions": Row("networks of the VQGAN", FINE, (
-        "n_embed=256", "lossconfig.params.pixel_loss=l1", "lossconfig.params.pixelloss_weight=1.0",
-    )),
+    "convolutions": Row("networks of the VQGAN", FINE, ("n_embed=256", *DISTANCES)),
     "strided": Row("networks of VQ-VAE", "demo/vqgan", (*PLAIN, "model.ema_decay=null")),
 }
 ROWS = SYSTEMS | RECIPES | NETWORKS

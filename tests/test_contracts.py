@@ -1,5 +1,5 @@
 """Every tokenizer x prior x condition that is shipped, at toy size: the contracts, and one step of training,
-validation, sampling and logging, from images and from a code cache."""
+validation and sampling, from images and from a code cache; for every pair, logging and closer comparisons."""
 
 import functools
 import itertools
